@@ -1,0 +1,55 @@
+# `make help` lists what can be done. Every target sets up what it needs: nothing but Python >= 3.10 and a package index.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The environment is keyed by what it is made of: another lock file, other pins or another Python make another stamp, hence a rebuild.
+KEY    := $(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in ("requirements.lock", "settings.ini", "setup.py")) + sys.version.encode()).hexdigest()[:12])' 2>/dev/null)
+STAMP  := $(VENV)/.ready-$(KEY)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test reproduce notebooks pytest lint export lab lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make the virtual environment .venv from requirements.lock (the other targets do this themselves)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 10) else "s2dm needs Python 3.10 or newer, but $(PYTHON) is Python " + v + ": run `make PYTHON=python3.11 ...`")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: lint notebooks pytest ## all checks: style, notebooks clean and in step with s2dm/, library notebooks run, tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+notebooks: $(STAMP)
+	$(BIN)/nbdev_test --n_workers 2 --timing
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+reproduce: $(STAMP) ## the main job: run every stage there is so far (01: fetch, verify and describe the data) into runs/ and figures/
+	mkdir -p runs
+	$(BIN)/papermill nbs/01_data.ipynb runs/01_data.ipynb
+
+export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python docs/make_readme.py
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network)
+	$(BIN)/python -m pip install --quiet uv
+	head -n 1 requirements.lock > requirements.new
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-annotate --no-header setup.py \
+	  | sed -E '/^(nvidia-|cuda-|triton)/d' >> requirements.new
+	mv requirements.new requirements.lock
+
+clean: ## remove the environment, caches and runs; downloads in data/raw stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/cache runs *.egg-info
