@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The environment is keyed by what it is made of: another lock file, other pins or another Python make another stamp, hence a rebuild.
-KEY    := $(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in ("requirements.lock", "settings.ini", "setup.py")) + sys.version.encode()).hexdigest()[:12])' 2>/dev/null)
+# The environment is keyed by what it is made of: another lock file or another Python makes another stamp, hence a rebuild.
+KEY    := $(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(open("requirements.lock", "rb").read() + sys.version.encode()).hexdigest()[:12])' 2>/dev/null)
 STAMP  := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
