@@ -115,7 +115,7 @@ def _download(source: Source, url: str, target: Path):
         raise DataError(f"{url}: wrong checksum, nothing was kept. {error}") from None
     if not known:
         with atomic_write(_recorded(target)) as tmp: tmp.write_text(pooch.file_hash(str(target)) + "\n")
-        warnings.warn(f"{source.path} has no published checksum; recorded that of this download in {_recorded(target).name}", stacklevel=4)
+        warnings.warn(f"{source.path} has no published checksum; recorded that of this download in {_recorded(target).name}")
 
 # %% ../nbs/01a_sources.ipynb #06b0633a
 def _unpack(archive: Path, member: str, target: Path):
@@ -184,7 +184,7 @@ def fetch(
         if target.exists(): return verify(target, source)
         if mirror and "://" in mirror and (found := _from_mirror(mirror, source, target)): return found
         if mirror and source.stand_in and (found := _from_mirror(mirror, registry[source.stand_in], data_dir() / "raw" / source.stand_in)):
-            warnings.warn(f"{path} is not in the mirror; using its stand-in {source.stand_in}", stacklevel=2)
+            warnings.warn(f"{path} is not in the mirror; using its stand-in {source.stand_in}")
             return found
         return _from_publisher(source, target, registry, [f"S2DM_MIRROR={mirror}: not there"] if mirror else [])
 
@@ -221,6 +221,6 @@ def cached(
         if not folder.exists():
             partial = folder.with_name(folder.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            build().save_to_disk(partial)
+            build().save_to_disk(partial, num_shards=1)
             partial.rename(folder)
     return load_from_disk(str(folder))
