@@ -15,7 +15,7 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from .core import DataError, atomic_write, check_choice, data_dir
+from .core import DataError, MissingData, atomic_write, check_choice, data_dir
 
 pooch.get_logger().setLevel("WARNING")  # our own messages name the corpus and the remedy
 
@@ -76,7 +76,7 @@ def verify(
 class _Resume:
     "A pooch downloader that goes on where the last attempt stopped."
 
-    def __init__(self, part: Path, attempts: int = 4, pause: float = 0.5): # pause in s, doubled at each attempt
+    def __init__(self, part: Path, attempts: int = 3, pause: float = 0.3): # pause in s, doubled at each attempt
         self.part, self.attempts, self.pause = part, attempts, pause
 
     def __call__(self, url, output_file, _):
@@ -155,7 +155,7 @@ def _from_publisher(source: Source, target: Path, registry: dict[str, Source], t
         try:
             _unpack(fetch(source.archive, registry), source.url.partition("#")[2], target)
             return verify(target, source)
-        except DataError as error:
+        except MissingData as error:
             if not source.copy: raise
             tried.append(f"{source.url}: {str(error).splitlines()[0]}")
     for url in filter(None, ["" if source.archive else source.url, source.copy]):
@@ -164,7 +164,7 @@ def _from_publisher(source: Source, target: Path, registry: dict[str, Source], t
             return target
         except requests.HTTPError as error: tried.append(f"{url}: status {error.response.status_code}")
         except requests.RequestException as error: tried.append(f"{url}: {type(error).__name__}, no answer")
-    raise DataError(f"cannot get {source}. Tried:\n  " + "\n  ".join(tried) + "\nIs there a network? Without one, set S2DM_MIRROR to a folder "
+    raise MissingData(f"cannot get {source}. Tried:\n  " + "\n  ".join(tried) + "\nIs there a network? Without one, set S2DM_MIRROR to a folder "
                     f"or an http(s) server that holds the file as {source.path}.")
 
 # %% ../nbs/01a_sources.ipynb #6bebc215
@@ -174,7 +174,7 @@ def fetch(
 ) -> Path: # the verified local file
     """A verified local copy of a registered file.
 
-    Raises `ParameterError` for a path that is not registered and `DataError` if it cannot be had or has the wrong checksum.
+    Raises `ParameterError` for a path that is not registered, `MissingData` if it cannot be had, `DataError` if its checksum is wrong.
     """
     source = registry[check_choice(path, registry, "path")]
     mirror, target = _mirror(), data_dir() / "raw" / path
