@@ -67,9 +67,8 @@ def runs_dir() -> Path:
 
 
 def figures_dir() -> Path:
-    "Where tables and figures are written: `figures/` of the checkout, or `./figures`."
-    root = project_root()
-    return root / "figures" if root else Path("figures")
+    "Where tables and figures are written: `$S2DM_FIGURES`, `figures/` of the checkout, or `./figures`."
+    return _folder("S2DM_FIGURES", "figures", Path("figures"))
 
 # %% ../nbs/00a_core.ipynb #8d6b155f
 @contextmanager

@@ -147,9 +147,12 @@ def plot_survey(
     fig, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
     colours = dict(zip(sorted(data["corpus"].unique()), sns.color_palette()))
     for ax, (panel, part) in zip(axes.flat, data.groupby("panel", sort=False)):
-        part = part.sort_values("lang")
-        sns.barplot(part, x="lang", y="value", hue="corpus", palette=colours, ax=ax, errorbar=None)
-        ax.set(title=panel, xlabel="", ylabel="")
-        ax.legend(title=None, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.28))
+        wide = part.pivot(index="lang", columns="corpus", values="value").sort_index()
+        if panel == "pairs": wide.plot.bar(stacked=True, ax=ax, color=colours, width=0.7, rot=0)
+        else:
+            for corpus, marker in zip(wide.columns, "oDsv"): ax.plot(wide.index, wide[corpus], marker, label=corpus, color=colours[corpus], ms=6, alpha=0.8)
+        ax.set(title=panel, xlabel="", ylabel="", ylim=(0, ax.get_ylim()[1] * 1.05))
+        ax.grid(axis="x", visible=False)
+        ax.legend(title=None, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     for ax in list(axes.flat)[data["panel"].nunique():]: ax.remove()
     return fig, data
