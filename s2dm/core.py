@@ -38,7 +38,8 @@ def check_choice(
     if value in choices: return value
     near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ParameterError(f"{name}={value!r} is not possible{hint}; choose one of {', '.join(map(str, choices))}")
+    there = [*map(str, choices)][:20] + ([f"... ({len(choices)} in all)"] if len(choices) > 20 else [])
+    raise ParameterError(f"{name}={value!r} is not possible{hint}; choose one of {', '.join(there)}")
 
 # %% ../nbs/00a_core.ipynb #8b543dbe
 def project_root() -> Path | None: # None outside a checkout

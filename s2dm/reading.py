@@ -88,6 +88,7 @@ def read_squad(
                 if row["id"] in seen: raise DataError(f"{place}, question {row['id']}: the same id for the second time")
                 seen.add(row["id"])
                 rows.append(row | dict(title=title, lang_context=lang_context, lang_question=lang_question))
+    if not rows: raise DataError(f"{path}: no questions; expected at least one")
     return Dataset.from_list(rows, features=FEATURES)
 
 # %% ../nbs/01c_reading.ipynb #f2f6aeeb
@@ -121,6 +122,7 @@ def read_qamr(
         texts[name] = text
     rows = [_qamr_line(line, texts, f"{path}:{n}") for n, line in enumerate(read_text(path).splitlines(), 1)]
     kept = [row for row in rows if row]
+    if not kept: raise DataError(f"{path}: no question has a span for an answer; expected at least one")
     about = f"{len(rows) - len(kept)} of {len(rows)} questions are left out: none of their answers is a span of neighbouring tokens."
     return Dataset.from_list(kept, info=DatasetInfo(description=about, features=FEATURES))
 

@@ -42,6 +42,7 @@ def read_zh_sts(
     for n, line in enumerate(lines[1:], 2):
         a, b, score = _columns(line, 3, f"{path}:{n}")
         rows.append(dict(text_a=a, text_b=b, score=_score(score, 0, 1, f"{path}:{n}"), lang_a="zh", lang_b="zh"))
+    if not rows: raise DataError(f"{path}: no pairs after the header; expected at least one")
     return Dataset.from_list(rows, features=FEATURES)
 
 # %% ../nbs/01d_similarity.ipynb #5fe47ff9

@@ -22,7 +22,7 @@ from .sources import REGISTRY, cached, fetch, read_text
 # %% ../nbs/01b_treebanks.ipynb #cd9769c7
 def _ancestors(heads) -> np.ndarray: # [S,S] float32, 1 where the column's word is the row's word or lies above it
     heads = np.asarray(heads)
-    n = len(heads)
+    n = heads.size
     if heads.ndim != 1 or n == 0 or heads.dtype.kind not in "iu": raise DataError(f"heads are a list of integers, one per word, not {heads!r}")
     wrong = np.flatnonzero((heads < 0) | (heads > n))
     if len(wrong): raise DataError(f"word {wrong[0] + 1} has head {heads[wrong[0]]}; expected 0 (root) to {n}")
@@ -108,7 +108,9 @@ def read_conllu(
 ) -> Dataset: # one row per sentence
     """The sentences of a file: `sent_id`, `source_id` (the id in the file it was translated from), `text`, and per word `forms`, `upos`,
     `heads` (1-based, 0: root), `deprels`, `depths`. Raises `DataError` with file and line."""
-    return Dataset.from_list(list(_sentences(path)))
+    sentences = list(_sentences(path))
+    if not sentences: raise DataError(f"{path}:1: no sentences; expected at least one")
+    return Dataset.from_list(sentences)
 
 # %% ../nbs/01b_treebanks.ipynb #12fbf507
 COLLECTIONS = {"pud": ("ud-pud", None), "lines": ("ud-lines", ("sv",)), "partut-it": ("ud-partut", ("it",)), "partut-fr": ("ud-partut", ("fr",))}

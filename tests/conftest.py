@@ -1,0 +1,87 @@
+"What the tests share: an isolated data folder, a local http server that can misbehave, and the mirror of real data."
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MIRROR = os.environ.get("S2DM_MIRROR", "")
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path):
+    "Every test has its own data, runs and figures; none sees the user's downloads, mirror or proxy."
+    for name in ("DATA", "RUNS", "FIGURES"):
+        monkeypatch.setenv(f"S2DM_{name}", str(tmp_path / name.lower()))
+    for name in ("S2DM_MIRROR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def mirror_folder():
+    if not MIRROR: pytest.skip("S2DM_MIRROR is not set: no real data to test on")
+    return MIRROR
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory):
+    "One cache of the real data for all tests of a process."
+    return tmp_path_factory.mktemp("real")
+
+
+@pytest.fixture
+def real(monkeypatch, mirror_folder, shared_cache):
+    "The mirror of real data, with a cache that tests of one process share."
+    monkeypatch.setenv("S2DM_MIRROR", mirror_folder)
+    monkeypatch.setenv("S2DM_DATA", str(shared_cache))
+
+
+class Handler(BaseHTTPRequestHandler):
+    "Serves the server's `folder`. `server.trouble` may hold 'cut' (break off half-way), 'wrong' (change a byte), 'no-range', 'slow'."
+
+    def do_GET(self):
+        server = self.server
+        file = server.folder / self.path.lstrip("/")
+        sent_range = self.headers.get("Range")
+        with server.lock: server.requests.append((self.path, sent_range))
+        if not file.is_file(): return self.send_error(404)
+        body, start = file.read_bytes(), 0
+        if "wrong" in server.trouble: body = bytes([body[0] ^ 1]) + body[1:]
+        if sent_range and "no-range" not in server.trouble: start = int(sent_range.removeprefix("bytes=").rstrip("-"))
+        if start > len(body) or (start and start == len(body)): return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        if start: self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        if "slow" in server.trouble: server.hold.wait(2)
+        rest = body[start:]
+        if "cut" in server.trouble and server.cuts > 0:
+            server.cuts -= 1
+            self.wfile.write(rest[:len(rest) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            return None
+        self.wfile.write(rest)
+        return None
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def serve():
+    "A function that serves a folder over http and returns the server (`.url`, `.trouble`, `.cuts`, `.requests`)."
+    servers = []
+
+    def start(folder):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.folder, server.trouble, server.cuts, server.requests = Path(folder), set(), 0, []
+        server.lock, server.hold = threading.Lock(), threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers: server.shutdown(); server.server_close()
