@@ -120,12 +120,12 @@ def _bessel(m: int, k: Tensor) -> tuple:
     return _Bessel.apply(torch.as_tensor(k).double(), m)
 
 # %% ../nbs/02b_vmf.ipynb #31e51e3b
-def _like(x: Tensor, *others: Tensor) -> Tensor:
-    "x in the common precision of the others, at least float32."
+def _precision(*tensors: Tensor) -> torch.dtype:
+    "Common precision of some tensors, at least float32."
     dtype = torch.float32
-    for o in others:
-        dtype = torch.promote_types(dtype, o.dtype)
-    return x.to(dtype)
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
 
 
 def log_mgf(
@@ -133,7 +133,7 @@ def log_mgf(
     k: Tensor, # [...] concentration >= 0
 ) -> Tensor: # [...] log E exp(k w), w = mu.x under the uniform distribution; 0 at k = 0
     "Log-normaliser of the vMF relative to the uniform distribution."
-    return _like(_bessel(m, k)[0], k)
+    return _bessel(m, k)[0].to(_precision(k))
 
 
 def bessel_ratio(
@@ -141,7 +141,7 @@ def bessel_ratio(
     k: Tensor, # [...] concentration >= 0
 ) -> Tensor: # [...] A_m(k) = I_{m/2}(k) / I_{m/2-1}(k), in [0, 1)
     "Mean of mu.x under vMF(mu, k): the length of the mean vector."
-    return _like(_bessel(m, k)[1], k)
+    return _bessel(m, k)[1].to(_precision(k))
 
 
 def log_bessel(
@@ -150,7 +150,7 @@ def log_bessel(
 ) -> Tensor: # [...] log I_v(k); -inf at k = 0 unless v = 0
     "Log of the modified Bessel function of the first kind."
     x = _bessel(2 * v + 2, k)[0]
-    return _like(x + v * torch.log(k.double() / 2) - math.lgamma(v + 1) if v else x, k)
+    return (x + v * torch.log(k.double() / 2) - math.lgamma(v + 1) if v else x).to(_precision(k))
 
 
 def log_normalizer(
@@ -158,7 +158,7 @@ def log_normalizer(
     k: Tensor, # [...] concentration >= 0
 ) -> Tensor: # [...] log C_m(k): the log density is k mu.x + log C_m(k)
     "Log-normaliser of the vMF density on the sphere."
-    return _like(-_bessel(m, k)[0] - log_area(m), k)
+    return (-_bessel(m, k)[0] - log_area(m)).to(_precision(k))
 
 # %% ../nbs/02b_vmf.ipynb #1a8169d7
 class _UnitVector(constraints.Constraint):
@@ -172,6 +172,13 @@ class _UnitVector(constraints.Constraint):
 unit_vector = _UnitVector()
 
 # %% ../nbs/02b_vmf.ipynb #0e819c1b
+def _norm(x: Tensor) -> tuple: # [...,1] length, 1 where it is zero; [...,1] 1 where it was zero, else 0
+    "Length of Gaussian vectors, safe to divide by: a float32 Gaussian is exactly zero about once in 10^7 draws."
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    zero = (norm == 0).to(x.dtype)
+    return norm.add_(zero), zero
+
+
 class HypersphericalUniform(Distribution):
     "Uniform distribution on the unit sphere of R^m: the vMF with concentration zero."
     arg_constraints = {}
@@ -203,10 +210,14 @@ class HypersphericalUniform(Distribution):
     def variance(self): return self._like.new_full(self._extended_shape(), 1 / self.dim)
 
     def expand(self, batch_shape, _instance=None):
+        torch.empty(self.batch_shape, device="meta").expand(batch_shape)  # raises if the shapes do not fit
         return type(self)(self.dim, batch_shape, self._like.dtype, self._like.device, self._validate_args)
 
     def rsample(self, sample_shape=()):
-        return normalize(torch.randn(self._extended_shape(sample_shape), dtype=self._like.dtype, device=self._like.device), dim=-1)
+        x = torch.randn(self._extended_shape(sample_shape), dtype=self._like.dtype, device=self._like.device)
+        norm, zero = _norm(x)
+        x[..., :1] += zero
+        return x.div_(norm)
 
     def log_prob(self, value):
         if self._validate_args:
@@ -256,7 +267,15 @@ def _vmf_gap(
     return gap.reshape(shape)
 
 # %% ../nbs/02b_vmf.ipynb #37dce145
-_NODES = [((1 + x) / 2, w / 2) for x, w in zip(*(a.tolist() for a in np.polynomial.legendre.leggauss(20)), strict=True)]
+@lru_cache(None)
+def _nodes(
+    n: int, # number of nodes
+    dims: int, # trailing dimensions to broadcast over
+    device: torch.device, # kept there, so that nothing is copied twice
+) -> list: # nodes and weights on [0, 1], each [n, 1, ...]
+    "Gauss-Legendre quadrature."
+    x, w = (torch.tensor(a, device=device).view(-1, *[1] * dims) for a in np.polynomial.legendre.leggauss(n))
+    return (1 + x) / 2, w / 2
 
 
 def _implicit_slope(
@@ -269,24 +288,23 @@ def _implicit_slope(
     "Derivative of a sample of mu.x at a fixed quantile, for a density proportional to exp(k S) on the sphere."
     half = (gap / 2).clamp(1e-30, 1)
     upper = stat(half) > mean
-    angle = 2 * torch.asin(half.sqrt())
-    angle = torch.where(upper, angle, math.pi - angle).clamp_(min=1e-15)
+    sign, base = upper.double() * 2 - 1, (~upper).double()  # the lower tail is the upper tail seen from -mu
+    angle = torch.asin(half.sqrt())  # half the angle between x and +-mu
+    angle = torch.where(upper, angle, math.pi / 2 - angle).clamp_(min=1e-15)
 
-    def log_density(tau):  # tau is overwritten; the lower tail is seen from -mu
-        a = tau.mul_(.5).sin_().square_()
-        log_sin = torch.addcmul(a, a, a, value=-1).log_().mul_((m - 2) / 2)
-        s = stat(torch.where(upper, a, 1 - a))
-        return s, log_sin.addcmul_(k, s)
+    def log_density(t):  # t is overwritten
+        a = t.sin_().square_()
+        s = stat(torch.addcmul(base, sign, a))
+        return s, torch.addcmul(a, a, a, value=-1).log_().mul_((m - 2) / 2).addcmul_(k, s)
 
     start, length = log_density(angle.clone())[1], angle
     for power in (16, 8, 4, 2, 1):
         shorter = length * .5**power
-        length = torch.where(log_density(angle - shorter)[1] - start < -32, shorter, length)
-    total = torch.zeros_like(angle)
-    for x, weight in _NODES:
-        s, log_f = log_density(torch.add(angle, length, alpha=-x))
-        total.add_(s.sub_(mean).mul_(log_f.sub_(start).exp_()), alpha=weight)
-    return total.abs_().mul_(length).div_(angle.sin())
+        length = torch.where(log_density(angle - shorter)[1] - start < -30, shorter, length)
+    x, weight = _nodes(20, angle.dim(), angle.device)
+    s, log_f = log_density(torch.addcmul(angle, length, x, value=-1))
+    total = s.sub_(mean).mul_(log_f.sub_(start).exp_()).mul_(weight).sum(0)
+    return total.abs_().mul_(length).mul_(2).div_((2 * angle).sin())
 
 # %% ../nbs/02b_vmf.ipynb #9f82828b
 def _place(
@@ -297,11 +315,9 @@ def _place(
     w, s = ((1 - gap).to(loc.dtype).unsqueeze(-1), (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1))
     x = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
     x[..., 0] = 0
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    zero = (norm == 0).to(loc.dtype)  # a Gaussian of float32 is exactly zero about once in 10^7: matters on the circle
+    norm, zero = _norm(x)
     x[..., 1:2] += zero
-    first = loc[..., :1]
-    scale = s / (norm + zero)
+    first, scale = loc[..., :1], s / norm
     shift = scale * (loc * x).sum(-1, keepdim=True) / (1 + first.abs())
     x.mul_(scale).addcmul_(loc, w - shift)
     x[..., :1] -= torch.where(first < 0, -shift, shift)
@@ -345,14 +361,14 @@ class _Spherical(Distribution):
         concentration: Tensor, # [...] 0 (uniform) or more; broadcasts with loc's leading dimensions
         validate_args: bool = None, # check the arguments; by default on a CPU only, since the check reads a result
     ):
-        concentration = torch.as_tensor(concentration, device=loc.device)
-        if not concentration.is_floating_point():
-            concentration = concentration.to(loc.dtype)
         if loc.dim() < 1 or loc.shape[-1] < 2:
             raise ValueError(f"loc needs a last dimension m >= 2, got shape {tuple(loc.shape)}")
+        if not isinstance(concentration, Tensor):
+            concentration = torch.as_tensor(concentration, dtype=_precision(loc), device=loc.device)
         if loc.dtype.itemsize < 4:  # rounding to half precision has moved it off the sphere
             loc = normalize(loc.float(), dim=-1)
-        loc, concentration = _like(loc, concentration, loc), _like(concentration, concentration, loc)
+        dtype = _precision(loc, concentration)
+        loc, concentration = loc.to(dtype), concentration.to(dtype)
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
         self.loc, self.concentration = loc.expand(*batch_shape, -1), concentration.expand(batch_shape)
         if validate_args is None and loc.is_cuda:
@@ -391,7 +407,7 @@ class _SphericalMoments(_Spherical):
         if self._validate_args:
             self._validate_sample(value)
         half = (value - self.loc).square().sum(-1).double() / 4
-        return _like(self._log_ratio(half) - log_area(self.dim), self.loc, value)
+        return (self._log_ratio(half) - log_area(self.dim)).to(_precision(self.loc, value))
 
     def entropy(self): return (log_area(self.dim) - self._kl_uniform()).to(self.loc.dtype)
 
@@ -480,7 +496,7 @@ def _kl_to_vmf(p, q):
     m, k = _same_sphere(p, q), q.concentration.double()
     mean, _, gap = p._height()
     apart = (p.loc - q.loc).square().sum(-1).double() / 2  # 1 - mu_p.mu_q
-    return _like(p._kl_uniform() - (k - _bessel(m, k)[0]) + k * (gap + mean * apart), p.loc, q.loc)
+    return (p._kl_uniform() - (k - _bessel(m, k)[0]) + k * (gap + mean * apart)).to(_precision(p.loc, q.loc))
 
 
 @register_kl(HypersphericalUniform, VonMisesFisher)
