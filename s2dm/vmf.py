@@ -143,7 +143,7 @@ def bessel_ratio(
     "Mean of mu.x under vMF(mu, k): the length of the mean vector."
     return _bessel(m, k)[1].to(_precision(k))
 
-
+# %% ../nbs/02b_vmf.ipynb #6a44bc87
 def log_bessel(
     v: float, # order >= 0
     k: Tensor, # [...] argument >= 0
@@ -171,19 +171,32 @@ class _UnitVector(constraints.Constraint):
 
 unit_vector = _UnitVector()
 
-# %% ../nbs/02b_vmf.ipynb #0e819c1b
+# %% ../nbs/02b_vmf.ipynb #4184ec8d
 def _norm(x: Tensor) -> tuple: # [...,1] length, 1 where it is zero; [...,1] 1 where it was zero, else 0
     "Length of Gaussian vectors, safe to divide by: a float32 Gaussian is exactly zero about once in 10^7 draws."
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     zero = (norm == 0).to(x.dtype)
     return norm.add_(zero), zero
 
+# %% ../nbs/02b_vmf.ipynb #70ebfe5f
+class _Sphere(Distribution):
+    "A distribution on the unit sphere of R^m; by default it checks its arguments on a CPU only, since a check waits for its result."
+    support, has_rsample = unit_vector, True
 
-class HypersphericalUniform(Distribution):
+    def __init__(self, batch_shape, m, device, validate_args):
+        if m < 2:
+            raise ValueError(f"the sphere needs a dimension m >= 2, got m = {m}")
+        if validate_args is None and device.type != "cpu":
+            validate_args = False
+        super().__init__(torch.Size(batch_shape), torch.Size([m]), validate_args=validate_args)
+
+    @property
+    def dim(self): return self.event_shape[0]
+
+# %% ../nbs/02b_vmf.ipynb #0e819c1b
+class HypersphericalUniform(_Sphere):
     "Uniform distribution on the unit sphere of R^m: the vMF with concentration zero."
     arg_constraints = {}
-    support = unit_vector
-    has_rsample = True
 
     def __init__(
         self,
@@ -191,17 +204,11 @@ class HypersphericalUniform(Distribution):
         batch_shape=(), # shape of the batch of independent copies
         dtype: torch.dtype = None, # of samples; torch's default if None
         device: torch.device = None, # of samples
-        validate_args: bool = None, # check the values given to log_prob; by default on a CPU only, since the check reads a result
+        validate_args: bool = None, # check the values given to log_prob; None: on a CPU only
     ):
-        if dim < 2:
-            raise ValueError(f"the sphere needs a dimension m >= 2, got m = {dim}")
         self._like = torch.empty(0, dtype=dtype, device=device)
-        if validate_args is None and self._like.is_cuda:
-            validate_args = False
-        super().__init__(torch.Size(batch_shape), torch.Size([dim]), validate_args=validate_args)
+        super().__init__(batch_shape, dim, self._like.device, validate_args)
 
-    @property
-    def dim(self): return self.event_shape[0]
     @property
     def mean(self): return self._like.new_zeros(self._extended_shape())
     @property
@@ -266,7 +273,7 @@ def _vmf_gap(
         left = left[~ok]
     return gap.reshape(shape)
 
-# %% ../nbs/02b_vmf.ipynb #37dce145
+# %% ../nbs/02b_vmf.ipynb #f499d6f4
 @lru_cache(None)
 def _nodes(
     n: int, # number of nodes
@@ -277,7 +284,7 @@ def _nodes(
     x, w = (torch.tensor(a, device=device).view(-1, *[1] * dims) for a in np.polynomial.legendre.leggauss(n))
     return (1 + x) / 2, w / 2
 
-
+# %% ../nbs/02b_vmf.ipynb #995d2fc0
 def _implicit_slope(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration, float64
@@ -349,20 +356,16 @@ class _OnSphere(torch.autograd.Function):
         return d_loc, d_k, None, None
 
 # %% ../nbs/02b_vmf.ipynb #af313356
-class _Spherical(Distribution):
+class _Spherical(_Sphere):
     "Distribution on the unit sphere of R^m with density proportional to exp(concentration * S(loc.x))."
     arg_constraints = {"loc": unit_vector, "concentration": constraints.half_open_interval(0., math.inf)}
-    support = unit_vector
-    has_rsample = True
 
     def __init__(
         self,
         loc: Tensor, # [..., m] mean direction, unit vectors, m >= 2
         concentration: Tensor, # [...] 0 (uniform) or more; broadcasts with loc's leading dimensions
-        validate_args: bool = None, # check the arguments; by default on a CPU only, since the check reads a result
+        validate_args: bool = None, # check the arguments; None: on a CPU only
     ):
-        if loc.dim() < 1 or loc.shape[-1] < 2:
-            raise ValueError(f"loc needs a last dimension m >= 2, got shape {tuple(loc.shape)}")
         if not isinstance(concentration, Tensor):
             concentration = torch.as_tensor(concentration, dtype=_precision(loc), device=loc.device)
         if loc.dtype.itemsize < 4:  # rounding to half precision has moved it off the sphere
@@ -371,9 +374,7 @@ class _Spherical(Distribution):
         loc, concentration = loc.to(dtype), concentration.to(dtype)
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
         self.loc, self.concentration = loc.expand(*batch_shape, -1), concentration.expand(batch_shape)
-        if validate_args is None and loc.is_cuda:
-            validate_args = False
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+        super().__init__(batch_shape, loc.shape[-1], loc.device, validate_args)
 
     def expand(self, batch_shape, _instance=None):
         new = self._get_checked_instance(type(self), _instance)
@@ -385,8 +386,6 @@ class _Spherical(Distribution):
 class _SphericalMoments(_Spherical):
     "Samples and moments, from what a subclass says of S and of w = loc.x."
 
-    @property
-    def dim(self): return self.event_shape[0]
     @property
     def mode(self): return self.loc
     @property
@@ -471,7 +470,7 @@ class PowerSpherical(_SphericalMoments):
         k = self.concentration.double()
         return k * self._mean_stat(k) - self._log_mgf(k)
 
-# %% ../nbs/02b_vmf.ipynb #e550d612
+# %% ../nbs/02b_vmf.ipynb #60b14c9c
 def _same_sphere(p: Distribution, q: Distribution) -> int:
     "Common dimension m of two distributions, or an error that names both."
     if p.event_shape != q.event_shape:
@@ -484,7 +483,7 @@ def _kl_to_uniform(p, q):
     _same_sphere(p, q)
     return p._kl_uniform().to(p.loc.dtype).expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
 
-
+# %% ../nbs/02b_vmf.ipynb #e550d612
 @register_kl(HypersphericalUniform, HypersphericalUniform)
 def _kl_uniform_uniform(p, q):
     _same_sphere(p, q)
