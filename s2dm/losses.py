@@ -202,7 +202,7 @@ def decoder_inputs(y: Tensor, # [2B,m] semantic vectors: the sources, then their
 @_full_precision
 def hardest_negatives(y: Tensor, # [N,m] semantic vectors
     group: Tensor, # [N] integers, equal for translations of the same sentence
-    candidates: Tensor | None = None, # [C,m] further semantic vectors, such as those of earlier batches
+    candidates: Tensor | None = None, # [C,m] further semantic vectors, such as those of earlier batches (detach them first)
     candidate_group: Tensor | None = None, # [C] their groups
     ) -> tuple[Tensor, Tensor]: # [N,m] the negatives, [N] bool, false where no candidate was admissible (and the vector means nothing)
     "For each sentence the vector of the most similar sentence, by cosine, that is no translation of it (section 3.2, below Eq. 5)."

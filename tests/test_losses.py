@@ -197,9 +197,9 @@ every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 padded_loss = pytest.mark.parametrize("case", [c for c in CASES.values() if c.padded], ids=[n for n, c in CASES.items() if c.padded])
 
 
-def value_and_grads(case, d, cotangent=None, autocast=False):
+def value_and_grads(case, d, cotangent=None, autocast=None):
     d = d | {name: d[name].detach().clone().requires_grad_() for name in case.grads}
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         value = case.fast(d)  # backward runs outside, as torch asks
     # a different weight for each sentence, so that one sentence's gradient cannot stand in for another's
     if cotangent is None:
@@ -308,7 +308,7 @@ def test_finite_at_extremes_in_float32(case, factor):
 
 
 @every_loss
-@pytest.mark.parametrize("how", ["autocast", "bfloat16", "float16"])
+@pytest.mark.parametrize("how", ["autocast bfloat16", "autocast float16", "bfloat16", "float16"])
 def test_half_precision(case, how):
     "Under autocast and with half-precision arguments the result is float32, and as near to the truth as the rounded arguments and products allow."
     exact = make(dtype=torch.float32)
@@ -317,16 +317,16 @@ def test_half_precision(case, how):
         exact["y"] = torch.eye(4)[torch.tensor([0, 1, 2, 0, 1, 2])] + .1 * exact["y"]
     truth, true_grads = value_and_grads(case, exact)
     d = exact
-    if how == "autocast":
-        value, grads = value_and_grads(case, d, autocast=True)
+    dtype = getattr(torch, how.split()[-1])
+    if how.startswith("autocast"):
+        value, grads = value_and_grads(case, d, autocast=dtype)
     else:
-        dtype = getattr(torch, how)
         d = {k: v.to(dtype) if v.is_floating_point() else v for k, v in d.items()}
         value, grads = value_and_grads(case, d)
     assert value.dtype == torch.float32 and value.isfinite().all()
     for name, grad in grads.items():
         assert grad.dtype == d[name].dtype and grad.isfinite().all()
-    if how == "autocast" and case not in [CASES[n] for n in ("RL", "RL_recomputed", "CRL")]:
+    if how.startswith("autocast") and case not in [CASES[n] for n in ("RL", "RL_recomputed", "CRL")]:
         assert_close(value, truth, rtol=1e-6, atol=1e-7)  # nothing in these may be rounded to half precision
         for name, grad in grads.items():
             assert_close(grad, true_grads[name], rtol=1e-5, atol=1e-6)
@@ -339,7 +339,7 @@ def test_huge_logits_under_autocast(keep):
     d = make(dtype=torch.float32)
     for name in "hidden", "weight":
         d[name] = d[name] * 1e5
-    value, grads = value_and_grads(Case(lambda d: bow(d, block=7, keep=keep), None, ("hidden", "weight", "bias"), BAG), d, autocast=True)
+    value, grads = value_and_grads(Case(lambda d: bow(d, block=7, keep=keep), None, ("hidden", "weight", "bias"), BAG), d, autocast=torch.bfloat16)
     assert value.isfinite().all() and all(g.isfinite().all() for g in grads.values())
 
 
