@@ -183,7 +183,13 @@ class _Sphere(Distribution):
     "A distribution on the unit sphere of R^m; by default it checks its arguments on a CPU only, since a check waits for its result."
     support, has_rsample = unit_vector, True
 
-    def __init__(self, batch_shape, m, device, validate_args):
+    def __init__(
+        self,
+        batch_shape, # shape of the batch
+        m: int, # dimension of the space around the sphere, at least 2
+        device: torch.device, # of the parameters and samples
+        validate_args: bool, # check arguments; None: on a CPU only
+    ):
         if m < 2:
             raise ValueError(f"the sphere needs a dimension m >= 2, got m = {m}")
         if validate_args is None and device.type != "cpu":
@@ -229,7 +235,8 @@ class HypersphericalUniform(_Sphere):
     def log_prob(self, value):
         if self._validate_args:
             self._validate_sample(value)
-        return self.entropy().neg().to(value).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return torch.full(shape, -log_area(self.dim), dtype=_precision(value), device=value.device)
 
     def entropy(self): return self._like.new_full(self.batch_shape, log_area(self.dim))
 
@@ -314,6 +321,13 @@ def _implicit_slope(
     return total.abs_().mul_(length).mul_(2).div_((2 * angle).sin())
 
 # %% ../nbs/02b_vmf.ipynb #9f82828b
+def _dot(a: Tensor, b: Tensor) -> Tensor: # [..., 1]
+    "Scalar products over the last dimension; in blocks of rows, since fresh memory for all products costs more than the arithmetic."
+    if a.dim() == 1:
+        return (a * b).sum(-1, keepdim=True)
+    return torch.cat([(x * y).sum(-1, keepdim=True) for x, y in zip(a.split(2048), b.split(2048), strict=True)])
+
+
 def _place(
     loc: Tensor, # [..., m] unit vectors
     gap: Tensor, # [...] 1 - w, float64
@@ -325,7 +339,7 @@ def _place(
     norm, zero = _norm(x)
     x[..., 1:2] += zero
     first, scale = loc[..., :1], s / norm
-    shift = scale * (loc * x).sum(-1, keepdim=True) / (1 + first.abs())
+    shift = scale * _dot(loc, x) / (1 + first.abs())
     x.mul_(scale).addcmul_(loc, w - shift)
     x[..., :1] -= torch.where(first < 0, -shift, shift)
     return x
@@ -345,12 +359,12 @@ class _OnSphere(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         loc, x, gap = ctx.saved_tensors
-        along = (grad * loc).sum(-1, keepdim=True)
         d_loc = d_k = None
+        along = _dot(grad, loc)
         if ctx.needs_input_grad[0]:
             d_loc = (grad * (1 - gap).to(x.dtype).unsqueeze(-1)).addcmul_(x, along, value=-1)
         if ctx.needs_input_grad[1]:
-            radial = (grad * x).sum(-1, keepdim=True)
+            radial = _dot(grad, x)
             d_k = ctx.slope(gap) * ((along - radial).squeeze(-1) + gap * radial.squeeze(-1))
             d_k = d_k.to(ctx.dtype)
         return d_loc, d_k, None, None
@@ -456,7 +470,8 @@ class PowerSpherical(_SphericalMoments):
 
     def _log_mgf(self, k):
         a, b = self._beta(k)
-        return torch.lgamma(a) - torch.lgamma(a + b) + math.lgamma(2 * b) - math.lgamma(b)
+        b = torch.full_like(k, b)
+        return (torch.lgamma(a) - torch.lgamma(b)) - (torch.lgamma(a + b) - torch.lgamma(2 * b))  # exactly 0 at k = 0
 
     def _log_ratio(self, half):
         k = self.concentration.double()

@@ -140,6 +140,25 @@ def test_properties_of_the_scalar_functions(m, x):
     assert (slope > 0).all() and (slope <= 1 / m + 1e-12).all()
 
 
+@pytest.mark.parametrize("m", DIMS)
+def test_power_spherical_kl_and_entropy(m):
+    k = torch.tensor((0., *CONCENTRATIONS), **f64, requires_grad=True)
+    d = PowerSpherical(unit(m, **f64), k)
+    kl = kl_divergence(d, HypersphericalUniform(m))
+    slope, = torch.autograd.grad(kl.sum(), k, create_graph=True)
+    curvature, = torch.autograd.grad(slope.sum(), k)
+    with mpmath.workdps(60):
+        b = mpmath.mpf(m - 1) / 2
+        for x, *got in zip(k.tolist(), kl.tolist(), slope.tolist(), d.entropy().tolist(), curvature.tolist(), strict=True):
+            a, psi = b + mpmath.mpf(x), mpmath.psi
+            log_mgf = mpmath.loggamma(a) + mpmath.loggamma(2 * b) - mpmath.loggamma(a + b) - mpmath.loggamma(b)
+            want_kl = x * (psi(0, a) - psi(0, a + b)) - log_mgf
+            var = psi(1, a) - psi(1, a + b)
+            want = [float(y) for y in (want_kl, x * var, log_area(m) - want_kl, var + x * (psi(2, a) - psi(2, a + b)))]
+            assert got == pytest.approx(want, rel=1e-6, abs=1e-9)
+    assert kl[0] == 0 and slope[0] == 0
+
+
 # ---- sampler
 
 def vmf_cdf(m, k, n=200_001):
@@ -386,6 +405,25 @@ def test_usual_gradient_fails_the_same_test():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_in_float32(family):
+    torch.manual_seed(0)
+    loc, weight, k = normalize(torch.randn(500, 200), dim=-1), torch.randn(500, 200), torch.rand(500) * 300
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        d = family(loc.to(dtype), k.to(dtype), validate_args=False)
+        d.loc.requires_grad_()
+        d.concentration.requires_grad_()
+        gap = torch.rand(500, generator=torch.Generator().manual_seed(1), **f64) * .2 + (1 - bessel_ratio(200, k.double()))
+        noise = torch.randn(500, 200, generator=torch.Generator().manual_seed(2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *a, noise=noise, dtype=None, **kw: noise.to(dtype))
+            x = vmf._OnSphere.apply(d.loc, d.concentration, gap, d._slope)
+        grads.append(torch.autograd.grad(x, (d.loc, d.concentration), weight.to(dtype)))
+    for low, high in zip(*grads, strict=True):
+        assert (low.double() - high).abs().max() < 1e-4 * high.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_shared_parameters_sum_their_gradients(family):
     loc, k = some_loc(4, **f64).requires_grad_(), torch.tensor(3., **f64, requires_grad=True)
     torch.manual_seed(0)
@@ -506,6 +544,20 @@ def test_shapes_and_expand(family):
     assert torch.distributions.Independent(d, 1).log_prob(x).shape == (2, 5, 3)
     assert family(some_loc(6), 2.).rsample().shape == (6,) and family(some_loc(6), 2.).batch_shape == ()
     assert "loc" in repr(d)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_empty_and_large_batches(family):
+    loc = torch.empty(0, 6, requires_grad=True)
+    x = family(loc, torch.ones(())).rsample((2,))
+    x.sum().backward()
+    assert x.shape == (2, 0, 6) and loc.grad.shape == (0, 6)
+    assert vmf._vmf_gap(6, torch.empty(0, **f64), fixed=True).shape == (0,)
+    loc = normalize(torch.randn(5000, 3), dim=-1).requires_grad_()
+    x = family(loc, 1e5).rsample()
+    assert ((x * loc).sum(-1) > .999).all()
+    x.sum().backward()
+    assert (loc.grad * loc).sum(-1).abs().max() < 1e-5
 
 
 def test_uniform_contract():
