@@ -62,7 +62,7 @@ def _exp_logits(hidden: Tensor, # [R,width] rows, in the dtype of the matrix pro
     m = x.amax(1)
     return x.sub_(m[:, None]).exp_(), m
 
-# %% ../nbs/02c_losses.ipynb #8507d875
+# %% ../nbs/02c_losses.ipynb #6f1139ba
 def _mm_into(out: Tensor, # [R,C] overwritten
     a: Tensor, # [R,K]
     b: Tensor, # [K,C] of the same dtype as `a`
@@ -73,7 +73,7 @@ def _mm_into(out: Tensor, # [R,C] overwritten
     else:
         out.copy_(a @ b)
 
-
+# %% ../nbs/02c_losses.ipynb #8507d875
 def _bag(weight: Tensor, # [V,width] output layer
     bias: Tensor, # [V]
     ids: Tensor, # [R,T] subword ids

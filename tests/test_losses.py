@@ -1,6 +1,7 @@
 """Hard tests of s2dm.losses: every loss against a slow loop written from its equation, against finite differences, against padding, order, extremes,
 half precision and the rules of its own. The examples that explain them stand in nbs/02c_losses.ipynb."""
 import json
+import os
 import re
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from s2dm import losses as L
+from s2dm.vmf import HypersphericalUniform, PowerSpherical
 
 V, WIDTH, K, P, M = 23, 5, 17, 9, 4  # vocabulary, decoder, tags, positions, latent and probe width: small, all different
 
@@ -60,6 +62,9 @@ def make(N=6, T=7, seed=0, dtype=torch.float64):
         y=randn(N, M), z=randn(N, WIDTH - M), group=torch.randint(3, (N // 2,), generator=g).repeat(2),
         positions=randn(N, T, P), scores=randn(N, T, K), tags=torch.randint(K, (N, T), generator=g), probed=randn(N, T, M),
         depths=torch.stack([t[0] for t in trees]), distances=torch.stack([t[1] for t in trees]))
+
+
+def notebook(): return json.loads((Path(__file__).parents[1] / "nbs/02c_losses.ipynb").read_text(encoding="utf-8"))["cells"]
 
 
 # ---------------------------------------------------------------- the equations, as loops
@@ -492,6 +497,14 @@ def test_kl_y_at_model_sizes(m, kappa):
     assert_close(L.kl_y(loc, torch.tensor([kappa], dtype=torch.float64)).item(), exact_kl_y(kappa, m), rtol=1e-6, atol=1e-9)
 
 
+def test_kl_y_of_another_posterior():
+    d = make()
+    loss = L.kl_y(d["loc"], d["kappa"], d["mask"], posterior=PowerSpherical)
+    each = torch.distributions.kl_divergence(PowerSpherical(d["loc"], d["kappa"]), HypersphericalUniform(M))
+    assert_close(loss, torch.stack([k[m].mean() for k, m in zip(each, d["mask"], strict=True)]))
+    assert (loss - L.kl_y(d["loc"], d["kappa"], d["mask"])).abs().min() > 1e-3
+
+
 # ---------------------------------------------------------------- SDL
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 4), st.booleans(), st.integers(0, 5))
@@ -591,6 +604,40 @@ def test_stl_is_zero_for_an_exact_embedding_of_a_tree(W):
     assert L.tree_distance_loss(embedding + 1, distances, mask) < 1e-5 < L.tree_depth_loss(embedding + 1, depths, mask)
 
 
+def read_pud():
+    "sent_id -> (forms, heads) of UD_English-PUD 2.7."
+    if not (mirror := os.environ.get("S2DM_MIRROR")):
+        pytest.skip("needs the treebank UD_English-PUD: S2DM_MIRROR is not set")
+    sentences = {}
+    for block in (Path(mirror) / "ud/r2.7/UD_English-PUD/en_pud-ud-test.conllu").read_text(encoding="utf-8").split("\n\n"):
+        rows = [line.split("\t") for line in block.splitlines() if line[:1].isdigit()]
+        words = [row for row in rows if row[0].isdigit()]
+        if words:
+            sentences[re.search("sent_id = (.+)", block)[1]] = ([row[1] for row in words], [int(row[6]) for row in words])
+    return sentences
+
+
+def test_the_notebook_types_its_sentence_correctly():
+    forms, heads = read_pud()["n01067014"]
+    code = "".join("".join(c["source"]) for c in notebook() if c["cell_type"] == "code")
+    assert re.search(r'forms = "(.+)"\.split', code)[1].split() == forms
+    assert json.loads(re.search(r"heads = (\[.+\])", code)[1]) == heads
+
+
+def test_stl_is_zero_for_every_real_tree():
+    for _, heads in read_pud().values():
+        W, embedding = len(heads), torch.zeros(1, len(heads), len(heads))
+        for word in range(W):
+            up = word
+            while heads[up]:
+                embedding[0, word, up], up = 1, heads[up] - 1
+        lengths = dict(nx.all_pairs_shortest_path_length(nx.Graph([(i, h - 1) for i, h in enumerate(heads) if h]))) if W > 1 else {0: {0: 0}}
+        distances = torch.tensor([[[lengths[i][j] for j in range(W)] for i in range(W)]])
+        mask = torch.ones(1, W).bool()
+        assert L.tree_distance_loss(embedding, distances, mask) < 1e-5
+        assert L.tree_depth_loss(embedding, distances[:, heads.index(0)], mask) == 0
+
+
 def test_depth_loss_is_bounded_below_where_the_printed_equation_is_not():
     d = make()
     assert (L.tree_depth_loss(d["probed"] * 1e3, d["depths"], d["mask"]) > 1e4).all()
@@ -643,7 +690,7 @@ def test_functions_take_keywords():
 
 # ---------------------------------------------------------------- the notebook's promises
 def test_every_deviation_marker_has_its_row_and_every_row_its_marker():
-    cells = json.loads((Path(__file__).parents[1] / "nbs/02c_losses.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = notebook()
     code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     table = next("".join(c["source"]) for c in cells if "".join(c["source"]).startswith("## Deviations"))
     markers = set(re.findall(r"# DEVIATION (\d+)", code))
@@ -651,7 +698,7 @@ def test_every_deviation_marker_has_its_row_and_every_row_its_marker():
 
 
 def test_one_section_for_each_loss():
-    cells = json.loads((Path(__file__).parents[1] / "nbs/02c_losses.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = notebook()
     titles = re.findall(r"^## (.+)$", "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), re.M)
     assert [t for t in titles if t not in ("Conventions", "All together", "Deviations")] == [
         "RL", "KL of z", "KL of y", "CRL", "SDL", "WPL", "POS", "STL depth", "STL distance", "L1 and L2"]
