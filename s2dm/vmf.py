@@ -320,12 +320,18 @@ def _implicit_slope(
     total = s.sub_(mean).mul_(log_f.sub_(start).exp_()).mul_(weight).sum(0)
     return total.abs_().mul_(length).mul_(2).div_((2 * angle).sin())
 
-# %% ../nbs/02b_vmf.ipynb #9f82828b
+# %% ../nbs/02b_vmf.ipynb #406d8e55
+def _blocks(*tensors: Tensor) -> list: # tuples of tensors
+    "Blocks of rows that fit a CPU's cache, so that each large array is read once; on other devices one block."
+    if tensors[0].dim() == 1:
+        return [tensors]
+    rows = 4096 if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
+    return list(zip(*(t.split(rows) for t in tensors), strict=True))
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor: # [..., 1]
-    "Scalar products over the last dimension; in blocks of rows, since fresh memory for all products costs more than the arithmetic."
-    if a.dim() == 1:
-        return (a * b).sum(-1, keepdim=True)
-    return torch.cat([(x * y).sum(-1, keepdim=True) for x, y in zip(a.split(2048), b.split(2048), strict=True)])
+    "Scalar products over the last dimension."
+    return torch.cat([(x * y).sum(-1, keepdim=True) for x, y in _blocks(a, b)])
 
 
 def _place(
@@ -333,16 +339,17 @@ def _place(
     gap: Tensor, # [...] 1 - w, float64
 ) -> Tensor: # [..., m] unit vectors x with loc.x = w, uniform around loc
     "Points of the sphere at a given height over loc."
-    w, s = ((1 - gap).to(loc.dtype).unsqueeze(-1), (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1))
-    x = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
-    x[..., 0] = 0
-    norm, zero = _norm(x)
-    x[..., 1:2] += zero
-    first, scale = loc[..., :1], s / norm
-    shift = scale * _dot(loc, x) / (1 + first.abs())
-    x.mul_(scale).addcmul_(loc, w - shift)
-    x[..., :1] -= torch.where(first < 0, -shift, shift)
-    return x
+    height, width = ((1 - gap).to(loc.dtype).unsqueeze(-1), (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1))
+    out = torch.empty_like(loc, memory_format=torch.contiguous_format)
+    for x, mu, w, s in _blocks(out, loc, height, width):
+        x.normal_()[..., 0] = 0
+        norm, zero = _norm(x)
+        x[..., 1:2] += zero
+        first, scale = mu[..., :1], s / norm
+        shift = scale * (mu * x).sum(-1, keepdim=True) / (1 + first.abs())
+        x.mul_(scale).addcmul_(mu, w - shift)
+        x[..., :1] -= torch.where(first < 0, -shift, shift)
+    return out
 
 # %% ../nbs/02b_vmf.ipynb #8ea38d76
 class _OnSphere(torch.autograd.Function):
