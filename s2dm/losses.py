@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .vmf import HypersphericalUniform, VonMisesFisher
+from .core import check_choice
+from .vmf import POSTERIORS, HypersphericalUniform
 
 # %% ../nbs/02c_losses.ipynb #8e020e95
 def pair_sum(loss: Tensor, # [...,2B] one value per sentence, the sources first, then their translations in the same order
@@ -179,14 +180,15 @@ def kl_z(mu: Tensor, # [N,T,m] means of the Gaussian posteriors, or [N,m] withou
 def kl_y(mu: Tensor, # [N,T,m] locations, unit vectors, or [N,m] without a mask
     kappa: Tensor, # [N,T] concentrations, >= 0, or [N] without a mask
     mask: Tensor | None = None, # [N,T] bool, true where there is a posterior; None: one posterior per sentence
-    posterior: type = VonMisesFisher, # the distribution on the sphere that (mu, kappa) parametrise
+    posterior: str = "vmf", # the distribution on the sphere that (mu, kappa) parametrise, a key of `POSTERIORS`
     ) -> Tensor: # [N] nats
-    "KL(posterior(mu, kappa) || uniform on the sphere), Eq. 2, of each sentence: the mean over its subwords."
+    "KL(posterior(mu, kappa) || uniform on the sphere), Eq. 2, of each sentence: the mean over its subwords. Raises ParameterError for an unknown posterior."
     if mask is not None:
         mu, kappa = _blank(mu, mask), _blank(kappa, mask)
+    q = POSTERIORS[check_choice(posterior, POSTERIORS, "posterior")]
     prior = HypersphericalUniform(mu.shape[-1], dtype=mu.dtype, device=mu.device, validate_args=False)
     # validation would look at the values, which makes a GPU wait
-    kl = torch.distributions.kl_divergence(posterior(mu, kappa, validate_args=False), prior)
+    kl = torch.distributions.kl_divergence(q(mu, kappa, validate_args=False), prior)
     # DEVIATION 2
     return kl if mask is None else _mean(kl, mask)
 
@@ -281,12 +283,12 @@ def tree_distance_loss(probed: Tensor, # [N,W,k] B h_i, the words' vectors under
     return _blank(error.flatten(1), (mask[:, :, None] & mask[:, None]).flatten(1)).sum(1) / S.square()
 
 # %% ../nbs/02c_losses.ipynb #a78dd844
-#: terms of each model: S2DM_POS is L1, S2DM_SP is L2, the single networks are those of Table 5
+#: terms of each variant: s2dm_pos is L1, s2dm_sp is L2, the single networks are those of Table 5
 TERMS = {
-    "S2DM_POS": ("RL", "KL_z", "KL_y", "CRL", "SDL", "WPL", "POS"),
-    "S2DM_SP": ("RL", "KL_z", "KL_y", "CRL", "SDL", "WPL", "STL_depth", "STL_distance"),
-    "S2DM_single_POS": ("RL", "KL_z", "KL_y", "WPL", "POS"),
-    "S2DM_single_SP": ("RL", "KL_z", "KL_y", "WPL", "STL_depth", "STL_distance"),
+    "s2dm_pos": ("RL", "KL_z", "KL_y", "CRL", "SDL", "WPL", "POS"),
+    "s2dm_sp": ("RL", "KL_z", "KL_y", "CRL", "SDL", "WPL", "STL_depth", "STL_distance"),
+    "s2dm_single_pos": ("RL", "KL_z", "KL_y", "WPL", "POS"),
+    "s2dm_single_sp": ("RL", "KL_z", "KL_y", "WPL", "STL_depth", "STL_distance"),
 }
 
 #: weights that are not 1, by edition
@@ -295,7 +297,7 @@ WEIGHTS = {"paper": {}, "released": {"KL_z": 1e-3, "KL_y": 1e-2}, "refined": {}}
 
 # %% ../nbs/02c_losses.ipynb #3fb69099
 def objective(terms: Mapping[str, Tensor], # name -> [B] values per pair or per sentence, or a scalar
-    wanted: Iterable[str], # names of the terms to add, such as TERMS["S2DM_SP"]
+    wanted: Iterable[str], # names of the terms to add, such as TERMS["s2dm_sp"]
     weights: Mapping[str, float] | None = None, # name -> weight; a term without one has weight 1
     ) -> Tensor: # [] the loss to minimise
     "Weighted sum of batch means: L1, L2 or an ablation (end of section 3.2). Raises ValueError, naming it, for a missing term or an unknown weight."

@@ -1,8 +1,8 @@
 """Hard tests of s2dm.losses: every loss against a slow loop written from its equation, against finite differences, against padding, order, extremes,
 half precision and the rules of its own. The examples that explain them stand in nbs/02c_losses.ipynb."""
 import json
-import os
 import re
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from s2dm import losses as L
+from s2dm.core import EDITIONS, VARIANTS, ParameterError
+from s2dm.treebanks import load_sentences, tree_depths, tree_distances
 from s2dm.vmf import HypersphericalUniform, PowerSpherical
 
 V, WIDTH, K, P, M = 23, 5, 17, 9, 4  # vocabulary, decoder, tags, positions, latent and probe width: small, all different
@@ -499,10 +501,11 @@ def test_kl_y_at_model_sizes(m, kappa):
 
 def test_kl_y_of_another_posterior():
     d = make()
-    loss = L.kl_y(d["loc"], d["kappa"], d["mask"], posterior=PowerSpherical)
+    loss = L.kl_y(d["loc"], d["kappa"], d["mask"], posterior="power_spherical")
     each = torch.distributions.kl_divergence(PowerSpherical(d["loc"], d["kappa"]), HypersphericalUniform(M))
     assert_close(loss, torch.stack([k[m].mean() for k, m in zip(each, d["mask"], strict=True)]))
     assert (loss - L.kl_y(d["loc"], d["kappa"], d["mask"])).abs().min() > 1e-3
+    with pytest.raises(ParameterError, match="choose one of vmf, power_spherical"): L.kl_y(d["loc"], d["kappa"], posterior="gauss")
 
 
 # ---------------------------------------------------------------- SDL
@@ -604,38 +607,32 @@ def test_stl_is_zero_for_an_exact_embedding_of_a_tree(W):
     assert L.tree_distance_loss(embedding + 1, distances, mask) < 1e-5 < L.tree_depth_loss(embedding + 1, depths, mask)
 
 
-def read_pud():
-    "sent_id -> (forms, heads) of UD_English-PUD 2.7."
-    if not (mirror := os.environ.get("S2DM_MIRROR")):
-        pytest.skip("needs the treebank UD_English-PUD: S2DM_MIRROR is not set")
-    sentences = {}
-    for block in (Path(mirror) / "ud/r2.7/UD_English-PUD/en_pud-ud-test.conllu").read_text(encoding="utf-8").split("\n\n"):
-        rows = [line.split("\t") for line in block.splitlines() if line[:1].isdigit()]
-        words = [row for row in rows if row[0].isdigit()]
-        if words:
-            sentences[re.search("sent_id = (.+)", block)[1]] = ([row[1] for row in words], [int(row[6]) for row in words])
-    return sentences
+@pytest.fixture
+def pud(real):
+    "sent_id -> sentence of UD_English-PUD."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # stand-ins for files of other languages
+        return {row["group"].partition("/")[2]: row for row in load_sentences(("pud",), languages=["en"])}
 
 
-def test_the_notebook_types_its_sentence_correctly():
-    forms, heads = read_pud()["n01067014"]
+def test_the_notebook_types_its_sentence_correctly(pud):
     code = "".join("".join(c["source"]) for c in notebook() if c["cell_type"] == "code")
-    assert re.search(r'forms = "(.+)"\.split', code)[1].split() == forms
-    assert json.loads(re.search(r"heads = (\[.+\])", code)[1]) == heads
+    assert re.search(r'forms = "(.+)"\.split', code)[1].split() == pud["n01067014"]["forms"]
+    assert json.loads(re.search(r"heads = (\[.+\])", code)[1]) == pud["n01067014"]["heads"]
 
 
-def test_stl_is_zero_for_every_real_tree():
-    for _, heads in read_pud().values():
-        W, embedding = len(heads), torch.zeros(1, len(heads), len(heads))
+def test_stl_is_zero_for_every_real_tree(pud):
+    for row in pud.values():
+        heads, W = row["heads"], len(row["heads"])
+        embedding = torch.zeros(1, W, W)  # a dimension for each edge, 1 in every word below it
         for word in range(W):
             up = word
             while heads[up]:
                 embedding[0, word, up], up = 1, heads[up] - 1
-        lengths = dict(nx.all_pairs_shortest_path_length(nx.Graph([(i, h - 1) for i, h in enumerate(heads) if h]))) if W > 1 else {0: {0: 0}}
-        distances = torch.tensor([[[lengths[i][j] for j in range(W)] for i in range(W)]])
+        depths, distances = (torch.from_numpy(f(heads))[None] for f in (tree_depths, tree_distances))
         mask = torch.ones(1, W).bool()
         assert L.tree_distance_loss(embedding, distances, mask) < 1e-5
-        assert L.tree_depth_loss(embedding, distances[:, heads.index(0)], mask) == 0
+        assert L.tree_depth_loss(embedding, depths, mask) == 0
 
 
 def test_depth_loss_is_bounded_below_where_the_printed_equation_is_not():
@@ -666,12 +663,12 @@ def test_distances_survive_a_large_common_offset_in_float32():
 
 # ---------------------------------------------------------------- sums
 def test_objective_adds_weighted_means():
-    terms = {name: torch.rand(5, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(L.TERMS["S2DM_SP"])}
-    for wanted in (*((t,) for t in terms), L.TERMS["S2DM_SP"], L.TERMS["S2DM_single_SP"]):
+    terms = {name: torch.rand(5, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(L.TERMS["s2dm_sp"])}
+    for wanted in (*((t,) for t in terms), L.TERMS["s2dm_sp"], L.TERMS["s2dm_single_sp"]):
         assert_close(L.objective(terms, wanted), torch.stack([terms[t].mean() for t in wanted]).sum())
         weights = {wanted[0]: 3.}
         assert_close(L.objective(terms, wanted, weights), torch.stack([terms[t].mean() for t in wanted]).sum() + 2 * terms[wanted[0]].mean())
-    assert set(L.TERMS) == {"S2DM_POS", "S2DM_SP", "S2DM_single_POS", "S2DM_single_SP"} and set(L.WEIGHTS) == {"paper", "released", "refined"}
+    assert {"baseline", *L.TERMS} == set(VARIANTS) and set(L.WEIGHTS) == set(EDITIONS)
 
 
 @pytest.mark.parametrize("wanted, weights, message", [

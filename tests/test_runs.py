@@ -1,0 +1,112 @@
+"What users type: every command and example of the README, the runs through papermill, and the errors they give."
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MIRROR, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+OFFLINE = dict(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+
+
+def shell(command, **env):
+    "Run a command in the repository as a user with an active environment would; results go to the test's own folders."
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **env}
+    return subprocess.run(command, shell=True, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, executable="/bin/bash")
+
+
+def papermill(notebook, parameters, tmp_path, **env):
+    return shell(f"papermill nbs/{notebook}.ipynb {shlex.quote(str(tmp_path / 'run.ipynb'))} {parameters}", **env)
+
+
+def test_every_command_of_the_readme_is_known_here():
+    "A new command in the README fails this until a test below executes it."
+    assert COMMANDS == ["make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
+                        "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts", "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert"]
+
+
+def test_make_help_lists_the_targets():
+    out = shell("make help")
+    assert out.returncode == 0 and all(f"make {t}" in out.stdout for t in ("help", "setup", "test", "reproduce", "export", "lab", "lock", "clean"))
+
+
+def test_make_setup_reuses_what_is_up_to_date_and_make_test_runs_everything():
+    "`make test` is what runs this test; here its plan is read instead of starting it within itself."
+    if not (ROOT / ".venv/bin/python").exists(): pytest.skip("not run from the environment that make sets up")
+    assert "Nothing to be done for 'setup'" in shell("make --dry-run setup").stdout
+    plan = shell("make --dry-run test").stdout
+    assert all(words in plan for words in ("ruff check", "nbdev_test", "pytest")) and "pip install" not in plan
+    assert shell("source .venv/bin/activate && python -c 'import s2dm, sys; print(sys.prefix)'").stdout.strip() == str(ROOT / ".venv")
+
+
+def test_an_old_python_is_named():
+    out = shell("make --dry-run setup PYTHON=/bin/false")
+    assert "sys.version_info >= (3, 10)" in out.stdout and "venv --clear" in out.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_of_the_readme(example, tmp_path, request):
+    if "load_" in example: request.getfixturevalue("mirror_folder")
+    printed = re.search(re.escape(example) + r"```\n\n((?:    .*\n)+)", README)
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=ROOT, env={**os.environ, "S2DM_MIRROR": MIRROR}, capture_output=True, text=True, timeout=200)
+    assert out.returncode == 0, out.stderr
+    if printed: assert out.stdout.split() == printed.group(1).split()
+
+
+def test_make_reproduce(tmp_path, mirror_folder):
+    "The main job on the real data: tables, a figure and a record."
+    out = shell("make reproduce", S2DM_MIRROR=mirror_folder, **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
+    figures = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert figures == {f"data_{t}.{k}" for t in ("treebanks", "pairs", "reading", "similarity") for k in ("csv", "md", "tex")} | {"data.png", "data.csv"}
+    metrics = json.loads((tmp_path / "runs/data/metrics.json").read_text())
+    assert sum(row["pairs"] for row in metrics["pairs"]) == 26_915 and sum(row["questions"] for row in metrics["reading"] if row["corpus"] == "tydiqa") == 5077
+    assert {row["corpus"] for row in metrics["missing"]} == {"squad", "mlqa", "qamr", "squadshifts"}
+    for name in ("data_treebanks.csv", "data_pairs.csv", "data_reading.csv", "data_similarity.csv", "data.csv"):
+        assert (tmp_path / "figures" / name).read_text() == (ROOT / "figures" / name).read_text(), f"figures/{name} is not what the run makes"
+
+
+def test_a_run_on_some_corpora(tmp_path, mirror_folder):
+    command = next(c for c in COMMANDS if "01_data" in c).replace("runs/01_data.ipynb", str(tmp_path / "run.ipynb"))
+    out = shell(command, S2DM_MIRROR=mirror_folder, **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert set(json.loads((tmp_path / "runs/data/metrics.json").read_text())) == {"reading", "similarity"}
+    assert json.loads((tmp_path / "runs/data/config.json").read_text())["parameters"] == {"corpora": ["xquad", "zh_sts"]}
+
+
+def test_a_run_without_network_mirror_or_data_says_what_is_missing(tmp_path):
+    out = papermill("01_data", "-p corpora xquad,mlqa", tmp_path, **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
+    missing = json.loads((tmp_path / "runs/data/metrics.json").read_text())["missing"]
+    assert len(missing) == 12 + 98 and all("cannot get" in row["reason"] for row in missing) and not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("notebook, parameters, says", [
+    ("01_data", "-p corpora xqad", "did you mean 'xquad'?"), ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
+    ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, mbert, xlm100, xlmr, a hub id"),
+    ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"), ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"), ("04_finetune", "-p edition draft", "choose one of paper, released, refined")])
+def test_wrong_parameters_stop_a_run_at_once(notebook, parameters, says, tmp_path):
+    out = papermill(notebook, parameters, tmp_path)
+    assert out.returncode != 0 and "ParameterError" in out.stderr and says in out.stderr and not (tmp_path / "runs").exists()
+
+
+def test_full_run_up_to_the_error_it_gives_without_data(tmp_path):
+    command = next(c for c in COMMANDS if "04_finetune" in c).replace("runs/mbert.ipynb", str(tmp_path / "run.ipynb"))
+    out = shell(command, **OFFLINE)
+    assert out.returncode != 0
+    for words in ("MissingData", "squad/train-v1.1.json (30.3 MB", "https://rajpurkar.github.io", "set S2DM_MIRROR"): assert words in out.stderr
+
+
+def test_full_run_refuses_training_data_that_is_not_squad(tmp_path):
+    mirror = tmp_path / "mirror/squad"
+    mirror.mkdir(parents=True)
+    (mirror / "train-v1.1.json").write_text("{}")
+    out = papermill("04_finetune", "-p model mbert", tmp_path, S2DM_MIRROR=str(mirror.parent))
+    assert out.returncode != 0 and "wrong checksum" in out.stderr
