@@ -1,4 +1,5 @@
 # `make help` lists what can be done. Every target sets up what it needs: nothing but Python >= 3.10 and a package index.
+SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -39,7 +40,7 @@ reproduce: $(STAMP) ## the main job: run every stage there is so far (01: fetch,
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python docs/make_readme.py
+	$(BIN)/python docs/from_settings.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

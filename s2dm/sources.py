@@ -210,7 +210,7 @@ def cached(
     build, # function without arguments that returns the `datasets.Dataset`
 ):
     "`build()`, from `data/cache/` if it was built from the same files by the same code before (memory-mapped)."
-    from datasets import load_from_disk
+    import datasets  # here, so that downloading alone does not wait for it
 
     code = getattr(sys.modules[build.__module__], "__file__", None)
     if build.__module__ == "__main__" or not code: return build()
@@ -221,6 +221,9 @@ def cached(
         if not folder.exists():
             partial = folder.with_name(folder.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            build().save_to_disk(partial, num_shards=1)
+            loud = not datasets.are_progress_bars_disabled()
+            datasets.disable_progress_bars() # saving is quick; readers show their own progress
+            try: build().save_to_disk(partial, num_shards=1)
+            finally: datasets.enable_progress_bars() if loud else None
             partial.rename(folder)
-    return load_from_disk(str(folder))
+    return datasets.load_from_disk(str(folder))

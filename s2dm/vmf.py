@@ -181,7 +181,7 @@ def _norm(x: Tensor) -> tuple: # [...,1] length, 1 where it is zero; [...,1] 1 w
 # %% ../nbs/02b_vmf.ipynb #70ebfe5f
 class _Sphere(Distribution):
     "A distribution on the unit sphere of R^m; by default it checks its arguments on a CPU only, since a check waits for its result."
-    support, has_rsample = unit_vector, True
+    support, has_rsample, arg_constraints = unit_vector, True, {}
 
     def __init__(
         self,
@@ -202,7 +202,6 @@ class _Sphere(Distribution):
 # %% ../nbs/02b_vmf.ipynb #0e819c1b
 class HypersphericalUniform(_Sphere):
     "Uniform distribution on the unit sphere of R^m: the vMF with concentration zero."
-    arg_constraints = {}
 
     def __init__(
         self,

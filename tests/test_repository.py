@@ -35,7 +35,7 @@ def test_there_are_two_kinds_of_notebook_and_a_front_page():
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_a_run_has_parameters_validates_them_first_and_defines_nothing(path):
-    code = cells(path)
+    code = [c for c in cells(path) if c["id"] != "colab"]
     assert code[0]["metadata"].get("tags") == ["parameters"] and sum("tags" in c["metadata"] for c in code) == 1
     assert any("skip_exec: true" in "".join(c["source"]) for c in cells(path, "raw")) and not any(c["outputs"] for c in code)
     sources = ["".join(c["source"]) for c in code]
@@ -100,22 +100,23 @@ def test_notebooks_are_clean(copy, path):
     assert (copy / "nbs" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), "run `make export`"
 
 
-def test_readme_is_made_from_the_index():
-    subprocess.run([sys.executable, ROOT / "docs/make_readme.py", "--check"], check=True)
+def test_readme_and_colab_cells_are_made_from_index_and_settings():
+    subprocess.run([sys.executable, ROOT / "docs/from_settings.py", "--check"], check=True)
 
 
 def test_links_come_from_one_setting(copy):
-    "Another user name in settings.ini moves every badge; no notebook or module has a link of its own."
+    "Another user name in settings.ini moves every badge and every Colab cell; no notebook or module has a link of its own."
     cfg = settings()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     badges = re.findall(r"https://colab\.research\.google\.com/github/(\S+?)/blob/(\S+?)/(nbs/\w+\.ipynb)\)", readme)
     assert {b[2] for b in badges} == {f"nbs/{p.name}" for p in RUNS + LIBRARY} and {b[:2] for b in badges} == {(f"{cfg['user']}/{cfg['repo']}", cfg["branch"])}
     text = (copy / "settings.ini").read_text(encoding="utf-8").replace(f"user = {cfg['user']}", "user = somebody")
     (copy / "settings.ini").write_text(text, encoding="utf-8")
-    subprocess.run([sys.executable, copy / "docs/make_readme.py"], check=True)
-    assert cfg["user"] not in (copy / "README.md").read_text(encoding="utf-8")
-    for path in [*NOTEBOOKS, *(ROOT / "s2dm").glob("*.py")]:
-        if path.name != "_modidx.py": assert cfg["user"] not in path.read_text(encoding="utf-8"), path
+    assert subprocess.run([sys.executable, copy / "docs/from_settings.py", "--check"], capture_output=True).returncode == 1
+    subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
+    for path in [copy / "README.md", *(copy / "nbs").glob("*.ipynb"), *(copy / "s2dm").glob("[a-z]*.py")]:
+        assert cfg["user"] not in path.read_text(encoding="utf-8"), path
+    assert all("github.com/somebody/" in p.read_text(encoding="utf-8") for p in (copy / "nbs").glob("[0-9]*.ipynb"))
 
 
 def test_citation_and_settings_agree():

@@ -1,4 +1,5 @@
-"Write README.md from nbs/index.ipynb; `--check` only compares. Links and badges come from settings.ini, licences from the registry."
+"""Write what settings.ini decides: README.md from nbs/index.ipynb, with its badges, and the first cell of each notebook, which installs the package in
+Colab. Licences come from the registry. With `--check` nothing is written; what differs is named, and the exit status is 1."""
 import csv
 import json
 import re
@@ -55,9 +56,24 @@ def readme() -> str:
     return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()) + "\n"
 
 
+def with_colab_cell(text: str, cfg: dict[str, str]) -> str:
+    "A notebook with its Colab cell, right after the title."
+    notebook = json.loads(text)
+    cells = [c for c in notebook["cells"] if c["id"] != "colab"]
+    install = f'"install --quiet git+https://github.com/{cfg["user"]}/{cfg["repo"]}@{cfg["branch"]}"'
+    source = ["#| hide\n", "import sys\n", f'if "google.colab" in sys.modules: get_ipython().run_line_magic("pip", {install})']
+    title = next(i for i, c in enumerate(cells) if c["cell_type"] == "markdown")
+    cells.insert(title + 1, {"cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [], "source": source})
+    return json.dumps(notebook | {"cells": cells}, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def main(check: bool):
+    made = {path: with_colab_cell(path.read_text(encoding="utf-8"), settings()) for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
+    made[ROOT / "README.md"] = readme()
+    stale = [path for path, text in made.items() if path.read_text(encoding="utf-8") != text]
+    if check and stale: sys.exit(f"not what settings.ini and nbs/index.ipynb make of it: {', '.join(p.name for p in stale)}; run `make export`")
+    for path in stale: path.write_text(made[path], encoding="utf-8")
+
+
 if __name__ == "__main__":
-    target, text = ROOT / "README.md", readme()
-    if "--check" in sys.argv[1:]:
-        if target.read_text(encoding="utf-8") != text: sys.exit("README.md is not what nbs/index.ipynb makes it; run `make export`")
-    else:
-        target.write_text(text, encoding="utf-8")
+    main("--check" in sys.argv[1:])
