@@ -60,7 +60,7 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
     (edited(answer=("text", "AM SEE")), [QUESTION, "'AM SEE' is not in the context at 16; 'am See' is"]), (edited(paragraph=("context", "\ud800 am See")), ["surrogate"]),
     ("\ufeff" + json.dumps(SQUAD), ["file.json:1: byte-order mark"]), (json.dumps(SQUAD, indent=1).replace("\n", "\r\n"), ["file.json:1: carriage return"]),
     (json.dumps(SQUAD, ensure_ascii=False).encode("utf-16"), ["is not UTF-8"]), (json.dumps(SQUAD, ensure_ascii=False).replace("\u0308", "").encode("utf-8").replace("ü".encode(), b"\xfc"), ["file.json:1: byte 0xfc"]),
-    ("[" * 100_000, ["file.json", "expected JSON"]), ('{"data": ' + "9" * 5000 + "}", ["file.json", "expected JSON"])])
+    ("[" * 100_000, ["file.json", "expected JSON"]), ('{"data": ' + "9" * 5000 + "}", ["file.json", "expected JSON"])], ids=lambda x: str(x)[:40] if isinstance(x, list) else "")
 def test_malformed_squad_files_are_named(tmp_path, text, says):
     with pytest.raises(DataError) as error: read_squad(write(tmp_path, text))
     for words in ["file.json", *says]: assert words in str(error.value), str(error.value)

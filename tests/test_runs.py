@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,18 @@ def test_make_setup_reuses_what_is_up_to_date_and_make_test_runs_everything():
     plan = shell("make --dry-run test").stdout
     assert all(words in plan for words in ("ruff check", "nbdev_test", "pytest")) and "pip install" not in plan
     assert shell("source .venv/bin/activate && python -c 'import s2dm, sys; print(sys.prefix)'").stdout.strip() == str(ROOT / ".venv")
+
+
+def test_another_lock_file_means_another_environment(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    plan = lambda: subprocess.run(["make", "--dry-run", "setup"], cwd=tmp_path, capture_output=True, text=True).stdout
+    (tmp_path / "requirements.lock").write_text("one\n")
+    stamp = re.search(r"touch (\S+)", plan()).group(1)
+    (tmp_path / stamp).parent.mkdir()
+    (tmp_path / stamp).touch()
+    assert "Nothing to be done" in plan()
+    (tmp_path / "requirements.lock").write_text("two\n")
+    assert "venv --clear .venv" in plan() and stamp not in plan()
 
 
 def test_an_old_python_is_named():

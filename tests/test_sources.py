@@ -66,7 +66,7 @@ def test_a_later_call_goes_on_where_an_earlier_one_gave_up(serve, published):
     assert server.requests[-1][1] is not None and leftovers() == ["big.bin"]
 
 
-@pytest.mark.parametrize("part", [b"", b"x" * 1000, b"x" * 300_000, b"x" * 400_000])
+@pytest.mark.parametrize("part", [b"", b"x" * 1000, b"x" * 300_000, b"x" * 400_000], ids=len)
 def test_a_server_without_ranges_or_a_stale_part_cannot_corrupt(serve, published, part):
     server = serve(published)
     registry, target = entry(server), data_dir() / "raw/demo/big.bin"
@@ -201,7 +201,7 @@ def _tar(members, links=()):
 
 @pytest.mark.parametrize("body", [
     _zip([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")]),
-    _tar([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")], [("in/link", "/etc"), ("in/passwd", "/etc/passwd")])])
+    _tar([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")], [("in/link", "/etc"), ("in/passwd", "/etc/passwd")])], ids=["zip", "tar"])
 def test_archives_cannot_write_or_read_outside(serve, tmp_path, body):
     folder = tmp_path / "published"
     folder.mkdir()
@@ -219,7 +219,8 @@ def test_archives_cannot_write_or_read_outside(serve, tmp_path, body):
         assert not (data_dir() / "raw/demo/m.txt").exists()
 
 
-@pytest.mark.parametrize("body", [b"not an archive", _zip([("a.txt", "yes" * 999)])[:400], _tar([("a.txt", "yes" * 999)])[:60], b"PK\x03\x04", b"\x1f\x8b\x08\x00"])
+@pytest.mark.parametrize("body", [b"not an archive", _zip([("a.txt", "yes" * 999)])[:400], _tar([("a.txt", "yes" * 999)])[:60], b"PK\x03\x04", b"\x1f\x8b\x08\x00"],
+                         ids=["text", "half a zip", "half a tar", "start of a zip", "start of a gzip"])
 def test_broken_archives_are_named(serve, tmp_path, body):
     folder = tmp_path / "published"
     folder.mkdir()
@@ -313,6 +314,10 @@ def test_real_mirror_over_http(serve, mirror_folder, monkeypatch):
         file = fetch(path)
         assert file.is_relative_to(data_dir()) and file.read_bytes() == (Path(mirror_folder) / path).read_bytes()
     assert sum(r is not None for _, r in server.requests) == 3
+    server.trouble = {"wrong"}
+    with pytest.raises(DataError, match="wrong checksum, nothing was kept"): fetch("xquad/xquad.en.json")
+    assert not (data_dir() / "raw/xquad/xquad.en.json").exists() and not (data_dir() / "raw/xquad/xquad.en.json.part").exists()
+    server.trouble = set()
     with pytest.warns(UserWarning, match="stand-in ud/r2.5"): assert "r2.5" in str(fetch("ud/r2.7/UD_Japanese-PUD/ja_pud-ud-test.conllu"))
 
 
