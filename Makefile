@@ -35,7 +35,7 @@ pytest: $(STAMP)
 
 reproduce: $(STAMP) ## the main job: run every stage there is so far (01: fetch, verify and describe the data) into runs/ and figures/
 	mkdir -p runs
-	$(BIN)/papermill nbs/01_data.ipynb runs/01_data.ipynb
+	$(BIN)/papermill --log-output --no-progress-bar nbs/01_data.ipynb runs/01_data.ipynb
 
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export

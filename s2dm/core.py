@@ -8,7 +8,7 @@ __all__ = ['MODELS', 'VARIANTS', 'EDITIONS', 'PACKAGES', 'ParameterError', 'Data
            'param', 'Config', 'RunConfig', 'versions', 'git_revision', 'device_name', 'peak_memory', 'RunRecord']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
-import dataclasses, difflib, json, math, numbers, os, platform, random, resource, subprocess, sys, time
+import dataclasses, difflib, json, math, numbers, os, platform, random, subprocess, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -240,6 +240,8 @@ def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores)"
 
 def peak_memory() -> dict[str, float]: # MiB
     "Highest memory use of this process so far, and of its GPU if it has one."
+    import resource  # here, since Windows lacks it and nothing else needs it
+
     import torch
 
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -100,7 +100,7 @@ def _try(missing, corpus, part, path, load): # load(), or None with a line in `m
     reason = next((m["reason"] for m in missing if m["origin"] == origin), None)
     if reason is None:
         try: return load()
-        except MissingData as error: reason = str(error).splitlines()[0]
+        except MissingData as error: reason = str(error).partition(" Tried:")[0]
     missing.append(dict(corpus=corpus, part=part, origin=origin, reason=reason))
 
 
