@@ -60,6 +60,7 @@ def _recorded(file: Path) -> Path: # where the checksum of a first download stan
 def verify(
     file: Path, # a local file
     source: Source, # what it should be
+    name: str | None = None, # how the message names the file; None: by its path
 ) -> Path: # `file`
     "Check `file` against every checksum there is. Raises `DataError` with both sums if one differs."
     known = {"sha256": source.sha256, "md5": source.md5}
@@ -68,7 +69,7 @@ def verify(
         if not expected: continue
         found = pooch.file_hash(str(file), alg=algorithm)
         if found != expected:
-            raise DataError(f"{file}: wrong checksum.\n  {algorithm} found    {found}\n  {algorithm} expected {expected}\n"
+            raise DataError(f"{name or file}: wrong checksum.\n  {algorithm} found    {found}\n  {algorithm} expected {expected}\n"
                             f"The file has {file.stat().st_size:,} bytes, the registry says {source}. Remove it and fetch it again.")
     return file
 
@@ -109,6 +110,8 @@ def _download(source: Source, url: str, target: Path):
     part = target.with_name(target.name + ".part")
     known = f"sha256:{source.sha256}" if source.sha256 else f"md5:{source.md5}" if source.md5 else None
     try: pooch.retrieve(url, known, fname=target.name, path=target.parent, downloader=_Resume(part))
+    except requests.RequestException: raise # an OSError too, but not of this disk
+    except OSError as error: raise DataError(f"cannot write {target}: {error.strerror}; what has arrived is kept and the next call goes on") from None
     except ValueError as error: # pooch's own word for a wrong checksum; it has removed the file
         part.unlink(missing_ok=True)
         if "hash" not in str(error): raise
@@ -118,13 +121,16 @@ def _download(source: Source, url: str, target: Path):
         warnings.warn(f"{source.path} has no published checksum; recorded that of this download in {_recorded(target).name}")
 
 # %% ../nbs/01a_sources.ipynb #06b0633a
-def _unpack(archive: Path, member: str, target: Path):
-    "Copy one member of a zip or tar archive to `target`."
+def _unpack(archive: Path, member: str, target: Path, source: Source) -> Path:
+    "Copy one member of a zip or tar archive to `target` if its checksum is that of `source`."
     try:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as box:
             stream = box.open(member) if isinstance(box, zipfile.ZipFile) else box.extractfile(member)
             if stream is None: raise KeyError(member) # a folder or a device
-            with stream, atomic_write(target) as tmp, open(tmp, "wb") as out: shutil.copyfileobj(stream, out)
+            with stream, atomic_write(target) as tmp:
+                with open(tmp, "wb") as out: shutil.copyfileobj(stream, out)
+                verify(tmp, source, f"{archive}#{member}")
+            return target
     except KeyError: raise DataError(f"{archive} has no file {member}; is it another edition of the archive?") from None
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno: raise # a full disk is no broken archive
@@ -153,8 +159,7 @@ def _from_mirror(mirror: str, source: Source, target: Path) -> Path | None: # No
 def _from_publisher(source: Source, target: Path, registry: dict[str, Source], tried: list[str]) -> Path:
     if source.archive:
         try:
-            _unpack(fetch(source.archive, registry), source.url.partition("#")[2], target)
-            return verify(target, source)
+            return _unpack(fetch(source.archive, registry), source.url.partition("#")[2], target, source)
         except MissingData as error:
             if not source.copy: raise
             tried.append(f"{source.url}: {str(error).splitlines()[0]}")

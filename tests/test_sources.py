@@ -230,6 +230,30 @@ def test_broken_archives_are_named(serve, tmp_path, body):
     assert leftovers() == ["box"]
 
 
+def test_a_member_with_a_wrong_checksum_is_not_kept(serve, tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "box").write_bytes(_zip([("a.txt", "yes")]))
+    registry = entry(serve(folder), "box") | {"demo/a.txt": Source("demo/a.txt", "demo", "demo/box#a.txt", sha256="0" * 64)}
+    with pytest.raises(DataError, match="box#a.txt: wrong checksum") as error: fetch("demo/a.txt", registry)
+    assert hashlib.sha256(b"yes").hexdigest() in str(error.value) and leftovers() == ["box"]
+
+
+def test_a_full_disk_is_said_and_what_came_is_kept(serve, published, monkeypatch):
+    registry, real_open = entry(serve(published)), open
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() >= 131_072: raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(sources, "open", lambda file, mode: Full(file, mode.replace("b", "")) if str(file).endswith(".part") else real_open(file, mode), raising=False)
+    with pytest.raises(DataError, match="cannot write .*big.bin: No space left on device"): get(registry)
+    assert leftovers() == ["big.bin.part"]
+    monkeypatch.delattr(sources, "open")
+    assert get(registry).read_bytes() == (published / "big.bin").read_bytes()
+
+
 def test_unknown_path_lists_what_there_is():
     with pytest.raises(ParameterError, match="did you mean 'xquad/xquad.de.json'"): fetch("xquad/xquad.dee.json")
 
