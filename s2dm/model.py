@@ -217,13 +217,13 @@ def at_words(
 
 # %% ../nbs/02d_model.ipynb #fdd521b9
 def _head_inputs(
-    batch: Mapping[str, Tensor], # states, mask, first, words
+    batch: Mapping[str, Tensor], # h, mask, first, word_mask
     latents: Latents, # of this batch
     z_level: str, # "sentence" or "token"
 ) -> Tensor: # [N,W,d+m]
     "h_i = [e_i; z] for each word, as in Eq. 6, 7 and 10."
-    first, words = batch["first"], batch["words"]
-    e = at_words(_blank(batch["states"], batch["mask"]), first, words)
+    first, words = batch["first"], batch["word_mask"]
+    e = at_words(_blank(batch["h"], batch["mask"]), first, words)
     z = at_words(latents.z_tokens, first, words) if z_level == "token" else latents.z[:, None].expand(-1, e.shape[1], -1)
     return torch.cat([e.to(z.dtype), z], -1)
 
@@ -241,7 +241,7 @@ class SyntacticHeads(nn.Module):
         if "STL_distance" in trees and c.distance_rank: self.distance_probe = nn.Linear(width, c.distance_rank, bias=False)
 
     def forward(self, h: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # [N,W,d+m] -> [N] each
-        words, wanted, terms = batch["words"], self.config.losses, {}
+        words, wanted, terms = batch["word_mask"], self.config.losses, {}
         if "WPL" in wanted: terms["WPL"] = L.word_position_loss(self.position(h), words)
         if "POS" in wanted: terms["POS"] = L.part_of_speech_loss(self.tag(h), batch["tags"], words)
         if "STL_depth" in wanted: terms["STL_depth"] = L.tree_depth_loss(self.probe(h), batch["depths"], words)
@@ -301,7 +301,8 @@ def _read_config(file: Path) -> S2DMConfig: # raises DataError
 
 def _read_weights(file: Path) -> dict[str, Tensor]: # raises DataError
     if not file.is_file(): raise MissingData(f"{file} is not there: the model's weights, as `save_pretrained` writes them.")
-    try: return load_file(file)
+    # a copy: `load_file` maps the file into memory, and whoever wrote into it would change a loaded model
+    try: return {name: tensor.clone() for name, tensor in load_file(file).items()}
     except (safetensors.SafetensorError, ValueError) as error: raise DataError(f"{file} is no complete safetensors file: {error}") from None
 
 # %% ../nbs/02d_model.ipynb #df2cff7d
@@ -334,14 +335,14 @@ class _Pretrained(nn.Module):
         return model.eval()
 
 # %% ../nbs/02d_model.ipynb #5a55dba6
-_WORDS = ("first", "words")
+_WORDS = ("first", "word_mask")
 _NEEDS = dict(RL=("ids",), CRL=("ids",), SDL=("group",), WPL=_WORDS, POS=(*_WORDS, "tags"), STL_depth=(*_WORDS, "depths"),
               STL_distance=(*_WORDS, "distances"))
 
 
 def _check_batch(batch, config): # raises ParameterError
     for name in config.losses:
-        if missing := [key for key in ("states", "mask", *_NEEDS.get(name, ())) if key not in batch]:
+        if missing := [key for key in ("h", "mask", *_NEEDS.get(name, ())) if key not in batch]:
             raise ParameterError(f"the batch lacks {', '.join(map(repr, missing))}, which {name} needs; it has {', '.join(batch)}.")
     if config.paired and len(batch["mask"]) % 2:
         raise ParameterError(f"a batch of pairs holds sources and then as many translations; this one has {len(batch['mask'])} sentences.")
@@ -391,7 +392,7 @@ class S2DM(_Network):
 
     def loss_terms(
         self,
-        batch: Mapping[str, Tensor], # states, mask, and what the losses need
+        batch: Mapping[str, Tensor], # h, mask, and what the losses need
         latents: Latents | None = None, # of this batch, if they are there already; else they are drawn
         candidates: Tensor | None = None, # [C,m] further candidates for negatives
         candidate_group: Tensor | None = None, # [C] their groups
@@ -399,7 +400,7 @@ class S2DM(_Network):
         "Each term of the objective, unweighted. Raises `ParameterError` if the batch lacks something."
         _check_batch(batch, self.config)
         c, mask = self.config, batch["mask"]
-        u = self(batch["states"], mask) if latents is None else latents
+        u = self(batch["h"], mask) if latents is None else latents
         q, q_mask, terms = u.drawn_from, mask if c.pooling == "samples" else None, {}
         if "KL_z" in c.losses: terms["KL_z"] = L.kl_z(q.mu_z, q.logvar_z, q_mask)
         if "KL_y" in c.losses: terms["KL_y"] = L.kl_y(q.mu_y, q.kappa, q_mask, c.posterior)
