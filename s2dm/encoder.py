@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'PRECISIONS', 'small_folder', 'Location', 'find_encoder', 
            'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
-import hashlib, json, os, pickle, threading
+import errno, hashlib, json, os, pickle, threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import DataError, MissingData, ParameterError, check_choice, data_dir, runs_dir, write_json
 from .sources import fetch
@@ -68,7 +68,7 @@ def _complete(folder: Path) -> bool: # is it all there, or was its download inte
     return not index.exists() or set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) <= set(weights)
 
 # %% ../nbs/02a_encoder.ipynb #f335d4e3
-def _hub_files(repo, revision): # -> (commit, files); an exception if the hub cannot be asked within 4 s
+def _hub_files(repo, revision): # names of the files of a repository; an exception if the hub cannot be asked within 4 s
     from huggingface_hub import HfApi
 
     answer = []
@@ -81,7 +81,7 @@ def _hub_files(repo, revision): # -> (commit, files); an exception if the hub ca
     thread.join(4)
     info = answer[0] if answer else TimeoutError("no answer")
     if isinstance(info, Exception): raise info
-    return info.sha, [f.rfilename for f in info.siblings]
+    return [f.rfilename for f in info.siblings]
 
 
 def _hub(repo: str, revision: str | None, name: str) -> Location:
@@ -94,14 +94,16 @@ def _hub(repo: str, revision: str | None, name: str) -> Location:
     except HFValidationError: raise ParameterError(f"model={name!r} is no preset, no folder and no hub id (owner/name)") from None
     except LocalEntryNotFoundError: pass
     try:
-        commit, files = _hub_files(repo, revision)
-        for part in (_SMALL_FILES, _weights(files)): folder = Path(snapshot_download(repo, revision=commit, allow_patterns=part))
+        weights = _weights(_hub_files(repo, revision))
+        for part in (_SMALL_FILES, weights): folder = Path(snapshot_download(repo, revision=revision, allow_patterns=part))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise ParameterError(f"model={name!r}: the hub has no {repo} (revision {revision or 'main'}) that can be read without a password") from None
     except Exception as error: # no network, in one of its many forms
+        if getattr(error, "errno", None) == errno.ENOSPC: raise # a full disk is none of them
         raise MissingData(f"encoder {name!r} ({repo}) is not in the cache and the hub cannot be reached ({type(error).__name__}): run once with a network, "
                           "or copy the encoder's folder to this machine and give its path as the model.") from None
-    return Location(folder, name, commit)
+    if not weights: raise ParameterError(f"model={name!r}: {repo} has neither model.safetensors nor pytorch_model.bin; is it a model of transformers?")
+    return Location(folder, name, folder.name)
 
 # %% ../nbs/02a_encoder.ipynb #3fa8fcb5
 def find_encoder(

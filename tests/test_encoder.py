@@ -97,11 +97,26 @@ def test_a_revision_that_is_not_pinned_is_recorded(hub):
 def test_a_download_takes_one_form_of_the_weights_after_the_small_files(hub, monkeypatch, tmp_path, files, weights):
     import huggingface_hub
     asked, real = [], huggingface_hub.snapshot_download
-    fake = lambda repo, **how: real(repo, **how) if how.get("local_files_only") else asked.append(how) or str(tmp_path)
+    fake = lambda repo, **how: real(repo, **how) if how.get("local_files_only") else asked.append(how) or str(tmp_path / ("d" * 40))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda repo, revision: ("d" * 40, files))
+    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda repo, revision: files)
     assert find_encoder("owner/name").revision == "d" * 40
-    assert [a["revision"] for a in asked] == ["d" * 40] * 2 and asked[1]["allow_patterns"] == weights and "*.json" in asked[0]["allow_patterns"]
+    assert [a["revision"] for a in asked] == [None, None] and asked[1]["allow_patterns"] == weights and "*.json" in asked[0]["allow_patterns"]
+
+
+def test_a_repository_without_weights_and_a_disk_that_is_full(hub, monkeypatch, tmp_path):
+    import huggingface_hub
+    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda *_: ["config.json", "tf_model.h5"])
+    missing = huggingface_hub.errors.LocalEntryNotFoundError("not there")
+
+    def fake(repo, local_files_only=False, **how):
+        if local_files_only: raise missing
+        if repo == "owner/full": raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    with pytest.raises(ParameterError, match="neither model.safetensors nor pytorch_model.bin"): find_encoder("owner/other")
+    with pytest.raises(OSError, match="No space left"): find_encoder("owner/full")
 
 
 def test_an_interrupted_download_is_not_taken_for_an_encoder(hub, monkeypatch):
