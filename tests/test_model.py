@@ -27,6 +27,15 @@ SYSTEMS = L.TERMS | ABLATIONS
 SEMANTIC, SYNTACTIC = ("mu_y", "kappa"), ("mu_z", "logvar_z")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    "Tensors are tiny here: threads that wait for one another would cost more than they compute."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def config(**settings): return S2DMConfig(**SMALL | settings)
 
 
