@@ -68,17 +68,17 @@ def _complete(folder: Path) -> bool: # is it all there, or was its download inte
     return not index.exists() or set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) <= set(weights)
 
 # %% ../nbs/02a_encoder.ipynb #f335d4e3
-def _hub_files(repo, revision): # names of the files of a repository; an exception if the hub cannot be asked within 4 s
+def _hub_files(repo, revision): # names of the files of a repository; an exception if the hub cannot be asked within 3 s
     from huggingface_hub import HfApi
 
     answer = []
 
     def ask():
-        try: answer.append(HfApi().model_info(repo, revision=revision, timeout=3))
+        try: answer.append(HfApi().model_info(repo, revision=revision, timeout=2.5))
         except Exception as error: answer.append(error) # which of them depends on the http library
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(4)
+    thread.join(3)
     info = answer[0] if answer else TimeoutError("no answer")
     if isinstance(info, Exception): raise info
     return [f.rfilename for f in info.siblings]

@@ -135,7 +135,8 @@ def test_without_network_the_error_is_quick_and_says_what_to_do(tmp_path, silent
     "A proxy that refuses, and one that takes the connection and never answers."
     with socket.create_server(("127.0.0.1", 0)) as listening:
         proxy = f"http://127.0.0.1:{listening.getsockname()[1] if silent else 9}"
-        code = ("import sys, time; from s2dm.core import MissingData; from s2dm.encoder import load_encoder\n"
+        # imported first: how long that takes is a matter of how busy the machine is
+        code = ("import time; from huggingface_hub import HfApi, snapshot_download; from s2dm.core import MissingData; from s2dm.encoder import load_encoder\n"
                 f"for name in {names!r}:\n start = time.perf_counter()\n"
                 " try: load_encoder(name)\n except MissingData as error: print(round(time.perf_counter() - start, 2), error, sep='|', flush=True)\n")
         env = os.environ | dict(HTTPS_PROXY=proxy, HTTP_PROXY=proxy, https_proxy=proxy, http_proxy=proxy, HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
