@@ -58,7 +58,8 @@ UPOS = ("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART
 def _line_error(cols, words): # what is wrong with a token line, or None; `words`: number of words before it
     if len(cols) != 10: return f"{len(cols)} columns; expected 10, separated by tabs"
     if "" in cols or any("  " in c for c in cols): return "an empty column or two spaces in a row; expected a value or _ in every column"
-    if re.fullmatch(r"\d+-\d+|\d+\.\d+", cols[0]): return None   # multiword token or empty node: dropped later
+    if re.fullmatch(r"\d+[-.]\d+", cols[0], re.ASCII): # multiword token or empty node: no word of the tree, dropped later
+        return None if cols[6] == "_" else f"head {cols[6]!r} of {cols[0]}, which is no word; expected _"
     if cols[0] != str(words + 1): return f"word id {cols[0]!r}; expected {words + 1}"
     if cols[3] not in UPOS: return f"UPOS {cols[3]!r}; expected one of {', '.join(UPOS)}"
     if not re.fullmatch(r"\d+", cols[6], re.ASCII): return f"head {cols[6]!r}; expected an integer, 0 for the root"
@@ -90,7 +91,9 @@ def _sentences(path): # dicts, one per sentence
         end = lines.index("", start)
         where = lambda i, start=start: f"{path}:{start + i + 1}"
         _check_sentence(lines[start:end], where)
-        sentence = conllu.parse("\n".join(lines[start:end]), field_parsers=_RAW)[0]
+        try: sentence = conllu.parse("\n".join(lines[start:end]), field_parsers=_RAW)[0]
+        except conllu.exceptions.ParseException as error: # what the checks above let pass
+            raise DataError(f"{where(0)}: in the sentence that starts here, {str(error).rstrip('.')}; expected CoNLL-U") from None
         meta, words = sentence.metadata, [t for t in sentence if isinstance(t["id"], int)]
         for key in ("sent_id", "text"):
             if not meta.get(key): raise DataError(f"{where(0)}: no {key} in this sentence; expected a comment '# {key} = ...'")

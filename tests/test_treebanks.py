@@ -98,7 +98,8 @@ def replaced(old, new):
     (replaced("# text = Sie geht zum See.\n", ""), "no text in this sentence"), (replaced("# sent_id = s1\n", ""), "no sent_id in this sentence"),
     (SENTENCE + SENTENCE, "file.conllu:12: sent_id s1 for the second time"), ("# sent_id = s1\n# text = x\n\n", "a sentence without words"),
     ("\ufeff" + SENTENCE, "file.conllu:1: byte-order mark"), (SENTENCE.replace("\n", "\r\n"), "file.conllu:1: carriage return"),
-    (SENTENCE.replace("Sie geht", "Für").encode("latin-1"), "file.conllu:2: byte 0xfc is not UTF-8"), (SENTENCE.encode("utf-16"), "file.conllu:1: byte 0xff"), (b"", "the file ends without"), ("\n\n", "file.conllu:1: no sentences")],
+    (SENTENCE.replace("Sie geht", "Für").encode("latin-1"), "file.conllu:2: byte 0xfc is not UTF-8"), (SENTENCE.encode("utf-16"), "file.conllu:1: byte 0xff"), (replaced("zum\t_\t_\t_\t_\t_\t", "zum\t_\t_\t_\t_\t2\t"), "file.conllu:6: head '2' of 3-4, which is no word; expected _"), (replaced("3-4", "03-4"), "file.conllu:1: in the sentence that starts here"),
+    (b"", "the file ends without"), ("\n\n", "file.conllu:1: no sentences")],
     ids=lambda x: x if isinstance(x, str) and "\n" not in x and x else "file")
 def test_malformed_files_are_named_with_line_and_expectation(tmp_path, text, says):
     with pytest.raises(DataError) as error: read_conllu(write(tmp_path, text))
