@@ -19,7 +19,7 @@ from .core import Config, MissingData, param
 from .plots import set_style
 from .reading import READING, load_reading, reading_path
 from .similarity import SIMILARITY, TRACKS, load_similarity
-from .sources import REGISTRY
+from .sources import REGISTRY, needs_publisher
 from .treebanks import COLLECTIONS, load_pairs, load_sentences
 
 # %% ../nbs/01f_corpora.ipynb #87f8c129
@@ -95,10 +95,10 @@ def _reading_parts(names): # every file of the reading corpora that can be asked
                 for q in languages if name in ("mlqa", "bipar") else (c,): yield name, part, c, q
 
 
-def _try(missing, corpus, part, path, load): # load(), or None with a line in `missing`
-    origin = REGISTRY[path].archive or path
+def _try(missing, corpus, part, load, path=""): # load(), or None with a line in `missing`; `path`: the file it reads, if it is one
+    origin = path and (REGISTRY[path].archive or path) or corpus
     reason = next((m["reason"] for m in missing if m["origin"] == origin), None)
-    if reason is None:
+    if reason is None or not needs_publisher(path):
         try: return load()
         except MissingData as error: reason = str(error).partition(" Tried:")[0]
     missing.append(dict(corpus=corpus, part=part, origin=origin, reason=reason))
@@ -110,18 +110,17 @@ def survey(
     "Fetch, verify, read and describe every corpus of `config`. Raises `DataError` if one is malformed."
     missing, tables = [], {"treebanks": [], "pairs": [], "reading": [], "similarity": []}
     for name in [c for c in KINDS["treebanks"] if c in config.corpora]:
-        path = next(p for p, s in REGISTRY.items() if s.corpus == COLLECTIONS[name][0] and not s.stand_in)
-        if sentences := _try(missing, name, "all", path, lambda name=name: load_sentences((name,))):
+        if sentences := _try(missing, name, "all", lambda name=name: load_sentences((name,))):
             tables["treebanks"].append(describe_treebanks(sentences))
             tables["pairs"].append(describe_pairs(load_pairs((name,))))
     for name, part, c, q in _reading_parts(n for n in KINDS["reading"] if n in config.corpora):
         path = reading_path(name, c, q, part)
-        if data := _try(missing, name, f"{part} {c}-{q}", path, lambda n=name, p=part, c=c, q=q: load_reading(n, c, p, q)):
+        if data := _try(missing, name, f"{part} {c}-{q}", lambda n=name, p=part, c=c, q=q: load_reading(n, c, p, q), path):
             tables["reading"].append(pd.DataFrame([describe_reading(name, part, data, REGISTRY[path].licence)]))
     for name in [n for n in KINDS["similarity"] if n in config.corpora]:
         for part in SIMILARITY[name]:
             path = f"zh_sts/{part}.csv" if name == "zh_sts" else f"sts2017/STS2017.gs/STS.gs.{TRACKS[part][0]}.txt"
-            if data := _try(missing, name, part, path, lambda n=name, p=part: load_similarity(n, p)):
+            if data := _try(missing, name, part, lambda n=name, p=part: load_similarity(n, p), path):
                 tables["similarity"].append(pd.DataFrame([describe_similarity(name, part, data, REGISTRY[path].licence)]))
     found = {k: pd.concat(v).drop_duplicates(ignore_index=True) for k, v in tables.items() if v}
     return found | ({"missing": pd.DataFrame(missing)} if missing else {})

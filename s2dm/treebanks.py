@@ -70,8 +70,8 @@ def _check_sentence(lines, where): # `where(i)` names file and line of lines[i]
     heads = []
     for i, line in enumerate(lines):
         if line.startswith("#"): continue
-        if wrong := _line_error(line.split("\t"), len(heads)): raise DataError(f"{where(i)}: {wrong}")
         cols = line.split("\t")
+        if wrong := _line_error(cols, len(heads)): raise DataError(f"{where(i)}: {wrong}")
         if cols[0].isdigit(): heads.append(int(cols[6]))
     if not heads: raise DataError(f"{where(0)}: a sentence without words; expected token lines after the comments")
     try: tree_depths(heads)

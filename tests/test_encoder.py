@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 import s2dm.encoder
 from conftest import ROOT
-from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.core import MODELS, DataError, MissingData, ParameterError
 from s2dm.encoder import PRESETS, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, first_subwords, length_batches, load_encoder, mbert_tokenizer, small_folder
 from s2dm.treebanks import load_sentences
 
@@ -75,6 +75,9 @@ def words(n, seed=0, longest=12):
 
 
 # Which encoder
+
+def test_presets_are_those_that_a_run_accepts(): assert {"small", *PRESETS} == set(MODELS)
+
 
 def test_a_preset_in_the_cache_needs_no_network(hub, monkeypatch):
     monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda *_: pytest.fail("asked the network"))

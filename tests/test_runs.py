@@ -101,6 +101,19 @@ def test_a_run_without_network_mirror_or_data_says_what_is_missing(tmp_path):
     assert len(missing) == 12 + 98 and all("cannot get" in row["reason"] for row in missing) and not (tmp_path / "figures").exists()
 
 
+def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, monkeypatch):
+    "MLQA's archive cannot be had, but the mirror has one of its files: that one, and only that one, is described."
+    from s2dm.corpora import DataConfig, survey
+
+    file = tmp_path / "mirror/mlqa/MLQA_V1/test/test-context-hi-question-zh.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "question": "?", "answers": [{"text": "b", "answer_start": 2}]}]}]}]}))
+    monkeypatch.setenv("S2DM_MIRROR", str(tmp_path / "mirror"))
+    for name, value in OFFLINE.items(): monkeypatch.setenv(name, value)
+    tables = survey(DataConfig(corpora="mlqa"))
+    assert [tuple(row) for row in tables["reading"][["lang_context", "lang_question", "questions"]].values] == [("hi", "zh", 1)] and len(tables["missing"]) == 97
+
+
 @pytest.mark.parametrize("notebook, parameters, says", [
     ("01_data", "-p corpora xqad", "did you mean 'xquad'?"), ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
     ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, mbert, xlm100, xlmr, a hub id"),
