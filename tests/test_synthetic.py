@@ -18,7 +18,7 @@ from s2dm.core import ParameterError
 from s2dm.reading import read_squad
 from s2dm.similarity import FEATURES, read_sts2017
 from s2dm.synthetic import (ADJECTIVES, KINDS, LANGUAGES, QUESTION_WORDS, ROLES, STEMS, Clause, Draw, Entity, Grammar, Language, Question, Synthetic,
-                            SyntheticConfig, answers, brackets, cores, corpus_folder, draw_clause, draw_passage, draw_question, draw_similar, facts, generate,
+                            SyntheticConfig, answers, brackets, cores, corpus_folder, covers, draw_clause, draw_passage, draw_question, draw_similar, facts, generate,
                             moved_boundaries, parse_language, part_of, propositions, read_constituents, similarity, vocabulary)
 from s2dm.treebanks import UPOS, read_conllu
 
@@ -123,9 +123,10 @@ def check_tree(sentence):
     assert all(b <= c or d <= a or (a <= c and d <= b) or (c <= a and b <= d) for (a, b), (c, d) in combinations(spans, 2))
     for start, end, _, _ in sentence.spans:  # a phrase is a piece of the tree: one word in it has a head outside
         assert start < end and sum(not start < h <= end for h in heads[start:end]) == 1
-    for start, end, label in sentence.constituents:
-        words = [w.form for w in sentence.words]
-        assert label in ("S", "NP", "PP", "SBAR") and sentence.text[start:end].split()[0].rstrip(".?") in words
+    for (start, end, label), (first, last, *_) in zip(sentence.constituents, sentence.spans, strict=True):
+        words = " ".join(w.form for w in sentence.words[first:last])
+        assert label in ("S", "NP", "PP", "SBAR") and sentence.text[start:end] == re.sub(" (?=[.?]$)", "", words)
+    assert sentence.constituents[-1] == (0, len(sentence.text), "S")
     return n
 
 
@@ -261,6 +262,17 @@ def test_case_and_agreement():
     assert "ERG" not in Grammar(parse_language("x case=ergative"))(clause._replace(verb="rest", object=None)).gloss
 
 
+def test_obliques_and_adjectives_mirror_around_their_head():
+    with_ = lambda stem, kind, relation: Entity(stem, kind, relation)
+    clause = Clause("offer", Entity("Anna", "name"), Entity("box", "thing", adjectives=("big", "red")), with_("Boris", "name", "to"), with_("Carla", "name", "with"),
+                    with_("Rome", "city", "in"), with_("Monday", "day", "on"), "slowly")
+    gloss = lambda text: Grammar(parse_language(text))(clause).gloss
+    assert gloss("svo") == "Anna offer-PAST this big red box slowly to Boris with Carla in Rome on Monday."
+    assert gloss("svo_nadj") == "Anna offer-PAST this box red big slowly to Boris with Carla in Rome on Monday."
+    assert gloss("sov_case") == "Anna Monday on Rome in Carla with Boris to slowly big red box-ACC offer-PAST."
+    assert gloss("x order=XSVO phrase=NDAGR") == "on Monday in Rome with Carla to Boris slowly Anna offer-PAST box this red big."
+
+
 def test_relative_clauses_stand_and_are_marked_as_the_language_says():
     host = Entity("box", "thing", relative=Clause("mend", agent=Entity("Anna", "name")))
     clause = Clause("open", Entity("Boris", "name"), host)
@@ -342,6 +354,16 @@ def test_every_question_has_one_answer(overlap):
             seen[question.word] += 1
             seen["same verb"] += sum(c.verb == question.clause.verb for c in found) > 1
     assert all(seen[w] > 5 for w in QUESTION_WORDS) and (seen["same verb"] > 60) == (overlap > 0)
+
+
+def test_a_mention_covers_what_it_may_mean():
+    anna, boris = Entity("Anna", "name"), Entity("Boris", "name", "of")
+    box = Entity("box", "thing", adjectives=("old", "red"), owner=boris)
+    yes = [Entity("box", "thing"), Entity("box", "thing", adjectives=("red",)), Entity("box", "thing", owner=boris), box]
+    no = [Entity("box", "thing", adjectives=("new",)), Entity("box", "thing", number="two"), Entity("key", "thing"), Entity("box", "thing", "in"),
+          Entity("box", "thing", owner=anna._replace(relation="of"))]
+    assert all(covers(mention, box) for mention in yes) and not any(covers(mention, box) for mention in no)
+    assert not covers(box, Entity("box", "thing")) and covers(anna, anna._replace(other=boris)) and not covers(anna._replace(other=boris), anna)
 
 
 def test_ambiguous_questions_are_seen_through():
@@ -572,7 +594,7 @@ def test_an_interrupted_generation_leaves_no_corpus(monkeypatch, tmp_path):
     ("mine order=SVO", "order='SVO' is not possible"), ("mine ordr=SVOX", "did you mean 'order'"), ("Mine order=SVOX", "A name is made of"),
     ("mine phrase=DANG", "phrase='DANG'"), ("mine accent=1", "An accent is a vowel"), ("mine accent=ol2", "An accent is"), ("mine accent=o", "makes the word 'to'"),
     ("mine verb_second=perhaps", "verb_second='perhaps'"), ("mine order=free", "choose case=accusative or case=ergative"),
-    ("mine verb_second=true", "would not tell"), ("mine order=VSOX", "or question=place"), ("mine order=OSVX", "or question=place")])
+    ("mine verb_second=true", "would not tell"), *((f"mine order={order}", "or question=place") for order in ("VSOX", "OSVX", "SXOV", "VOXS"))])
 def test_wrong_languages_are_named(text, message):
     with pytest.raises(ParameterError, match=re.escape(message)): parse_language(text)
 
