@@ -138,12 +138,13 @@ def score(
     return Scores(ids, *np.array(pairs, float).reshape(-1, 2).T)
 
 # %% ../nbs/05a_metrics.ipynb #4ed7b5c8
-def _resample(values: np.ndarray, samples: int, seed: int) -> np.ndarray: # [N,C] -> [samples,C] means of questions drawn with replacement
-    if not len(values) or not np.isfinite(values).all(): raise ParameterError(f"{len(values)} scores; expected at least one, all of them numbers")
+def _resample(scores: Scores, samples: int, seed: int) -> np.ndarray: # [2,samples] means of EM and of F1 over questions drawn with replacement
+    values, n = np.stack([scores.em, scores.f1]), len(scores.ids)
+    if not n or not np.isfinite(values).all(): raise ParameterError(f"{n} scores; expected at least one, all of them numbers")
     if samples < 1: raise ParameterError(f"samples={samples}; expected at least 1")
-    rng, rows = np.random.default_rng(seed), max(1, 2**21 // len(values)) # 16 MiB at a time
-    parts = [values[rng.integers(len(values), size=(min(rows, samples - at), len(values)))].mean(1) for at in range(0, samples, rows)]
-    return np.concatenate(parts)
+    rng, rows = np.random.default_rng(seed), max(1, 2**21 // n) # 16 MiB at a time
+    draws = (rng.integers(n, size=(min(rows, samples - at), n)) for at in range(0, samples, rows))
+    return np.concatenate([np.stack([x[drawn].mean(1) for x in values]) for drawn in draws], 1)
 
 
 def bootstrap(
@@ -154,9 +155,8 @@ def bootstrap(
 ) -> pd.DataFrame: # rows em, f1; columns mean, low, high; percent
     "Means with bootstrap intervals over questions. Raises `ParameterError` if there are no scores."
     if not 0 < confidence < 1: raise ParameterError(f"confidence={confidence}; expected a share between 0 and 1")
-    values = np.stack([scores.em, scores.f1], 1)
-    low, high = np.quantile(_resample(values, samples, seed), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return pd.DataFrame(dict(mean=values.mean(0), low=low, high=high), index=["em", "f1"])
+    low, high = np.quantile(_resample(scores, samples, seed), [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    return pd.DataFrame(dict(mean=[scores.em.mean(), scores.f1.mean()], low=low, high=high), index=["em", "f1"])
 
 # %% ../nbs/05a_metrics.ipynb #626fcf70
 def paired_bootstrap(
@@ -173,6 +173,6 @@ def paired_bootstrap(
     order = [place[i] for i in scores.ids]
     gain = Scores(scores.ids, scores.em - baseline.em[order], scores.f1 - baseline.f1[order])
     table = bootstrap(gain, samples, confidence, seed).rename(columns=dict(mean="difference"))
-    observed = table["difference"].to_numpy()
-    strays = np.abs(_resample(np.stack([gain.em, gain.f1], 1), samples, seed) - observed) >= np.abs(observed) - 1e-9
-    return table.assign(p=(1 + strays.sum(0)) / (1 + samples))
+    observed = table["difference"].to_numpy()[:, None]
+    strays = np.abs(_resample(gain, samples, seed) - observed) >= np.abs(observed) - 1e-9
+    return table.assign(p=(1 + strays.sum(1)) / (1 + samples))
