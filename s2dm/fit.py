@@ -152,7 +152,8 @@ def _check_finite(
     bad = (~rows.isfinite()).nonzero()
     if not len(bad): return
     first = int(bad[0, 0])
-    terms = [names[j] for i, j in bad.tolist() if i == first and names[j] != "loss"] or ["loss"]
+    found = [names[j] for i, j in bad.tolist() if i == first]
+    terms = [name for name in found if name not in ("loss", "gradient_norm")] or found # these two only follow
     there = "the last good checkpoint is" if (folder / "fit.safetensors").exists() else "there was no checkpoint yet"
     raise Diverged(f"step {last - len(rows) + first + 1}: {' and '.join(terms)} {'is' if len(terms) == 1 else 'are'} not finite; {there} in {folder}. "
                    "A lower learning_rate, a lower clip or precision='float32' may help.")
@@ -183,7 +184,7 @@ class Fit:
 class _Log: # terms of the steps since the last line, and where lines go
     def __init__(self, accelerator: Accelerator, folder: Path, step: int):
         self.accelerator, self.folder, self.rows = accelerator, folder, []
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step) if accelerator.is_main_process else None
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) if accelerator.is_main_process else None
 
     def add(self, terms: dict[str, Tensor]):
         self.names = list(terms)
@@ -312,7 +313,7 @@ def fit(
     if p.stopped or p.step == total: return run.finish()
     net, optimizer = accelerator.prepare(model.train(), run.optimizer)
     log, started, before = _Log(accelerator, folder, p.step), time.monotonic(), p.seconds
-    bar = tqdm(total=total, initial=p.step, desc=folder.name, unit="step", mininterval=1, disable=not accelerator.is_main_process)
+    bar = tqdm(total=total, initial=p.step, desc="/".join(folder.parts[-2:]), unit="step", delay=1, disable=not accelerator.is_main_process)
     try:
         for epoch, left, batch in _batches(data, config, seed, accelerator, counts, p.step):
             torch.manual_seed(step_seed(seed, p.step, accelerator.process_index))
