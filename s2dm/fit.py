@@ -267,7 +267,7 @@ class _Run: # a model in training: where it stands, and what of it is on the dis
         return Fit(p.step, p.best_step or p.step, p.seconds, pd.DataFrame(p.history), pd.DataFrame(p.evaluations))
 
 # %% ../nbs/03b_fit.ipynb #172b884d
-def _steps(data: Batches, config: FitConfig, seed: int, accelerator: Accelerator) -> tuple[list[int], int]: # steps of each epoch, steps in all
+def _steps(data: Batches, config: FitConfig, accelerator: Accelerator) -> tuple[list[int], int]: # steps of each epoch, steps in all
     counts = [len(data.plan(epoch)) // accelerator.num_processes for epoch in range(config.epochs)]
     if min(counts) == 0: raise ParameterError(f"{len(data.plan(0))} batches are too few for {accelerator.num_processes} process(es); expected at least one each")
     return counts, min(sum(counts), config.max_steps or sum(counts))
@@ -294,26 +294,11 @@ def _train_step(model, optimizer, batch, weights, config, accelerator, share) ->
     return terms | dict(loss=loss, gradient_norm=norm)
 
 # %% ../nbs/03b_fit.ipynb #2589e3c3
-def fit(
-    model: nn.Module, # model(batch) -> dict of loss terms, tensors of any shape; trained in place
-    data: Batches, # what to train on
-    config: FitConfig, # how
-    folder: str | os.PathLike, # where checkpoints (fit.safetensors, best.safetensors) and tensorboard/ go
-    seed: int | None = None, # of batches and of sampling; None: config.seed
-    weights: Mapping[str, float] | None = None, # of terms; others have weight 1
-    evaluate: Callable[[], dict[str, float]] | None = None, # called in eval mode, without gradients
-    metric: str | None = None, # the number of `evaluate` that chooses the model: the higher, the better
-    about: Mapping | None = None, # what else makes this run what it is, such as the encoder's revision; JSON
-) -> Fit:
-    """Train `model` to the end, from the last checkpoint in `folder` if there is one. It then has the weights of the best evaluation, or the last ones.
-    Raises `Diverged` for a loss that is not finite, `ParameterError` if the folder holds another run, `DataError` for a broken checkpoint or a full disk."""
-    seed, folder, accelerator = config.seed if seed is None else seed, Path(folder), _accelerator(config.precision)
-    run = _Run(model, data, config, folder, accelerator, dict(about or {}, seed=seed, weights=weights))
-    p, (counts, total) = run.progress, _steps(data, config, seed, accelerator)
-    if p.stopped or p.step == total: return run.finish()
-    net, optimizer = accelerator.prepare(model.train(), run.optimizer)
-    log, started, before = _Log(accelerator, folder, p.step), time.monotonic(), p.seconds
-    bar = tqdm(total=total, initial=p.step, desc="/".join(folder.parts[-2:]), unit="step", delay=1, disable=not accelerator.is_main_process)
+def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, total): # from where the run stands to its end
+    p, accelerator = run.progress, run.accelerator
+    net, optimizer = accelerator.prepare(run.model.train(), run.optimizer)
+    log, started, before = _Log(accelerator, run.folder, p.step), time.monotonic(), p.seconds
+    bar = tqdm(total=total, initial=p.step, desc="/".join(run.folder.parts[-2:]), unit="step", delay=1, disable=not accelerator.is_main_process)
     try:
         for epoch, left, batch in _batches(data, config, seed, accelerator, counts, p.step):
             torch.manual_seed(step_seed(seed, p.step, accelerator.process_index))
@@ -334,5 +319,24 @@ def fit(
         bar.close()
         log.close()
         accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # prepare() had changed its forward
+
+# %% ../nbs/03b_fit.ipynb #026d9b65
+def fit(
+    model: nn.Module, # model(batch) -> dict of loss terms, tensors of any shape; trained in place
+    data: Batches, # what to train on
+    config: FitConfig, # how
+    folder: str | os.PathLike, # where checkpoints (fit.safetensors, best.safetensors) and tensorboard/ go
+    seed: int | None = None, # of batches and of sampling; None: config.seed
+    weights: Mapping[str, float] | None = None, # of terms; others have weight 1
+    evaluate: Callable[[], dict[str, float]] | None = None, # called in eval mode, without gradients
+    metric: str | None = None, # the number of `evaluate` that chooses the model: the higher, the better
+    about: Mapping | None = None, # what else makes this run what it is, such as the encoder's revision; JSON
+) -> Fit:
+    """Train `model` to the end, from the last checkpoint in `folder` if there is one. It then has the weights of the best evaluation, or the last ones.
+    Raises `Diverged` for a loss that is not finite, `ParameterError` if the folder holds another run, `DataError` for a broken checkpoint or a full disk."""
+    seed, folder, accelerator = config.seed if seed is None else seed, Path(folder), _accelerator(config.precision)
+    run = _Run(model, data, config, folder, accelerator, dict(about or {}, seed=seed, weights=weights))
+    counts, total = _steps(data, config, accelerator)
+    if not run.progress.stopped and run.progress.step < total: _train(run, data, config, seed, weights, evaluate, metric, counts, total)
     accelerator.wait_for_everyone()
     return run.finish()
