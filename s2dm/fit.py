@@ -216,7 +216,7 @@ def _accelerator(precision: str) -> Accelerator:
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if precision == "bfloat16" else "no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 # %% ../nbs/03b_fit.ipynb #86f42730
-class _Run: # a model in training: where it stands, and what of it is on the disk
+class _Saved: # a model in training: where it stands, in memory and on the disk
     def __init__(self, model, data, config, folder, accelerator, about):
         self.model, self.folder, self.accelerator, self.saved = model, folder, accelerator, time.monotonic()
         self.identity = _identity(config, data, accelerator.num_processes, **about)
@@ -244,6 +244,8 @@ class _Run: # a model in training: where it stands, and what of it is on the dis
                   dict(identity=self.identity, progress=vars(self.progress)))
         self.saved = time.monotonic()
 
+# %% ../nbs/03b_fit.ipynb #b3780294
+class _Run(_Saved): # ... that is judged, and ends
     def evaluate(self, evaluate, metric, patience) -> dict:
         p, found = self.progress, [None]
         if self.accelerator.is_main_process:
