@@ -219,7 +219,15 @@ def hide(
     seen = torch.where(fate < .8, SPECIAL.index("[MASK]"), torch.where(fate < .9, other, ids))
     return torch.where(chosen, seen, ids), chosen
 
-# %% ../nbs/02e_scratch.ipynb #23e381f2
+# %% ../nbs/02e_scratch.ipynb #40319e82
+def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # of one or two sentences: ids, position_ids, token_type_ids, each [S]
+    cls, sep = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
+    rows = [np.concatenate([[cls], *([*side, sep] for side in sides)]),
+            np.concatenate([[0], *(np.arange(1, len(side) + 2) for side in sides)]),
+            np.concatenate([[0], *(np.full(len(side) + 1, k) for k, side in enumerate(sides))])]
+    return [torch.from_numpy(row.astype(np.int64)) for row in rows]
+
+
 class MaskedBatches:
     "Sentences and pairs of sentences for `fit`, masked anew each time."
 
@@ -246,19 +254,12 @@ class MaskedBatches:
         batches = length_batches(self.lengths[order], self.budget)
         return [order[batches[i]].tolist() for i in rng.permutation(len(batches))]
 
-    def _parts(self, position: int, turn: bool) -> list[Tensor]: # ids, position_ids, token_type_ids of an example, each [S]
-        cls, sep = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
-        example = self.examples[position]
-        sides = [self.ids[i][:self.room[len(example)]] for i in (example[::-1] if turn else example)]
-        rows = [np.concatenate([[cls], *([*side, sep] for side in sides)]),
-                np.concatenate([[0], *(np.arange(1, len(side) + 2) for side in sides)]),
-                np.concatenate([[0], *(np.full(len(side) + 1, k) for k, side in enumerate(sides))])]
-        return [torch.from_numpy(row.astype(np.int64)) for row in rows]
-
     def load(self, positions: list[int], generator: torch.Generator) -> dict[str, Tensor]:
         "input_ids, attention_mask, position_ids, token_type_ids, all [B,T]; masked [M], places in the flattened batch; targets [M], what was there."
-        turns = (torch.rand(len(positions), generator=generator) < .5).tolist()
-        ids, places, types = (pad_sequence(rows, batch_first=True) for rows in zip(*map(self._parts, positions, turns)))
+        examples = [self.examples[i] for i in positions]
+        turned = [e[::-1] if turn else e for e, turn in zip(examples, (torch.rand(len(examples), generator=generator) < .5).tolist())]
+        rows = [_row([self.ids[i][:self.room[len(e)]] for i in e]) for e in turned]
+        ids, places, types = (pad_sequence(column, batch_first=True) for column in zip(*rows))
         seen, chosen = hide(ids, self.share, self.vocabulary, generator)
         batch = dict(input_ids=seen, attention_mask=(ids != SPECIAL.index("[PAD]")).long(), masked=chosen.flatten().nonzero()[:, 0], targets=ids[chosen])
         return batch | (dict(position_ids=places) if self.positions else {}) | (dict(token_type_ids=types) if self.types else {})
@@ -451,7 +452,7 @@ def train_encoder(
         found = {name: masked_accuracy(net, part) for name, part in evaluation.items()}
         return {f"{name}_{what}": value for name, both in found.items() for what, value in zip(("accuracy", "loss"), both)}
 
-    text = hashlib.sha256(repr((corpus.sentences, tokenizer.get_vocab())).encode()).hexdigest()
+    text = hashlib.sha256(repr((corpus.sentences, tokenizer.backend_tokenizer.to_str())).encode()).hexdigest()
     done = fit(net, data, config, folder, evaluate=evaluate, about=dict(text=text))
     steps = [batch for epoch in range(config.epochs) for batch in data.plan(epoch)][:done.steps * PartialState().num_processes]
     seen = int(sum(data.lengths[batch].sum() for batch in steps))
