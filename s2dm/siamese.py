@@ -65,6 +65,37 @@ def grouped_batches(
         batches += [part[i:i + size].tolist() for i in range(0, len(part), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
+# %% ../nbs/03a_siamese.ipynb #a2178fe4
+class _Labelled: # sentences with features and labels; called with rows, it gives a batch
+    def __init__(self, sentences: Dataset, cache: FeatureCache, losses: Collection[str]):
+        if missing := set(_LABELS) - set(sentences.column_names):
+            raise ParameterError(f"sentences lack the columns {', '.join(sorted(missing))}; expected those of `load_sentences`")
+        if not len(sentences): raise ParameterError("there are no sentences to train on; expected at least one")
+        self.cache, self.losses, self.at = cache, set(losses), cache.encode(sentences["forms"][:])
+        self.lengths = cache.index["rows"][self.at]
+        self.group = np.unique(sentences["group"][:], return_inverse=True)[1]
+        tag = {name: i for i, name in enumerate(UPOS)}
+        labels = {name: sentences[name][:] for name in ("heads", "depths")} | dict(tags=[[tag[t] for t in tags] for tags in sentences["upos"][:]])
+        self.labels = {name: np.concatenate([np.asarray(x, np.int64) for x in column]) for name, column in labels.items()}
+        self.start, self.trees = np.cumsum([0, *map(len, labels["heads"])]), {}
+
+    def __call__(self, rows: np.ndarray) -> dict[str, Tensor]:
+        batch = collate([self.cache[i] for i in self.at[rows]])._asdict() | dict(group=torch.from_numpy(self.group[rows]))
+        at = self.start[rows, None] + np.arange(batch["first"].shape[1])
+        words = at < self.start[rows + 1, None]
+        for name, loss in (("tags", "POS"), ("depths", "STL_depth")):
+            if loss in self.losses: batch[name] = torch.from_numpy(np.where(words, self.labels[name][np.where(words, at, 0)], 0))
+        if "STL_distance" in self.losses:
+            batch["distances"] = torch.zeros(*at.shape, at.shape[1], dtype=torch.int16)
+            for matrix, row in zip(batch["distances"], rows.tolist()):
+                tree = self.tree(row)
+                matrix[:len(tree), :len(tree)] = tree
+        return batch
+
+    def tree(self, row: int) -> Tensor: # [S,S] int16
+        if row not in self.trees: self.trees[row] = torch.from_numpy(tree_distances(self.labels["heads"][self.start[row]:self.start[row + 1]]).astype(np.int16))
+        return self.trees[row]
+
 # %% ../nbs/03a_siamese.ipynb #4d008afa
 class SentenceData:
     "Labelled sentences for `fit`: batches of sentences of similar length, for the single networks (section 5.2)."
@@ -73,22 +104,12 @@ class SentenceData:
         self,
         sentences: Dataset, # as from `load_sentences`
         cache: FeatureCache, # of the encoder; what it lacks is encoded now
-        losses: Collection[str] = tuple(L.TERMS["s2dm_sp"]), # terms to be trained with: labels that none of them needs are left out
+        losses: Collection[str] = L.TERMS["s2dm_single_sp"], # terms to be trained with: labels that none of them needs are left out
         batch: int = 60, # sentences of a batch
         seed: int = 0, # of the order
     ):
-        if missing := set(_LABELS) - set(sentences.column_names):
-            raise ParameterError(f"sentences lack the columns {', '.join(sorted(missing))}; expected those of `load_sentences`")
-        if not len(sentences): raise ParameterError("there are no sentences to train on; expected at least one")
-        self.cache, self.batch, self.seed, self.losses = cache, batch, seed, set(losses)
-        self.at = cache.encode(sentences["forms"][:])
-        self.lengths = cache.index["rows"][self.at]
-        self.group = np.unique(sentences["group"][:], return_inverse=True)[1]
-        self._words = {name: np.concatenate([np.asarray(x, np.int64) for x in sentences[name][:]]) for name in ("heads", "depths")}
-        tag = {name: i for i, name in enumerate(UPOS)}
-        self._words["tags"] = np.array([tag[t] for tags in sentences["upos"][:] for t in tags], np.int64)
-        self._start = np.cumsum([0, *map(len, sentences["forms"][:])])
-        self._distances = {}
+        self.sentences, self.batch, self.seed = _Labelled(sentences, cache, losses), batch, seed
+        self.lengths = self.sentences.lengths # of each example
 
     def __len__(self): return len(self.lengths)
 
@@ -98,27 +119,7 @@ class SentenceData:
 
     def load(self, positions: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]: # what `S2DM.loss_terms` needs
         "A batch: h [N,T,d], mask, ids [N,T], first, word_mask [N,W], group [N] and, for the losses that need them, tags, depths [N,W], distances [N,W,W]."
-        return self._load(np.asarray(positions))
-
-    def _load(self, rows):
-        batch = collate([self.cache[i] for i in self.at[rows]])._asdict() | dict(group=torch.from_numpy(self.group[rows]))
-        start, end, W = self._start[rows], self._start[rows + 1], batch["first"].shape[1]
-        at = start[:, None] + np.arange(W)
-        beyond = at >= end[:, None]
-        for name, loss in (("tags", "POS"), ("depths", "STL_depth")):
-            if loss in self.losses: batch[name] = torch.from_numpy(np.where(beyond, 0, self._words[name][np.where(beyond, 0, at)]))
-        if "STL_distance" in self.losses:
-            batch["distances"] = torch.zeros(len(rows), W, W, dtype=torch.int16)
-            for matrix, row in zip(batch["distances"], rows.tolist()):
-                distances = self._tree(row)
-                matrix[:len(distances), :len(distances)] = distances
-        return batch
-
-    def _tree(self, row): # [S,S] int16
-        if row not in self._distances:
-            heads = self._words["heads"][self._start[row]:self._start[row + 1]]
-            self._distances[row] = torch.from_numpy(tree_distances(heads).astype(np.int16))
-        return self._distances[row]
+        return self.sentences(np.asarray(positions))
 
 # %% ../nbs/03a_siamese.ipynb #96ebea5e
 class PairData(SentenceData):
@@ -128,7 +129,7 @@ class PairData(SentenceData):
         self,
         pairs: Dataset, # as from `load_pairs`
         cache: FeatureCache, # of the encoder; what it lacks is encoded now
-        losses: Collection[str] = tuple(L.TERMS["s2dm_sp"]), # terms to be trained with: labels that none of them needs are left out
+        losses: Collection[str] = L.TERMS["s2dm_sp"], # terms to be trained with: labels that none of them needs are left out
         batch: int = 30, # pairs of a batch
         seed: int = 0, # of the order
     ):
@@ -138,7 +139,7 @@ class PairData(SentenceData):
 
     def load(self, positions: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]: # N = 2B; what `S2DM.loss_terms` needs
         "A batch as `SentenceData.load` gives it, of both sides of the pairs."
-        return self._load(self.pair[np.asarray(positions)].T.ravel())
+        return self.sentences(self.pair[np.asarray(positions)].T.ravel())
 
 # %% ../nbs/03a_siamese.ipynb #40130875
 class Siamese(nn.Module):
