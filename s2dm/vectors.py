@@ -42,10 +42,24 @@ def as_words(
         found.append(list(words))
     return found
 
-# %% ../nbs/03c_vectors.ipynb #9b5bd3cc
+# %% ../nbs/03c_vectors.ipynb #7f05614e
 KINDS = ("mean", "y", "z")
 
 
+def _states(sentences, encoder, cache): # -> [N] subwords of each sentence, and a function: positions -> a list of states [S,d]
+    if cache is None:
+        tokenized = encoder.split(sentences)
+        cut, lengths = sum(t.words - 1 > t.word[-1] for t in tokenized), [len(t.ids) for t in tokenized]
+        def states(at): return encoder([tokenized[i] for i in at]).float().split([lengths[i] for i in at])
+    else:
+        place = cache.encode(sentences)
+        about = cache.index[place]
+        cut, lengths = (about["words"] > about["kept"]).sum(), about["rows"]
+        def states(at): return [cache[place[i]].h.float().to(encoder.device) for i in at]
+    if cut: warnings.warn(f"{cut} texts are longer than the {encoder.split.limit} subwords that {encoder.name} reads, and were cut off", stacklevel=4)
+    return lengths, states
+
+# %% ../nbs/03c_vectors.ipynb #9b5bd3cc
 def _same_encoder(about: dict, encoder: Encoder, file: Path): # raises DataError
     for key, what in (("revision", "revision"), ("tokenizer_sha256", "tokenizer")):
         if about[key] != encoder.record[key]:
@@ -88,19 +102,6 @@ class TextVectors:
         _same_encoder(about, encoder, Path(folder) / "encoder.json")
         return cls(encoder, model.to(encoder.device))
 
-    def _states(self, sentences) -> tuple: # lengths, and a function of positions: the states of those sentences
-        if self.cache is None:
-            tokenized = self.encoder.split(sentences)
-            cut, lengths = [t.words - 1 > t.word[-1] for t in tokenized], [len(t.ids) for t in tokenized]
-            def states(at): return self.encoder([tokenized[i] for i in at]).float().split([lengths[i] for i in at])
-        else:
-            place = self.cache.encode(sentences)
-            about = self.cache.index[place]
-            cut, lengths = about["words"] > about["kept"], about["rows"]
-            def states(at): return [self.cache[place[i]].h.float().to(self.encoder.device) for i in at]
-        if sum(cut): warnings.warn(f"{sum(cut)} texts are longer than the {self.encoder.split.limit} subwords that {self.encoder.name} reads, and were cut off", stacklevel=4)
-        return lengths, states
-
     @torch.no_grad()
     def __call__(
         self,
@@ -112,7 +113,7 @@ class TextVectors:
         for kind in kinds: check_choice(kind, KINDS if self.model else KINDS[:1], "kind")
         words, out = [tuple(w) for w in as_words(texts)], {}
         row = {w: i for i, w in enumerate(dict.fromkeys(words))}
-        lengths, states = self._states(list(row))
+        lengths, states = _states(list(row), self.encoder, self.cache)
         how = dict(mean=masked_mean, y=self.model and self.model.semantic, z=self.model and self.model.syntactic)
         for at in length_batches(lengths, budget):
             h = states(at)
