@@ -353,7 +353,7 @@ def plot_curves(
 ) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
     "Loss curves, one panel per term, and the correlations that select the model."
     set_style()
-    train = found.history.drop(columns=["epoch"]).melt("step", var_name="panel")
+    train = found.history.drop(columns=["epoch", "learning_rate"]).melt("step", var_name="panel")
     tests = found.evaluations.melt("step", var_name="panel") if len(found.evaluations) else train[:0]
     data = pd.concat([train.assign(part="training"), tests.assign(part="Chinese STS dev (Pearson)")], ignore_index=True)
     panels = [*train["panel"].unique(), *(["Chinese STS dev (Pearson)"] if len(tests) else [])]

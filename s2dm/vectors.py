@@ -59,6 +59,19 @@ def _states(sentences, encoder, cache): # -> [N] subwords of each sentence, and 
     if cut: warnings.warn(f"{cut} texts are longer than the {encoder.split.limit} subwords that {encoder.name} reads, and were cut off", stacklevel=4)
     return lengths, states
 
+
+
+def _pooled(lengths, states, how, budget): # how: kind -> function of states and mask; -> kind -> [N,...]
+    out = {}
+    for at in length_batches(lengths, budget):
+        h = states(at)
+        mask = pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in h], batch_first=True)
+        h = pad_sequence(h, batch_first=True)
+        for kind, function in how.items():
+            x = function(h, mask)
+            out.setdefault(kind, x.new_empty(len(lengths), x.shape[1]))[at] = x
+    return out
+
 # %% ../nbs/03c_vectors.ipynb #9b5bd3cc
 def _same_encoder(about: dict, encoder: Encoder, file: Path): # raises DataError
     for key, what in (("revision", "revision"), ("tokenizer_sha256", "tokenizer")):
@@ -110,18 +123,11 @@ class TextVectors:
         budget: int = 8192, # subwords of a batch, padding included
     ) -> dict[str, Tensor]: # kind -> [N,d] for mean, [N,m] for y and z; on the encoder's device
         "Vectors of each text. Raises `ParameterError` for what is no text, for an empty one, and for an unknown kind."
-        for kind in kinds: check_choice(kind, KINDS if self.model else KINDS[:1], "kind")
-        words, out = [tuple(w) for w in as_words(texts)], {}
+        words, how = [tuple(w) for w in as_words(texts)], dict(mean=masked_mean)
+        if self.model: how |= dict(y=self.model.semantic, z=self.model.syntactic)
+        for kind in kinds: check_choice(kind, how, "kind")
         row = {w: i for i, w in enumerate(dict.fromkeys(words))}
-        lengths, states = _states(list(row), self.encoder, self.cache)
-        how = dict(mean=masked_mean, y=self.model and self.model.semantic, z=self.model and self.model.syntactic)
-        for at in length_batches(lengths, budget):
-            h = states(at)
-            mask = pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in h], batch_first=True)
-            h = pad_sequence(h, batch_first=True)
-            for kind in kinds:
-                x = how[kind](h, mask)
-                out.setdefault(kind, x.new_empty(len(row), x.shape[1]))[at] = x
+        out = _pooled(*_states(list(row), self.encoder, self.cache), {kind: how[kind] for kind in kinds}, budget)
         return {kind: x[[row[w] for w in words]] for kind, x in out.items()}
 
     def semantic(self, texts) -> Tensor: # a text or a list of texts -> [N,m]
@@ -230,13 +236,14 @@ def parallel_treebank(
 def plot_retrieval(
     table: pd.DataFrame, # as from `retrieval_table`
 ) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
-    "Accuracy of retrieval by language, a dot for each kind of vector."
+    "Accuracy of retrieval by language, a bar for each kind of vector."
     set_style()
     kinds = [k for k in KINDS if k in table]
     data = table[["lang", "sentences", *kinds]].sort_values(kinds[min(1, len(kinds) - 1)], ascending=False, ignore_index=True)
-    fig, ax = plt.subplots(figsize=(1.5 + .3 * len(data), 3), layout="constrained")
+    fig, ax = plt.subplots(figsize=(1.5 + .4 * len(data), 3), layout="constrained")
     labels = dict(mean="encoder, mean-pooled", y="semantic, y", z="syntactic, z")
-    for kind, marker in zip(kinds, "sov"): ax.plot(data["lang"], data[kind], marker, label=labels[kind], ms=6, alpha=.8)
-    ax.set(ylim=(-3, 103), ylabel="retrieved (%)")
+    data.plot.bar(x="lang", y=kinds, ax=ax, width=.8, rot=0, label=[labels[k] for k in kinds])
+    ax.set(ylim=(0, 100), xlabel="", ylabel="retrieved (%)")
+    ax.grid(axis="x", visible=False)
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(.5, 1))
     return fig, data
