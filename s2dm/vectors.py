@@ -89,8 +89,8 @@ def _read_about(file: Path) -> dict: # what encoder.json says
     return about
 
 # %% ../nbs/03c_vectors.ipynb #ebb5b3b6
-class TextVectors:
-    "Semantic and syntactic vectors of raw text: an encoder with an S2DM on top."
+class _Vectors:
+    "An encoder, an S2DM on top, and what they say of texts."
 
     def __init__(
         self,
@@ -101,19 +101,6 @@ class TextVectors:
         if model and model.config.encoder_width != encoder.width:
             raise ParameterError(f"the model reads states of width {model.config.encoder_width}, encoder {encoder.name!r} has {encoder.width}; expected the encoder that it was trained on")
         self.encoder, self.model, self.cache = encoder, model, cache
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike, # what `s2dm.siamese.pretrain` saved: config.json, model.safetensors, encoder.json
-        encoder: str | Encoder | None = None, # the encoder, if it has moved: a hub id, a folder or the encoder itself; None: as recorded
-        device: str | torch.device | None = None, # None: a GPU if there is one
-    ) -> "TextVectors":
-        "A saved model with its encoder. Raises `DataError` if the encoder is not the one it was trained on, `MissingData` if something is not there."
-        about, model = _read_about(Path(folder) / "encoder.json"), S2DM.from_pretrained(folder)
-        if not isinstance(encoder, Encoder): encoder = load_encoder(encoder or about["encoder"], device)
-        _same_encoder(about, encoder, Path(folder) / "encoder.json")
-        return cls(encoder, model.to(encoder.device))
 
     @torch.no_grad()
     def __call__(
@@ -129,6 +116,23 @@ class TextVectors:
         row = {w: i for i, w in enumerate(dict.fromkeys(words))}
         out = _pooled(*_states(list(row), self.encoder, self.cache), {kind: how[kind] for kind in kinds}, budget)
         return {kind: x[[row[w] for w in words]] for kind, x in out.items()}
+
+# %% ../nbs/03c_vectors.ipynb #2b261de9
+class TextVectors(_Vectors):
+    "Semantic and syntactic vectors of raw text: an encoder with an S2DM on top."
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike, # what `s2dm.siamese.pretrain` saved: config.json, model.safetensors, encoder.json
+        encoder: str | Encoder | None = None, # the encoder, if it has moved: a hub id, a folder or the encoder itself; None: as recorded
+        device: str | torch.device | None = None, # None: a GPU if there is one
+    ) -> "TextVectors":
+        "A saved model with its encoder. Raises `DataError` if the encoder is not the one it was trained on, `MissingData` if something is not there."
+        about, model = _read_about(Path(folder) / "encoder.json"), S2DM.from_pretrained(folder)
+        if not isinstance(encoder, Encoder): encoder = load_encoder(encoder or about["encoder"], device)
+        _same_encoder(about, encoder, Path(folder) / "encoder.json")
+        return cls(encoder, model.to(encoder.device))
 
     def semantic(self, texts) -> Tensor: # a text or a list of texts -> [N,m]
         "What the texts mean."
