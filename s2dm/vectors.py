@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'TESTS', 'as_words', 'TextVectors', 'correlation', 'sts_corr
 
 # %% ../nbs/03c_vectors.ipynb #f0f3a293
 import json, os, warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,8 +32,10 @@ from .treebanks import load_sentences
 def as_words(
     texts: str | Sequence[str | Sequence[str]], # a text, or a list whose members are texts or lists of words
 ) -> list[list[str]]: # the words of each
-    "Cut texts at white space. Raises `ParameterError` for what is no text, and for an empty one."
-    texts, found = [texts] if isinstance(texts, str) else texts, []
+    "Cut texts at white space. Raises `ParameterError` for what is no text, for an empty one, and for none at all."
+    if not isinstance(texts, Iterable): raise ParameterError(f"texts are {texts!r:.60} ({type(texts).__name__}); expected a string, or a list")
+    texts, found = [texts] if isinstance(texts, str) else list(texts), []
+    if not texts: raise ParameterError("there are no texts; expected at least one")
     for n, text in enumerate(texts):
         words = text.split() if isinstance(text, str) else text
         if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
@@ -49,14 +51,14 @@ KINDS = ("mean", "y", "z")
 def _states(sentences, encoder, cache): # -> [N] subwords of each sentence, and a function: positions -> a list of states [S,d]
     if cache is None:
         tokenized = encoder.split(sentences)
-        cut, lengths = sum(t.words - 1 > t.word[-1] for t in tokenized), [len(t.ids) for t in tokenized]
+        lengths = np.array([len(t.ids) for t in tokenized])
         def states(at): return encoder([tokenized[i] for i in at]).float().split([lengths[i] for i in at])
     else:
         place = cache.encode(sentences)
-        about = cache.index[place]
-        cut, lengths = (about["words"] > about["kept"]).sum(), about["rows"]
+        lengths = cache.index["rows"][place]
         def states(at): return [cache[place[i]].h.float().to(encoder.device) for i in at]
-    if cut: warnings.warn(f"{cut} texts are longer than the {encoder.split.limit} subwords that {encoder.name} reads, and were cut off", stacklevel=4)
+    full = sum(lengths >= encoder.split.limit - len(encoder.split.prefix) - len(encoder.split.suffix))
+    if full: warnings.warn(f"{full} texts reach the {encoder.split.limit} subwords that {encoder.name} can read; what lies beyond was cut off", stacklevel=4)
     return lengths, states
 
 
