@@ -337,7 +337,6 @@ def pretrain(
         _save(folder / "checkpoint", config, vectors, data, found)
         result.tables, result.missing = _tables(vectors, config)
         record.save(_metrics(result, data))
-    state.wait_for_everyone()
     return result
 
 
