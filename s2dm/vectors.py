@@ -206,7 +206,7 @@ def retrieval_accuracy(
 def _hits(queries, candidates, start, block): # expected number of hits of one block of queries
     similarity = queries[start:start + block] @ candidates.T
     best = similarity >= similarity.amax(1, keepdim=True) - 1e-9 # the products of equal vectors may differ by rounding
-    return (best.diagonal(start) / best.sum(1)).sum().item()
+    return (best.diagonal(start).double() / best.sum(1)).sum().item()
 
 # %% ../nbs/03c_vectors.ipynb #7893a221
 def retrieval_table(
