@@ -23,10 +23,13 @@ LETTERS = "abcdefgh"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + x for x in LETTERS), "狗", "叫", "."]
 
 
+SIZE = len(VOCAB)
+
+
 def tokenizer(vocab=VOCAB): return BertTokenizer(vocab={w: i for i, w in enumerate(vocab)}, do_lower_case=False)
 
 
-def bert(positions=40, seed=0, vocabulary=len(VOCAB)):
+def bert(positions=40, seed=0, vocabulary=SIZE):
     torch.manual_seed(seed)
     return BertModel(BertConfig(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=positions))
 
