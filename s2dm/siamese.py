@@ -215,12 +215,7 @@ class PretrainConfig(FitConfig, RunConfig):
     @property
     def system(self) -> str: # e.g. "s2dm_sp", "s2dm_sp-released-kappa_min=1"
         "Variant, edition unless it is `paper`, and overrides: the name of the folder."
-        return "-".join([self.variant, *[self.edition] * (self.edition != "paper"), *self.overrides])
-
-    def folder(self, stage: str) -> Path: # e.g. "pretrain"
-        "Where this run of `stage` keeps its record: runs/stage/model/system/seed."
-        usual = super().folder(stage)
-        return usual.parent.with_name(self.system) / usual.name
+        return "-".join([super().system, *self.overrides])
 
     def model_config(self, **settings) -> S2DMConfig: # settings: encoder_width and vocabulary
         "The model's own configuration. Raises `ParameterError` for overrides that it does not know."
