@@ -301,6 +301,7 @@ def toy_run(die_at=0, **params):
         patch.setattr(siamese_module, "load_pairs", lambda collections, languages=None: align(sentences))
         patch.setattr(siamese_module, "load_similarity", lambda corpus, part: sts)
         patch.setattr(siamese_module, "TESTS", ())
+        patch.setattr(siamese_module, "NEW", ())
         patch.setattr(siamese_module, "parallel_treebank", lambda *a: dict(en=sentences["forms"][:20], de=sentences["forms"][20:40]))
         patch.setattr(Siamese, "forward", counted)
         return pretrain(PretrainConfig(**RUN | params), toy_encoder())
@@ -342,7 +343,7 @@ def test_a_run_leaves_record_model_encoder_and_card(tmp_path):
     assert {p.name for p in result.folder.iterdir()} == {"config.json", "metrics.json", "fit.safetensors", "best.safetensors", "checkpoint", "tensorboard"}
     metrics, config = (json.loads((result.folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
     assert config["parameters"]["learning_rate"] == 1e-3 and "wall_time_s" in config and metrics["examples"] == 36
-    assert metrics["encoder"]["revision"] == "r1" and len(metrics["evaluations"]) == 2 and metrics["retrieval"][0]["lang"] == "de"
+    assert metrics["encoder"]["revision"] == "r1" and len(metrics["evaluations"]) == 2 and metrics["retrieval_pud"][0]["lang"] == "de"
     assert max(e["y"] for e in metrics["evaluations"]) == next(e["y"] for e in metrics["evaluations"] if e["step"] == metrics["best_step"])
     card = (result.folder / "checkpoint/README.md").read_text()
     assert "to be completed" not in card and "CC BY-NC-SA 4.0" in card and "r1" in card
@@ -370,17 +371,17 @@ def test_another_encoder_is_another_run(monkeypatch):
     with pytest.raises(ParameterError, match="revision was 'r1' and is 'r2'"): toy_run(epochs=1)
 
 
-@pytest.mark.parametrize("params", [dict(variant="s2dm_single_pos", memory=0), dict(selection="none", variant="vgvae_wpl"), dict(edition="released"), dict(edition="refined", collections="lines")])
+@pytest.mark.parametrize("params", [dict(variant="s2dm_single_pos", memory=0), dict(selection="none", variant="vgvae_wpl"), dict(edition="released", precision="bfloat16"), dict(edition="refined", collections="lines")])
 def test_other_systems_run(params):
     result = toy_run(epochs=1, **params)
-    assert ("retrieval" in result.tables) == ("collections" not in params) and (len(result.fit.evaluations) == 0) == ("selection" in params)
+    assert ("retrieval_pud" in result.tables) == ("collections" not in params) and (len(result.fit.evaluations) == 0) == ("selection" in params)
 
 
 def test_figures_of_a_run():
     result = toy_run(epochs=2)
     made = siamese_module.figures(result)
     curves = made["curves"][1]
-    assert set(curves["panel"]) == {*result.vectors.model.config.losses, "loss", "gradient_norm", "y", "z"} and set(made) == {"curves", "retrieval"}
+    assert set(curves["panel"]) == {*result.vectors.model.config.losses, "loss", "gradient_norm", "y", "z"} and set(made) == {"curves", "retrieval_pud"}
     result.tables = {}
     assert siamese_module.figures(result) == {}
 

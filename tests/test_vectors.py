@@ -16,7 +16,7 @@ from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import Encoder, FeatureCache, load_encoder, mbert_tokenizer
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.treebanks import load_pairs
-from s2dm.vectors import (KINDS, TextVectors, as_words, correlation, parallel_treebank, plot_retrieval, retrieval_accuracy, retrieval_table, similarity_table,
+from s2dm.vectors import (KINDS, TextVectors, as_words, correlation, parallel_text, parallel_treebank, plot_retrieval, retrieval_accuracy, retrieval_table, similarity_table,
                           sts_correlations)
 
 LETTERS = "abcdefgh"
@@ -242,6 +242,12 @@ def test_a_treebank_side_by_side(real):
     versions = parallel_treebank("partut-it")
     pairs = {(" ".join(p["forms_s"]), " ".join(p["forms_t"])) for p in load_pairs(("partut-it",))}
     assert set(versions) == {"en", "it"} and {(" ".join(e), " ".join(i)) for e, i in zip(versions["en"], versions["it"])} == pairs and len(versions["en"]) > 500
+
+
+def test_a_parallel_corpus_side_by_side(real):
+    versions = parallel_text("sib200", ["de", "en", "sw"])
+    assert [*versions] == ["de", "en", "sw"] and {len(v) for v in versions.values()} == {1004} and all(t.strip() for v in versions.values() for t in v)
+    with pytest.raises(ParameterError, match="languages='xx' is not possible"): parallel_text("sib200", ["xx"])
 
 
 def test_real_scores(real):
