@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TESTS', 'as_words', 'TextVectors', 'correlation', 'sts_correlations', 'similarity_table',
-           'retrieval_accuracy', 'retrieval_table', 'parallel_treebank', 'plot_retrieval']
+           'retrieval_accuracy', 'retrieval_table', 'parallel_treebank', 'parallel_text', 'plot_retrieval']
 
 # %% ../nbs/03c_vectors.ipynb #f0f3a293
 import json, os, warnings
@@ -26,6 +26,7 @@ from .losses import masked_mean
 from .model import S2DM
 from .plots import set_style
 from .similarity import TRACKS, load_similarity
+from .sources import REGISTRY, fetch, read_text
 from .treebanks import load_sentences
 
 # %% ../nbs/03c_vectors.ipynb #c92cfabc
@@ -206,7 +207,7 @@ def retrieval_accuracy(
 def _hits(queries, candidates, start, block): # expected number of hits of one block of queries
     similarity = queries[start:start + block] @ candidates.T
     best = similarity >= similarity.amax(1, keepdim=True) - 1e-9 # the products of equal vectors may differ by rounding
-    return (best.diagonal(start) / best.sum(1)).sum().item()
+    return (best.diagonal(start).double() / best.sum(1)).sum().item()
 
 # %% ../nbs/03c_vectors.ipynb #7893a221
 def retrieval_table(
@@ -237,6 +238,17 @@ def parallel_treebank(
     sentences = load_sentences((collection,), languages)
     by = pd.Series(sentences["forms"][:], [sentences["group"][:], sentences["lang"][:]]).unstack().dropna()
     return {lang: by[lang].tolist() for lang in by}
+
+
+
+def parallel_text(
+    corpus: str = "sib200", # or "ntrex128"
+    languages: Sequence[str] | None = None, # keep only these; None: all
+) -> dict[str, list[str]]: # language -> texts; same place, same sentence
+    "The lines of a parallel corpus of one file per language."
+    files = {Path(path).stem: path for path, source in REGISTRY.items() if source.corpus == check_choice(corpus, ("sib200", "ntrex128"), "corpus") and path.endswith(".txt")}
+    for lang in languages or (): check_choice(lang, sorted(files), "languages")
+    return {lang: read_text(fetch(path), crlf=True).removesuffix("\n").split("\n") for lang, path in files.items() if not languages or lang in languages}
 
 # %% ../nbs/03c_vectors.ipynb #e7e48b30
 def plot_retrieval(
