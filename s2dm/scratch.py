@@ -219,7 +219,7 @@ def hide(
     seen = torch.where(fate < .8, SPECIAL.index("[MASK]"), torch.where(fate < .9, other, ids))
     return torch.where(chosen, seen, ids), chosen
 
-# %% ../nbs/02e_scratch.ipynb #40319e82
+# %% ../nbs/02e_scratch.ipynb #2ddc49f1
 def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # of one or two sentences: ids, position_ids, token_type_ids, each [S]
     cls, sep = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
     rows = [np.concatenate([[cls], *([*side, sep] for side in sides)]),
@@ -227,7 +227,7 @@ def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # of one or two sentences
             np.concatenate([[0], *(np.full(len(side) + 1, k) for k, side in enumerate(sides))])]
     return [torch.from_numpy(row.astype(np.int64)) for row in rows]
 
-
+# %% ../nbs/02e_scratch.ipynb #2e726018
 class MaskedBatches:
     "Sentences and pairs of sentences for `fit`, masked anew each time."
 
@@ -415,7 +415,7 @@ def prepare(
     tokenizer = train_tokenizer([s for s, apart in zip(corpus.sentences, corpus.apart) if not apart], config.tokenizer, config.vocabulary, config.positions, kind["types"])
     starts, ids = range(0, len(corpus.sentences), 10_000), []
     for i in tqdm(starts, desc="splitting into subwords", unit="10k sentences", delay=2):
-        ids += [np.array(e.ids, np.int32) for e in tokenizer.backend_tokenizer.encode_batch(corpus.sentences[i:i + 10_000], add_special_tokens=False)]
+        ids += [np.array(e.ids, np.int32) for e in tokenizer.backend_tokenizer.encode_batch_fast(corpus.sentences[i:i + 10_000], add_special_tokens=False)]
     lengths, whole = np.array([len(x) for x in ids]), np.concatenate(ids)
     alone, pairs = corpus.alone[lengths[corpus.alone] > 0], corpus.pairs[(lengths[corpus.pairs] > 0).all(1)]
     def batches(examples, seed=config.seed):
