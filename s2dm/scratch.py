@@ -367,7 +367,7 @@ class ScratchConfig(FitConfig):
 def _origins(names: Sequence[str]) -> list[tuple[str, str]]: # title and licence of everything in `names`
     corpora = dict.fromkeys(c for name in names for c in ([COLLECTIONS[p][0] for p in PAPER] if name == "ud" else [name]))
     def licence(corpus): return ", ".join(sorted({s.licence for s in REGISTRY.values() if s.corpus == corpus}))
-    return [(CORPORA[c]["title"], licence(c)) if c in CORPORA else (" | ".join(Path(p).name for p in c.split("|")), "as its owner says") for c in corpora]
+    return [(CORPORA[c]["title"], licence(c)) if c in CORPORA else (" - ".join(Path(p).name for p in c.split("|")), "as its owner says") for c in corpora]
 
 
 def model_card(
