@@ -84,13 +84,17 @@ def rate(
     rise = warmup * steps
     return min(1., (step + 1) / rise if rise else 1., (steps - step) / max(1., steps - rise))
 
-# %% ../nbs/03b_fit.ipynb #07a04abb
-def _optimizer(model: nn.Module, config: FitConfig): # AdamW over what can be trained
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    if not wanted: raise ParameterError("the model has no parameter that can be trained: is all of it frozen?")
-    groups = [dict(params=[p for p in wanted if p.dim() > 1], weight_decay=config.weight_decay), dict(params=[p for p in wanted if p.dim() < 2], weight_decay=0.)]
-    # fused: one pass over memory per parameter, where torch has that for all the devices
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=all(p.device.type in ("cpu", "cuda") for p in wanted))
+# %% ../nbs/03b_fit.ipynb #6518df82
+def _optimizer(model: nn.Module, config: FitConfig, scales: Mapping[str, float]): # AdamW over what can be trained; its groups have a "scale"
+    groups = {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad: continue
+        scale = next((s for start, s in scales.items() if name.startswith(start)), 1.)
+        groups.setdefault((p.dim() > 1, scale), []).append(p)
+    if not groups: raise ParameterError("the model has no parameter that can be trained: is all of it frozen?")
+    groups = [dict(params=ps, scale=scale, weight_decay=config.weight_decay if matrix else 0.) for (matrix, scale), ps in groups.items()]
+    # fused: one pass over memory per parameter
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=all(p.device.type in ("cpu", "cuda") for p in model.parameters()))
 
 # %% ../nbs/03b_fit.ipynb #defc2639
 def _weights(model: nn.Module) -> dict[str, Tensor]: # parameters and buffers, tied ones once
@@ -217,11 +221,11 @@ def _accelerator(precision: str) -> Accelerator:
 
 # %% ../nbs/03b_fit.ipynb #86f42730
 class _Saved: # a model in training: where it stands, in memory and on the disk
-    def __init__(self, model, data, config, folder, accelerator, about):
+    def __init__(self, model, data, config, folder, accelerator, scales, about):
         self.model, self.folder, self.accelerator, self.saved = model, folder, accelerator, time.monotonic()
         self.identity = _identity(config, data, accelerator.num_processes, **about)
         self.progress = _Progress(history=[], evaluations=[])
-        self.optimizer = _optimizer(model.to(accelerator.device), config)
+        self.optimizer = _optimizer(model.to(accelerator.device), config, scales)
         if config.fresh and accelerator.is_main_process:
             for name in ("fit", "best"): (folder / f"{name}.safetensors").unlink(missing_ok=True)
         accelerator.wait_for_everyone()
@@ -290,7 +294,7 @@ def _train_step(model, optimizer, batch, weights, config, accelerator, share) ->
     loss = objective(terms, terms, weights)
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
-    for group in optimizer.param_groups: group["lr"] = config.learning_rate * share
+    for group in optimizer.param_groups: group["lr"] = config.learning_rate * share * group["scale"]
     optimizer.step()
     optimizer.zero_grad()
     return terms | dict(loss=loss, gradient_norm=norm)
@@ -332,12 +336,13 @@ def fit(
     weights: Mapping[str, float] | None = None, # of terms; others have weight 1
     evaluate: Callable[[], dict[str, float]] | None = None, # called in eval mode, without gradients
     metric: str | None = None, # the number of `evaluate` that chooses the model: the higher, the better
+    scales: Mapping[str, float] | None = None, # beginning of parameters' names -> multiple of the learning rate
     about: Mapping | None = None, # what else makes this run what it is, such as the encoder's revision; JSON
 ) -> Fit:
     """Train `model` to the end, from the last checkpoint in `folder` if there is one. It then has the weights of the best evaluation, or the last ones.
     Raises `Diverged` for a loss that is not finite, `ParameterError` if the folder holds another run, `DataError` for a broken checkpoint or a full disk."""
     seed, folder, accelerator = config.seed if seed is None else seed, Path(folder), _accelerator(config.precision)
-    run = _Run(model, data, config, folder, accelerator, dict(about or {}, seed=seed, weights=weights))
+    run = _Run(model, data, config, folder, accelerator, scales or {}, dict(about or {}, seed=seed, weights=weights, scales=scales))
     counts, total = _steps(data, config, accelerator)
     if not run.progress.stopped and run.progress.step < total: _train(run, data, config, seed, weights, evaluate, metric, counts, total)
     accelerator.wait_for_everyone()
