@@ -209,6 +209,11 @@ class RunConfig(Config):
         "The name of what is run: the variant, and the edition unless it is the paper's or there is no S2DM."
         return self.variant if self.edition == "paper" or self.variant == "baseline" else f"{self.variant}-{self.edition}"
 
+    @property
+    def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
+        "Names figures and tables: the encoder unless it is the small one, the system, the seed unless it is 0."
+        return "_".join([Path(self.model).name] * (self.model != "small") + [self.system] + [f"seed{self.seed}"] * (self.seed > 0))
+
     def folder(self, stage: str) -> Path: # e.g. "finetune"
         "Where this run of `stage` keeps its record: runs/stage/model/system/seed."
         return runs_dir() / stage / self.model.strip("/").replace("/", "--") / self.system / f"seed{self.seed}"
