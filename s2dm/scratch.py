@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from .core import DataError, ParameterError, RunRecord, device_name, param, runs_dir
-from .encoder import length_batches
+from .encoder import _quiet, length_batches
 from .fit import Fit, FitConfig, fit, step_seed
 from .plots import set_style
 from .sources import CORPORA, REGISTRY, fetch, read_text
@@ -350,12 +350,12 @@ class ScratchConfig(FitConfig):
     positions: int = param(256, "subwords that the encoder can read; longer sentences are cut", low=8)
     dropout: float = param(0., "share of what is dropped in training", low=0, high=.9)
     masked: float = param(.15, "share of the subwords to be predicted", low=.01, high=.9)
-    budget: int = param(4096, "subwords of a batch, padding included", low=16)
+    budget: int = param(2048, "subwords of a batch, padding included", low=16)
     apart: float = param(.01, "share of the sentences, with their translations, that only the evaluation sees", low=0, high=.5)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
-    learning_rate: float = param(5e-4, "highest learning rate of AdamW", low=0)
+    learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
     log_every: int = param(50, "steps between two lines of the log", low=1)
-    evaluate_every: int = param(500, "steps between two evaluations; 0: once per epoch", low=0)
+    evaluate_every: int = param(1000, "steps between two evaluations; 0: once per epoch", low=0)
 
     def __init__(self, **params):
         super().__init__(**params)
@@ -400,7 +400,7 @@ def _replacing(folder: Path): # a new folder that takes the place of `folder` wh
 
 
 def _save(folder: Path, model: nn.Module, tokenizer, card: str): # an ordinary folder of transformers
-    with _replacing(folder) as new:
+    with _replacing(folder) as new, _quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card, encoding="utf-8")
