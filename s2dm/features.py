@@ -282,38 +282,39 @@ class TrainingBatches:
         return pad_windows(self.windows, positions)
 
 # %% ../nbs/04a_features.ipynb #3c1f516b
-def _best(scores: Tensor, n: int, later: bool) -> Tensor: # [...,T] -> [...,n] positions of the n highest, the highest first; of equal ones the later (or the earlier) first
-    bits = (scores.float() + 0.0).contiguous().view(torch.int32) # + 0.0, since -0.0 has other bits
-    place = torch.arange(scores.shape[-1], device=scores.device)
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32 | (place if later else len(place) - 1 - place)
-    return keys.topk(min(n, len(place))).indices
+def _best(scores: np.ndarray, n: int, later: bool) -> np.ndarray: # [B,T] float32 -> [B,n] positions of the n highest, the highest first; of equal ones the later (or the earlier) first
+    bits, place = (scores + np.float32(0)).view(np.int32), np.arange(scores.shape[1]) # + 0, since -0.0 has other bits
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | (place if later else place[::-1])
+    least = max(0, len(place) - n)
+    found = np.sort(np.partition(keys, least, axis=1)[:, least:], axis=1)[:, ::-1] & 0xFFFFFFFF
+    return found if later else len(place) - 1 - found
 
 
 class Spans(NamedTuple):
     "The best spans of windows, the best first."
-    start: Tensor # [B,K] int64, position of the first subword in the window
-    end: Tensor # [B,K] int64, position of the last
-    score: Tensor # [B,K] float32, the sum of their scores; -inf: there is no further span
+    start: np.ndarray # [B,K] int64, position of the first subword in the window
+    end: np.ndarray # [B,K] int64, position of the last
+    score: np.ndarray # [B,K] float32, the sum of their scores; -inf: there is no further span
 
 
 def best_spans(
-    start: Tensor, # [B,T] score of each position as the answer's start
+    start: Tensor, # [B,T] score of each position as the answer's start, on any device
     end: Tensor, # [B,T] score of each as its end
     batch: dict[str, Tensor], # of `pad_windows`: context_mask and attention_mask
     n_best: int = 20, # K, and how many starts and ends are paired
     longest: int = 30, # subwords of an answer, at most
-) -> Spans: # on the device of the scores
+) -> Spans:
     "The best spans of each window, by the rules of transformers' example. Raises `DataError` if a score is no number."
-    if bool((start.isnan() | end.isnan()).any()): raise DataError("a score is not a number (NaN); did the training diverge?")
-    there, inside = (batch[name].to(start.device).bool() for name in ("attention_mask", "context_mask"))
-    start, end = (x.float().masked_fill(~there, -torch.inf) for x in (start, end))
+    there, inside = (batch[name].cpu().numpy().astype(bool) for name in ("attention_mask", "context_mask"))
+    start, end = (np.where(there, x.detach().float().cpu().numpy(), np.float32(-np.inf)) for x in (start, end))
+    if np.isnan(start).any() or np.isnan(end).any(): raise DataError("a score is not a number (NaN); did the training diverge?")
     i, j = _best(start, n_best, later=True), _best(end, n_best, later=True)
-    fits = inside.gather(1, i)[:, :, None] & inside.gather(1, j)[:, None, :] & (i[:, :, None] <= j[:, None, :]) & (j[:, None, :] < i[:, :, None] + longest)
-    score = torch.where(fits, start.gather(1, i)[:, :, None] + end.gather(1, j)[:, None, :], -torch.inf).flatten(1)
+    take, (a, b) = np.take_along_axis, (i[:, :, None], j[:, None, :])
+    fits = take(inside, i, 1)[:, :, None] & take(inside, j, 1)[:, None, :] & (a <= b) & (b < a + longest)
+    score = np.where(fits, take(start, i, 1)[:, :, None] + take(end, j, 1)[:, None, :], np.float32(-np.inf)).reshape(len(i), -1)
     best = _best(score, n_best, later=False)
-    found = Spans(i.gather(1, best // j.shape[1]), j.gather(1, best % j.shape[1]), score.gather(1, best))
-    room = (0, n_best - best.shape[1])
-    return Spans(*(torch.nn.functional.pad(x, room, value=fill) for x, fill in zip(found, (0, 0, -torch.inf))))
+    found = take(i, best // j.shape[1], 1), take(j, best % j.shape[1], 1), take(score, best, 1)
+    return Spans(*(np.pad(x, ((0, 0), (0, n_best - best.shape[1])), constant_values=fill) for x, fill in zip(found, (0, 0, -np.inf))))
 
 # %% ../nbs/04a_features.ipynb #1cd52b7a
 class Answer(NamedTuple):
@@ -327,14 +328,14 @@ class Answer(NamedTuple):
 def choose_answers(
     windows: Windows, # those that were read
     positions: Sequence[int], # [W] the order in which they were read; each exactly once
-    spans: Spans, # [W,K] their best spans in that order; batches put together with torch.cat
+    spans: Spans, # [W,K] their best spans in that order; batches put together with np.concatenate
     top_k: int = 1, # answers of a question, at most; there are never more than K
 ) -> list[list[Answer]]: # of each row of the data set, the best first
     "The best answers to each question over all its windows."
     order = np.argsort(positions)
     if not np.array_equal(np.asarray(positions)[order], np.arange(len(windows))):
         raise ParameterError(f"{len(positions)} positions for {len(windows)} windows; expected each window exactly once")
-    start, end, score = (x.cpu().numpy()[order] for x in spans)
+    start, end, score = (x[order, :1 if top_k == 1 else None] for x in spans) # the best of all is the best of its window
     window, rank = np.nonzero(score > -np.inf)
     window, start, end, score = (x[np.lexsort((-score[window, rank], windows.row[window]))] for x in (window, start[window, rank], end[window, rank], score[window, rank]))
     bounds = np.searchsorted(windows.row[window], np.arange(len(windows.gold) + 1)).tolist()

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
@@ -210,7 +211,7 @@ class S2DMReader(_Saved):
             found.append(best_spans(*scores, batch, self.config.n_best, self.config.longest))
             order += at
         self.train(training)
-        return choose_answers(windows, order, Spans(*map(torch.cat, zip(*found))), top_k)
+        return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*found))), top_k)
 
     def answer(
         self,
