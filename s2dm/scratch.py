@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from .core import DataError, ParameterError, RunRecord, device_name, param, runs_dir
-from .encoder import length_batches
+from .encoder import _quiet, length_batches
 from .fit import Fit, FitConfig, fit, step_seed
 from .plots import set_style
 from .sources import CORPORA, REGISTRY, fetch, read_text
@@ -219,7 +219,7 @@ def hide(
     seen = torch.where(fate < .8, SPECIAL.index("[MASK]"), torch.where(fate < .9, other, ids))
     return torch.where(chosen, seen, ids), chosen
 
-# %% ../nbs/02e_scratch.ipynb #40319e82
+# %% ../nbs/02e_scratch.ipynb #2ddc49f1
 def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # of one or two sentences: ids, position_ids, token_type_ids, each [S]
     cls, sep = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
     rows = [np.concatenate([[cls], *([*side, sep] for side in sides)]),
@@ -227,7 +227,7 @@ def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # of one or two sentences
             np.concatenate([[0], *(np.full(len(side) + 1, k) for k, side in enumerate(sides))])]
     return [torch.from_numpy(row.astype(np.int64)) for row in rows]
 
-
+# %% ../nbs/02e_scratch.ipynb #2e726018
 class MaskedBatches:
     "Sentences and pairs of sentences for `fit`, masked anew each time."
 
@@ -350,12 +350,12 @@ class ScratchConfig(FitConfig):
     positions: int = param(256, "subwords that the encoder can read; longer sentences are cut", low=8)
     dropout: float = param(0., "share of what is dropped in training", low=0, high=.9)
     masked: float = param(.15, "share of the subwords to be predicted", low=.01, high=.9)
-    budget: int = param(4096, "subwords of a batch, padding included", low=16)
+    budget: int = param(2048, "subwords of a batch, padding included", low=16)
     apart: float = param(.01, "share of the sentences, with their translations, that only the evaluation sees", low=0, high=.5)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
-    learning_rate: float = param(5e-4, "highest learning rate of AdamW", low=0)
+    learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
     log_every: int = param(50, "steps between two lines of the log", low=1)
-    evaluate_every: int = param(500, "steps between two evaluations; 0: once per epoch", low=0)
+    evaluate_every: int = param(1000, "steps between two evaluations; 0: once per epoch", low=0)
 
     def __init__(self, **params):
         super().__init__(**params)
@@ -367,7 +367,7 @@ class ScratchConfig(FitConfig):
 def _origins(names: Sequence[str]) -> list[tuple[str, str]]: # title and licence of everything in `names`
     corpora = dict.fromkeys(c for name in names for c in ([COLLECTIONS[p][0] for p in PAPER] if name == "ud" else [name]))
     def licence(corpus): return ", ".join(sorted({s.licence for s in REGISTRY.values() if s.corpus == corpus}))
-    return [(CORPORA[c]["title"], licence(c)) if c in CORPORA else (" | ".join(Path(p).name for p in c.split("|")), "as its owner says") for c in corpora]
+    return [(CORPORA[c]["title"], licence(c)) if c in CORPORA else (" - ".join(Path(p).name for p in c.split("|")), "as its owner says") for c in corpora]
 
 
 def model_card(
@@ -400,7 +400,7 @@ def _replacing(folder: Path): # a new folder that takes the place of `folder` wh
 
 
 def _save(folder: Path, model: nn.Module, tokenizer, card: str): # an ordinary folder of transformers
-    with _replacing(folder) as new:
+    with _replacing(folder) as new, _quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card, encoding="utf-8")
@@ -415,7 +415,7 @@ def prepare(
     tokenizer = train_tokenizer([s for s, apart in zip(corpus.sentences, corpus.apart) if not apart], config.tokenizer, config.vocabulary, config.positions, kind["types"])
     starts, ids = range(0, len(corpus.sentences), 10_000), []
     for i in tqdm(starts, desc="splitting into subwords", unit="10k sentences", delay=2):
-        ids += [np.array(e.ids, np.int32) for e in tokenizer.backend_tokenizer.encode_batch(corpus.sentences[i:i + 10_000], add_special_tokens=False)]
+        ids += [np.array(e.ids, np.int32) for e in tokenizer.backend_tokenizer.encode_batch_fast(corpus.sentences[i:i + 10_000], add_special_tokens=False)]
     lengths, whole = np.array([len(x) for x in ids]), np.concatenate(ids)
     alone, pairs = corpus.alone[lengths[corpus.alone] > 0], corpus.pairs[(lengths[corpus.pairs] > 0).all(1)]
     def batches(examples, seed=config.seed):
