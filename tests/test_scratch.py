@@ -385,7 +385,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     with pytest.raises(MissingData, match="has not been trained yet"): find_encoder("small")
-    assert start().wait(120) == 0
+    assert start().wait(240) == 0
     ended = find_encoder("small").folder
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"): assert (ended / name).read_bytes() == (whole.folder / name).read_bytes(), name
     measured = json.loads((ended.parent / "metrics.json").read_text())
