@@ -267,16 +267,17 @@ def _card(config: PretrainConfig, model: S2DM, encoder: Encoder, data: SentenceD
 NEW = ("sib200",) # parallel sentences that S2DM has not seen
 
 
-def _tables(vectors: TextVectors, config: PretrainConfig) -> tuple[dict[str, pd.DataFrame], list[str]]: # tables, and what is missing
+def _tables(vectors: TextVectors, untrained: TextVectors, config: PretrainConfig) -> tuple[dict[str, pd.DataFrame], list[str]]: # tables, and what is missing
     tables, missing = {}, []
     def measure(name, table): # one more piece of a table, or a line in `missing`
-        try: tables[name] = pd.concat([*([tables[name]] if name in tables else []), table()], ignore_index=True)
-        except MissingData as error: missing.append(str(error))
-    for test in TESTS: measure("sts", lambda test=test: similarity_table(vectors, [test]))
+        try: part = table(vectors).assign(y_untrained=table(untrained)["y"])
+        except MissingData as error: return missing.append(str(error))
+        tables[name] = pd.concat([*([tables[name]] if name in tables else []), part], ignore_index=True)
+    for test in TESTS: measure("sts", lambda v, test=test: similarity_table(v, [test]))
     if "pud" in config.collections:
         languages = sorted({"en", *config.languages}) if config.languages else None
-        measure("retrieval_pud", lambda: retrieval_table(vectors, parallel_treebank("pud", languages)))
-    for corpus in NEW: measure(f"retrieval_{corpus}", lambda corpus=corpus: retrieval_table(vectors, parallel_text(corpus)))
+        measure("retrieval_pud", lambda v: retrieval_table(v, parallel_treebank("pud", languages)))
+    for corpus in NEW: measure(f"retrieval_{corpus}", lambda v, corpus=corpus: retrieval_table(v, parallel_text(corpus)))
     return tables, missing
 
 # %% ../nbs/03a_siamese.ipynb #93885ad7
@@ -334,7 +335,8 @@ def pretrain(
     result = Pretrained("_".join([Path(config.model).name] * (config.model != "small") + [config.system]), folder, vectors, found, {}, [])
     if record:
         _save(folder / "checkpoint", config, vectors, data, found)
-        result.tables, result.missing = _tables(vectors, config)
+        seed_everything(config.seed)  # the weights from which the training started
+        result.tables, result.missing = _tables(vectors, TextVectors(encoder, S2DM(wanted).to(encoder.device), cache), config)
         record.save(_metrics(result, data))
     return result
 

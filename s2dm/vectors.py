@@ -256,12 +256,12 @@ def plot_retrieval(
 ) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
     "Accuracy of retrieval by language, a bar for each kind of vector."
     set_style()
-    kinds = [k for k in KINDS if k in table]
-    data = table[["lang", "sentences", *kinds]].sort_values(kinds[min(1, len(kinds) - 1)], ascending=False, ignore_index=True)
+    labels = dict(mean="encoder, mean-pooled", y_untrained="y before training", y="semantic, y", z="syntactic, z")
+    kinds = [k for k in labels if k in table]
+    data = table[["lang", "sentences", *kinds]].sort_values("y" if "y" in table else "mean", ascending=False, ignore_index=True)
     fig, ax = plt.subplots(figsize=(1.5 + .4 * len(data), 3), layout="constrained")
-    labels = dict(mean="encoder, mean-pooled", y="semantic, y", z="syntactic, z")
     data.plot.bar(x="lang", y=kinds, ax=ax, width=.8, rot=0, label=[labels[k] for k in kinds])
     ax.set(ylim=(0, 100), xlabel="", ylabel="retrieved (%)")
     ax.grid(axis="x", visible=False)
-    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(.5, 1))
+    ax.legend(ncols=len(kinds), loc="lower center", bbox_to_anchor=(.5, 1))
     return fig, data
