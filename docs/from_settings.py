@@ -1,5 +1,10 @@
-"""Write what settings.ini decides: README.md from nbs/index.ipynb, with its badges, and the first cell of each notebook, which installs the package in
-Colab. Licences come from the registry. With `--check` nothing is written; what differs is named, and the exit status is 1."""
+"""Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab; and
+the tables in the notebooks' prose, from the csv in figures/ that a run has written:
+
+    <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
+    <!-- end -->
+
+(file, then the columns to show; none: all). With `--check` nothing is written; what differs is named, and the exit status is 1."""
 import csv
 import json
 import re
@@ -56,9 +61,30 @@ def readme() -> str:
     return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()) + "\n"
 
 
+def number(text: str) -> str: # as a table shows it
+    try: return text if float(text).is_integer() and "." not in text else f"{float(text):.1f}"
+    except ValueError: return text
+
+
+def table(match: re.Match) -> str:
+    "A table between its two comments, from its file."
+    file, *columns = match[1].split()
+    with open(ROOT / file, encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
+    columns = columns or list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([number(row[c]) for c in columns] for row in rows)]
+    return "\n".join([f"<!-- table {match[1]} -->", *(f"| {' | '.join(line)} |" for line in lines), "<!-- end -->"])
+
+
+def with_tables(source: str) -> str:
+    "Markdown whose tables are up to date."
+    return re.sub(r"<!-- table (.+?) -->\n(?:.*?\n)??<!-- end -->", table, source, flags=re.S)
+
+
 def with_colab_cell(text: str, cfg: dict[str, str]) -> str:
-    "A notebook with its Colab cell, right after the title."
+    "A notebook with its Colab cell, right after the title, and its tables."
     notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown": cell["source"] = with_tables("".join(cell["source"])).splitlines(keepends=True)
     cells = [c for c in notebook["cells"] if c["id"] != "colab"]
     install = f'"install --quiet git+https://github.com/{cfg["user"]}/{cfg["repo"]}@{cfg["branch"]}"'
     source = ["#| hide\n", "import sys\n", f'if "google.colab" in sys.modules: get_ipython().run_line_magic("pip", {install})']
@@ -71,7 +97,7 @@ def main(check: bool):
     made = {path: with_colab_cell(path.read_text(encoding="utf-8"), settings()) for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
     made[ROOT / "README.md"] = readme()
     stale = [path for path, text in made.items() if path.read_text(encoding="utf-8") != text]
-    if check and stale: sys.exit(f"not what settings.ini and nbs/index.ipynb make of it: {', '.join(p.name for p in stale)}; run `make export`")
+    if check and stale: sys.exit(f"not what settings.ini, nbs/index.ipynb and figures/ make of it: {', '.join(p.name for p in stale)}; run `make export`")
     for path in stale: path.write_text(made[path], encoding="utf-8")
 
 

@@ -204,9 +204,19 @@ class RunConfig(Config):
     edition: str = param("paper", "reading of the paper where text and released code differ", choices=EDITIONS)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
 
+    @property
+    def system(self) -> str: # e.g. "s2dm_sp", "s2dm_sp-released"; subclasses add what else tells two runs apart
+        "The name of what is run: the variant, and the edition unless it is the paper's or there is no S2DM."
+        return self.variant if self.edition == "paper" or self.variant == "baseline" else f"{self.variant}-{self.edition}"
+
+    @property
+    def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
+        "Names figures and tables: the encoder unless it is the small one, the system, the seed unless it is 0."
+        return "_".join([Path(self.model).name] * (self.model != "small") + [self.system] + [f"seed{self.seed}"] * (self.seed > 0))
+
     def folder(self, stage: str) -> Path: # e.g. "finetune"
-        "Where this run of `stage` keeps its record: runs/stage/model/variant/seed."
-        return runs_dir() / stage / self.model.strip("/").replace("/", "--") / self.variant / f"seed{self.seed}"
+        "Where this run of `stage` keeps its record: runs/stage/model/system/seed."
+        return runs_dir() / stage / self.model.strip("/").replace("/", "--") / self.system / f"seed{self.seed}"
 
 # %% ../nbs/00a_core.ipynb #ef7dd600
 PACKAGES = ("s2dm", "torch", "transformers", "datasets", "accelerate", "numpy", "pandas", "conllu")

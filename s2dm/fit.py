@@ -84,13 +84,17 @@ def rate(
     rise = warmup * steps
     return min(1., (step + 1) / rise if rise else 1., (steps - step) / max(1., steps - rise))
 
-# %% ../nbs/03b_fit.ipynb #07a04abb
-def _optimizer(model: nn.Module, config: FitConfig): # AdamW over what can be trained
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    if not wanted: raise ParameterError("the model has no parameter that can be trained: is all of it frozen?")
-    groups = [dict(params=[p for p in wanted if p.dim() > 1], weight_decay=config.weight_decay), dict(params=[p for p in wanted if p.dim() < 2], weight_decay=0.)]
-    # fused: one pass over memory per parameter, where torch has that for all the devices
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=all(p.device.type in ("cpu", "cuda") for p in wanted))
+# %% ../nbs/03b_fit.ipynb #6518df82
+def _optimizer(model: nn.Module, config: FitConfig, scales: Mapping[str, float]): # AdamW over what can be trained; its groups have a "scale"
+    groups = {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad: continue
+        scale = next((s for start, s in scales.items() if name.startswith(start)), 1.)
+        groups.setdefault((p.dim() > 1, scale), []).append(p)
+    if not groups: raise ParameterError("the model has no parameter that can be trained: is all of it frozen?")
+    groups = [dict(params=ps, scale=scale, weight_decay=config.weight_decay if matrix else 0.) for (matrix, scale), ps in groups.items()]
+    # fused: one pass over memory per parameter
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=all(p.device.type in ("cpu", "cuda") for p in model.parameters()))
 
 # %% ../nbs/03b_fit.ipynb #defc2639
 def _weights(model: nn.Module) -> dict[str, Tensor]: # parameters and buffers, tied ones once
@@ -152,7 +156,8 @@ def _check_finite(
     bad = (~rows.isfinite()).nonzero()
     if not len(bad): return
     first = int(bad[0, 0])
-    terms = [names[j] for i, j in bad.tolist() if i == first and names[j] != "loss"] or ["loss"]
+    found = [names[j] for i, j in bad.tolist() if i == first]
+    terms = [name for name in found if name not in ("loss", "gradient_norm")] or found # these two only follow
     there = "the last good checkpoint is" if (folder / "fit.safetensors").exists() else "there was no checkpoint yet"
     raise Diverged(f"step {last - len(rows) + first + 1}: {' and '.join(terms)} {'is' if len(terms) == 1 else 'are'} not finite; {there} in {folder}. "
                    "A lower learning_rate, a lower clip or precision='float32' may help.")
@@ -183,7 +188,7 @@ class Fit:
 class _Log: # terms of the steps since the last line, and where lines go
     def __init__(self, accelerator: Accelerator, folder: Path, step: int):
         self.accelerator, self.folder, self.rows = accelerator, folder, []
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step) if accelerator.is_main_process else None
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) if accelerator.is_main_process else None
 
     def add(self, terms: dict[str, Tensor]):
         self.names = list(terms)
@@ -215,12 +220,12 @@ def _accelerator(precision: str) -> Accelerator:
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if precision == "bfloat16" else "no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 # %% ../nbs/03b_fit.ipynb #86f42730
-class _Run: # a model in training: where it stands, and what of it is on the disk
-    def __init__(self, model, data, config, folder, accelerator, about):
+class _Saved: # a model in training: where it stands, in memory and on the disk
+    def __init__(self, model, data, config, folder, accelerator, scales, about):
         self.model, self.folder, self.accelerator, self.saved = model, folder, accelerator, time.monotonic()
         self.identity = _identity(config, data, accelerator.num_processes, **about)
         self.progress = _Progress(history=[], evaluations=[])
-        self.optimizer = _optimizer(model.to(accelerator.device), config)
+        self.optimizer = _optimizer(model.to(accelerator.device), config, scales)
         if config.fresh and accelerator.is_main_process:
             for name in ("fit", "best"): (folder / f"{name}.safetensors").unlink(missing_ok=True)
         accelerator.wait_for_everyone()
@@ -243,6 +248,8 @@ class _Run: # a model in training: where it stands, and what of it is on the dis
                   dict(identity=self.identity, progress=vars(self.progress)))
         self.saved = time.monotonic()
 
+# %% ../nbs/03b_fit.ipynb #b3780294
+class _Run(_Saved): # ... that is judged, and ends
     def evaluate(self, evaluate, metric, patience) -> dict:
         p, found = self.progress, [None]
         if self.accelerator.is_main_process:
@@ -266,7 +273,7 @@ class _Run: # a model in training: where it stands, and what of it is on the dis
         return Fit(p.step, p.best_step or p.step, p.seconds, pd.DataFrame(p.history), pd.DataFrame(p.evaluations))
 
 # %% ../nbs/03b_fit.ipynb #172b884d
-def _steps(data: Batches, config: FitConfig, seed: int, accelerator: Accelerator) -> tuple[list[int], int]: # steps of each epoch, steps in all
+def _steps(data: Batches, config: FitConfig, accelerator: Accelerator) -> tuple[list[int], int]: # steps of each epoch, steps in all
     counts = [len(data.plan(epoch)) // accelerator.num_processes for epoch in range(config.epochs)]
     if min(counts) == 0: raise ParameterError(f"{len(data.plan(0))} batches are too few for {accelerator.num_processes} process(es); expected at least one each")
     return counts, min(sum(counts), config.max_steps or sum(counts))
@@ -287,32 +294,17 @@ def _train_step(model, optimizer, batch, weights, config, accelerator, share) ->
     loss = objective(terms, terms, weights)
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
-    for group in optimizer.param_groups: group["lr"] = config.learning_rate * share
+    for group in optimizer.param_groups: group["lr"] = config.learning_rate * share * group["scale"]
     optimizer.step()
     optimizer.zero_grad()
     return terms | dict(loss=loss, gradient_norm=norm)
 
 # %% ../nbs/03b_fit.ipynb #2589e3c3
-def fit(
-    model: nn.Module, # model(batch) -> dict of loss terms, tensors of any shape; trained in place
-    data: Batches, # what to train on
-    config: FitConfig, # how
-    folder: str | os.PathLike, # where checkpoints (fit.safetensors, best.safetensors) and tensorboard/ go
-    seed: int | None = None, # of batches and of sampling; None: config.seed
-    weights: Mapping[str, float] | None = None, # of terms; others have weight 1
-    evaluate: Callable[[], dict[str, float]] | None = None, # called in eval mode, without gradients
-    metric: str | None = None, # the number of `evaluate` that chooses the model: the higher, the better
-    about: Mapping | None = None, # what else makes this run what it is, such as the encoder's revision; JSON
-) -> Fit:
-    """Train `model` to the end, from the last checkpoint in `folder` if there is one. It then has the weights of the best evaluation, or the last ones.
-    Raises `Diverged` for a loss that is not finite, `ParameterError` if the folder holds another run, `DataError` for a broken checkpoint or a full disk."""
-    seed, folder, accelerator = config.seed if seed is None else seed, Path(folder), _accelerator(config.precision)
-    run = _Run(model, data, config, folder, accelerator, dict(about or {}, seed=seed, weights=weights))
-    p, (counts, total) = run.progress, _steps(data, config, seed, accelerator)
-    if p.stopped or p.step == total: return run.finish()
-    net, optimizer = accelerator.prepare(model.train(), run.optimizer)
-    log, started, before = _Log(accelerator, folder, p.step), time.monotonic(), p.seconds
-    bar = tqdm(total=total, initial=p.step, desc=folder.name, unit="step", mininterval=1, disable=not accelerator.is_main_process)
+def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, total): # from where the run stands to its end
+    p, accelerator = run.progress, run.accelerator
+    net, optimizer = accelerator.prepare(run.model.train(), run.optimizer)
+    log, started, before = _Log(accelerator, run.folder, p.step), time.monotonic(), p.seconds
+    bar = tqdm(total=total, initial=p.step, desc="/".join(run.folder.parts[-2:]), unit="step", delay=1, disable=not accelerator.is_main_process)
     try:
         for epoch, left, batch in _batches(data, config, seed, accelerator, counts, p.step):
             torch.manual_seed(step_seed(seed, p.step, accelerator.process_index))
@@ -333,5 +325,25 @@ def fit(
         bar.close()
         log.close()
         accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # prepare() had changed its forward
+
+# %% ../nbs/03b_fit.ipynb #026d9b65
+def fit(
+    model: nn.Module, # model(batch) -> dict of loss terms, tensors of any shape; trained in place
+    data: Batches, # what to train on
+    config: FitConfig, # how
+    folder: str | os.PathLike, # where checkpoints (fit.safetensors, best.safetensors) and tensorboard/ go
+    seed: int | None = None, # of batches and of sampling; None: config.seed
+    weights: Mapping[str, float] | None = None, # of terms; others have weight 1
+    evaluate: Callable[[], dict[str, float]] | None = None, # called in eval mode, without gradients
+    metric: str | None = None, # the number of `evaluate` that chooses the model: the higher, the better
+    scales: Mapping[str, float] | None = None, # beginning of parameters' names -> multiple of the learning rate
+    about: Mapping | None = None, # what else makes this run what it is, such as the encoder's revision; JSON
+) -> Fit:
+    """Train `model` to the end, from the last checkpoint in `folder` if there is one. It then has the weights of the best evaluation, or the last ones.
+    Raises `Diverged` for a loss that is not finite, `ParameterError` if the folder holds another run, `DataError` for a broken checkpoint or a full disk."""
+    seed, folder, accelerator = config.seed if seed is None else seed, Path(folder), _accelerator(config.precision)
+    run = _Run(model, data, config, folder, accelerator, scales or {}, dict(about or {}, seed=seed, weights=weights, scales=scales))
+    counts, total = _steps(data, config, accelerator)
+    if not run.progress.stopped and run.progress.step < total: _train(run, data, config, seed, weights, evaluate, metric, counts, total)
     accelerator.wait_for_everyone()
     return run.finish()

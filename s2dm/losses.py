@@ -207,15 +207,15 @@ def decoder_inputs(y: Tensor, # [2B,m] semantic vectors: the sources, then their
 # %% ../nbs/02c_losses.ipynb #549e611b
 @_full_precision
 def hardest_negatives(y: Tensor, # [N,m] semantic vectors
-    group: Tensor, # [N] integers, equal for translations of the same sentence
+    group: Tensor, # [N] integers from 0, equal for translations of the same sentence
     candidates: Tensor | None = None, # [C,m] further semantic vectors, such as those of earlier batches (detach them first)
-    candidate_group: Tensor | None = None, # [C] their groups
+    candidate_group: Tensor | None = None, # [C] their groups; a negative number: no candidate, such as an empty slot of a memory
     ) -> tuple[Tensor, Tensor]: # [N,m] the negatives, [N] bool, false where no candidate was admissible (and the vector means nothing)
     "For each sentence the vector of the most similar sentence, by cosine, that is no translation of it (section 3.2, below Eq. 5)."
     bank = y if candidates is None else torch.cat([y, candidates])
     bank_group = group if candidates is None else torch.cat([group, candidate_group])
     # DEVIATION 3: groups are excluded, where the paper limits negatives to sentences with one translation
-    akin = group[:, None] == bank_group
+    akin = (group[:, None] == bank_group) | (bank_group < 0)
     with torch.no_grad():
         similarity = F.normalize(y, dim=-1) @ F.normalize(bank, dim=-1).mT
         chosen = similarity.masked_fill(akin, -torch.inf).argmax(1)

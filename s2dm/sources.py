@@ -25,7 +25,7 @@ class Source:
     "One file of the registry."
     path: str # relative to `data/raw/` and to a mirror
     corpus: str # key of `CORPORA`
-    url: str # primary address, or archive#member
+    url: str # primary address, or archive#member; "" if only a mirror has it
     copy: str = "" # second address of the same bytes
     bytes: int | None = None # size, None if not published
     sha256: str = "" # "" if not published
@@ -157,6 +157,9 @@ def _from_mirror(mirror: str, source: Source, target: Path) -> Path | None: # No
 
 # %% ../nbs/01a_sources.ipynb #45ba5eea
 def _from_publisher(source: Source, target: Path, registry: dict[str, Source], tried: list[str]) -> Path:
+    if not source.url + source.copy:
+        raise MissingData(f"cannot get {source}: its publisher offers this text in other files only. Set S2DM_MIRROR to a folder or an http(s) server "
+                          f"that holds this one as {source.path}.")
     if source.archive:
         try:
             return _unpack(fetch(source.archive, registry), source.url.partition("#")[2], target, source)
@@ -205,9 +208,11 @@ def needs_publisher(
 # %% ../nbs/01a_sources.ipynb #36818c12
 def read_text(
     file: str | os.PathLike, # a local file
+    crlf: bool = False, # lines may end in CR LF, which becomes LF
 ) -> str:
     "The text of a UTF-8 file. Raises `DataError` for a byte-order mark, a carriage return or bytes that are not UTF-8."
     raw = Path(file).read_bytes()
+    if crlf: raw = raw.replace(b"\r\n", b"\n")
     if raw.startswith(b"\xef\xbb\xbf"): raise DataError(f"{file}:1: byte-order mark; expected UTF-8 without one")
     if b"\r" in raw:
         line = raw[:raw.index(b"\r")].count(b"\n") + 1

@@ -83,7 +83,7 @@ def copy(tmp_path_factory):
     "A copy of what nbdev reads and writes, exported and cleaned."
     folder = tmp_path_factory.mktemp("copy") / "s2dm"
     folder.mkdir()
-    for part in ("nbs", "s2dm", "docs"): shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for part in ("nbs", "s2dm", "docs", "figures"): shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for part in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / part, folder)
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, check=True, timeout=200)
@@ -102,6 +102,21 @@ def test_notebooks_are_clean(copy, path):
 
 def test_readme_and_colab_cells_are_made_from_index_and_settings():
     subprocess.run([sys.executable, ROOT / "docs/from_settings.py", "--check"], check=True)
+
+
+def test_tables_in_prose_come_from_figures(copy):
+    "A changed number in a csv makes the notebook that shows it stale, and another run of the script mends it."
+    notebook = copy / "nbs/01_data.ipynb"
+    before, text = notebook.read_text(encoding="utf-8"), json.loads(notebook.read_text(encoding="utf-8"))
+    text["cells"][1]["source"] += ["\n", "<!-- table figures/t.csv b a -->\n", "<!-- end -->"]
+    notebook.write_text(json.dumps(text), encoding="utf-8")
+    (copy / "figures").mkdir(exist_ok=True)
+    for value, shown in (("0.26", "| 12 | 0.3 |"), ("x", "| 12 | x |")):
+        (copy / "figures/t.csv").write_text(f"a,b,c\n{value},12,3\n")
+        assert subprocess.run([sys.executable, copy / "docs/from_settings.py", "--check"], capture_output=True).returncode == 1
+        subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
+        assert f"| b | a |\n| --- | --- |\n{shown}\n<!-- end -->" in "".join(cells(notebook, "markdown")[0]["source"])
+    notebook.write_text(before, encoding="utf-8")
 
 
 def test_links_come_from_one_setting(copy):

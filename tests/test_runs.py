@@ -30,7 +30,9 @@ def papermill(notebook, parameters, tmp_path, **env):
 def test_every_command_of_the_readme_is_known_here():
     "A new command in the README fails this until a test below executes it."
     assert COMMANDS == ["make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
-                        "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts", "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert"]
+                        "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts",
+                        "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb", "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
+                        "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert"]
 
 
 def test_make_help_lists_the_targets():
@@ -67,6 +69,7 @@ def test_an_old_python_is_named():
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples_of_the_readme(example, tmp_path, request):
     if "load_" in example: request.getfixturevalue("mirror_folder")
+    if "runs_dir" in example: pytest.skip("reads what runs leave: see test_from_text_to_vectors")
     printed = re.search(re.escape(example) + r"```\n\n((?:    .*\n)+)", README)
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=ROOT, env={**os.environ, "S2DM_MIRROR": MIRROR}, capture_output=True, text=True, timeout=200)
     assert out.returncode == 0, out.stderr
@@ -114,7 +117,24 @@ def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, m
     assert [tuple(row) for row in tables["reading"][["lang_context", "lang_question", "questions"]].values] == [("hi", "zh", 1)] and len(tables["missing"]) == 97
 
 
+def test_from_text_to_vectors(tmp_path, mirror_folder):
+    "The README's way from no encoder to vectors of sentences, with small numbers: encoder, S2DM, and the example that reads them."
+    for stage, more in (("02_encoder", "-p texts tatoeba -p parallel tatoeba -p vocabulary 600 -p layers 1 -p width 24 -p feed_forward 24 -p max_steps 20"),
+                        ("03_pretrain", "-p collections partut-it -p max_steps 20 -p overrides latent_width=16,mlp_width=16,decoder_width=16")):
+        command = next(c for c in COMMANDS if stage in c).replace(f"runs/{stage}.ipynb", str(tmp_path / "run.ipynb"))
+        out = shell(f"{command} {more}", S2DM_MIRROR=mirror_folder, **OFFLINE)
+        assert out.returncode == 0, out.stderr[-3000:]
+    figures = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert {"encoder_small.png", "pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png"} <= figures
+    folder, = (tmp_path / "runs/pretrain/small").iterdir()
+    folder.rename(folder.with_name("s2dm_sp"))
+    example, = (e for e in EXAMPLES if "runs_dir" in e)
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=ROOT, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=100)
+    assert out.returncode == 0 and out.stdout.strip() == "torch.Size([3, 3]) torch.Size([1, 16])", out.stderr
+
+
 @pytest.mark.parametrize("notebook, parameters, says", [
+    ("02_encoder", "-p texts tatoba", "'tatoba' is no file and no corpus"), ("03_pretrain", "-p variant baseline", "baseline"), ("03_pretrain", "-p overrides kapa_min=1", "kapa_min"),
     ("01_data", "-p corpora xqad", "did you mean 'xquad'?"), ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
     ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, mbert, xlm100, xlmr, a hub id"),
     ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"), ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"), ("04_finetune", "-p edition draft", "choose one of paper, released, refined")])

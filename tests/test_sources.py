@@ -165,6 +165,17 @@ def test_mirrors_are_folders_or_servers(serve, published, monkeypatch, tmp_path)
     with pytest.raises(DataError, match="is no folder"): get(registry)
 
 
+def test_a_file_without_an_address_comes_from_a_mirror_only(serve, published, monkeypatch):
+    made = entry(serve(published), url="")
+    with pytest.raises(MissingData, match="other files only. Set S2DM_MIRROR to .* holds this one as demo/big.bin"): get(made)
+    shelf = data_dir().parent / "mirror/demo"
+    shelf.mkdir(parents=True)
+    (shelf / "big.bin").write_bytes((published / "big.bin").read_bytes())
+    for place in (str(shelf.parent), serve(shelf.parent).url):
+        monkeypatch.setenv("S2DM_MIRROR", place)
+        assert get(made).read_bytes() == (published / "big.bin").read_bytes()
+
+
 def test_stand_in_is_used_with_a_mirror_only_and_said(serve, published, monkeypatch, tmp_path):
     server = serve(published)
     old = entry(server, path="demo/old.bin")
@@ -286,6 +297,10 @@ def test_text_is_read_strictly(tmp_path):
         file.write_bytes(raw)
         with pytest.raises(DataError) as error: read_text(file)
         assert says in str(error.value)
+    file.write_bytes("a\r\né\r\n\u2028".encode())
+    assert read_text(file, crlf=True) == "a\né\n\u2028"
+    file.write_bytes(b"a\r\nb\rc\r\n")
+    with pytest.raises(DataError, match="a.txt:2: carriage return"): read_text(file, crlf=True)
 
 
 def test_cache_follows_files_and_code(tmp_path, monkeypatch):
@@ -347,5 +362,5 @@ def test_real_mirror_over_http(serve, mirror_folder, monkeypatch):
 
 def test_real_mirror_matches_the_registry(real, mirror_folder):
     found = [s for s in REGISTRY.values() if (Path(mirror_folder) / s.path).is_file()]
-    assert len(found) > 80
+    assert len(found) > 150
     for s in found: assert fetch(s.path) == Path(mirror_folder) / s.path and (not s.bytes or s.bytes == (Path(mirror_folder) / s.path).stat().st_size)
