@@ -543,7 +543,6 @@ def _fits(question, proposition):
     asked, there = getattr(question.clause, question.role), getattr(proposition, question.role)
     if proposition.verb != question.clause.verb or there is None: return False
     if question.word == "which" and (asked.stem, asked.relation, asked.number != "") != (there.stem, there.relation, there.number != ""): return False
-    if question.word in ("who", "what") and (there.kind == "thing") != (question.word == "what"): return False
     pairs = [(getattr(question.clause, r), getattr(proposition, r)) for r in ROLES if r != question.role]
     return all(mention is None or (e is not None and covers(mention, e)) for mention, e in pairs)
 
