@@ -663,11 +663,14 @@ class SyntheticConfig(Config):
 def _text_files(config, grammars):
     for part, documents in (("train", config.documents), ("dev", config.documents // 20)):
         for name, grammar in grammars.items():
-            draw, out = config.draw(part, "text", name), []
+            draw, passages, questions = config.draw(part, "text", name), [], []
             for _ in range(documents):
-                clauses, asked = draw_passage(draw, 1)
-                out.append("".join(grammar(meaning).text + "\n" for meaning in (*clauses, asked[0][1])))
-            yield f"{part}/{name}.txt", "\n".join(out)
+                clauses, [(_, question)] = draw_passage(draw, 1)
+                passages.append([grammar(clause).text for clause in clauses])
+                questions.append(grammar(question).text)
+            yield f"{part}/{name}.txt", "\n".join("".join(f"{s}\n" for s in [*p, q]) for p, q in zip(passages, questions))
+            yield f"{part}/{name}.passages.txt", "".join(" ".join(p) + "\n" for p in passages)
+            yield f"{part}/{name}.questions.txt", "".join(f"{q}\n" for q in questions)
 
 # %% ../nbs/01e_synthetic.ipynb #d887babe
 def _treebank_files(config, grammars):
