@@ -172,14 +172,15 @@ def _keep(dataset, column, languages): # rows whose `column` is one of `language
 # %% ../nbs/01b_treebanks.ipynb #245e8058
 def align(
     sentences: Dataset, # as from `load_sentences`
+    source: str = "en", # the language that all others are paired with
 ) -> Dataset:
-    "English paired with every other language, by group. Columns of `load_pairs`. Raises `DataError` if a group has a language twice."
+    "The source paired with every other language, by group. Columns of `load_pairs`. Raises `DataError` if a group has a language twice."
     groups, langs = sentences["group"][:], sentences["lang"][:]  # a datasets column is lazy, element by element
     at = {(g, l): i for i, (g, l) in enumerate(zip(groups, langs))}
     if len(at) < len(sentences): raise DataError("a sentence occurs twice in the same language and group; expected one version per language")
-    pairs = [(at[g, "en"], i) for i, (g, l) in enumerate(zip(groups, langs)) if l != "en" and (g, "en") in at]
+    pairs = [(at[g, source], i) for i, (g, l) in enumerate(zip(groups, langs)) if l != source and (g, source) in at]
     everything = sentences.with_format("arrow")[:]
-    head = pa.table(dict(pair_id=[f"{groups[i]}/en-{langs[i]}" for _, i in pairs], group=[groups[i] for _, i in pairs]))
+    head = pa.table(dict(pair_id=[f"{groups[i]}/{source}-{langs[i]}" for _, i in pairs], group=[groups[i] for _, i in pairs]))
     for side, end in enumerate("st"):
         table = everything.take(pa.array([pair[side] for pair in pairs], pa.int64()))
         for name in sentences.column_names:
