@@ -261,7 +261,7 @@ def peak_memory() -> dict[str, float]: # MiB
 
 # %% ../nbs/00a_core.ipynb #93d6a8a1
 class RunRecord:
-    "config.json and metrics.json of one run."
+    "config.json and metrics.json of one run. In a `with` block, a run that is refused (`ParameterError`) leaves the record that was there."
 
     def __init__(
         self,
@@ -269,11 +269,19 @@ class RunRecord:
         config: Config, # the checked parameters
     ):
         self.folder, self._start = Path(folder), time.perf_counter()
+        self._before = {path: path.read_bytes() for name in ("config.json", "metrics.json") if (path := self.folder / name).exists()}
         (self.folder / "metrics.json").unlink(missing_ok=True)
         self.config = dict(
             parameters=config.as_dict(), seed=getattr(config, "seed", None), git_revision=git_revision(), versions=versions(),
             device=device_name(), started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
         write_json(self.folder / "config.json", self.config)
+
+    def __enter__(self): return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None or not issubclass(kind, ParameterError): return
+        for path, content in self._before.items():
+            with atomic_write(path) as tmp: tmp.write_bytes(content)
 
     def save(
         self,

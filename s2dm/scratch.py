@@ -11,7 +11,7 @@ __all__ = ['TEXTS', 'SPECIAL', 'TOKENIZERS', 'ARCHITECTURES', 'load_text', 'load
 import hashlib, re, shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -342,7 +342,7 @@ class ScratchConfig(FitConfig):
     mixed: int = param(0, "pairs from each line of ntrex128 and sib200 besides those with English", low=0)
     tokenizer: str = param("bpe", "how words are split", choices=TOKENIZERS)
     vocabulary: int = param(12_000, "subwords at most", low=50)
-    architecture: str = param("bert", "of the encoder", choices=tuple(ARCHITECTURES))
+    architecture: str = param("roformer", "of the encoder", choices=tuple(ARCHITECTURES))
     layers: int = param(3, "transformer blocks", low=1)
     width: int = param(192, "of the hidden states", low=2)
     heads: int = param(3, "of attention; they divide the width", low=1)
@@ -350,7 +350,7 @@ class ScratchConfig(FitConfig):
     positions: int = param(256, "subwords that the encoder can read; longer sentences are cut", low=8)
     dropout: float = param(0., "share of what is dropped in training", low=0, high=.9)
     masked: float = param(.15, "share of the subwords to be predicted", low=.01, high=.9)
-    budget: int = param(2048, "subwords of a batch, padding included", low=16)
+    budget: int = param(1024, "subwords of a batch, padding included", low=16)
     apart: float = param(.01, "share of the sentences, with their translations, that only the evaluation sees", low=0, high=.5)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
     learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
@@ -443,7 +443,7 @@ def train_encoder(
     """Train an encoder from scratch, or go on where an earlier call stopped. It and its record go to runs/encoder/name/seed.
     Raises what `gather` and `fit` raise: `ParameterError`, `MissingData`, `DataError`, `Diverged`."""
     folder = runs_dir() / "encoder" / config.name / f"seed{config.seed}"
-    record, corpus = RunRecord(folder, config), gather(config.texts, config.parallel, config.mixed, config.apart, config.seed)
+    corpus = gather(config.texts, config.parallel, config.mixed, config.apart, config.seed)
     tokenizer, data, evaluation, counts = prepare(corpus, config)
     kind = {k: getattr(config, k) for k in ("width", "layers", "heads", "feed_forward", "positions", "dropout", "seed")}
     net = MaskedLM(new_model(config.architecture, len(tokenizer), **kind))
@@ -453,12 +453,13 @@ def train_encoder(
         return {f"{name}_{what}": value for name, both in found.items() for what, value in zip(("accuracy", "loss"), both)}
 
     text = hashlib.sha256(repr((corpus.sentences, tokenizer.backend_tokenizer.to_str())).encode()).hexdigest()
-    done = fit(net, data, config, folder, evaluate=evaluate, about=dict(text=text))
+    with RunRecord(folder, config) if PartialState().is_main_process else nullcontext() as record:
+        done = fit(net, data, config, folder, evaluate=evaluate, about=dict(text=text))
     steps = [batch for epoch in range(config.epochs) for batch in data.plan(epoch)][:done.steps * PartialState().num_processes]
     seen = int(sum(data.lengths[batch].sum() for batch in steps))
     metrics = {k: v for k, v in done.evaluations.iloc[-1].items() if k != "step"} | counts | dict(
         parameters=sum(p.numel() for p in net.parameters()), steps=done.steps, subwords_seen=seen, training_seconds=done.seconds, subwords_per_second=seen / done.seconds)
-    if PartialState().is_main_process:
+    if record:
         _save(folder / "checkpoint", net.model, tokenizer, model_card(config, metrics))
         record.save(metrics)
     return Scratch(folder / "checkpoint", done, metrics)

@@ -9,7 +9,7 @@ __all__ = ['SYSTEMS', 'NEW', 'distinct_sentences', 'grouped_batches', 'SentenceD
 # %% ../nbs/03a_siamese.ipynb #5fcc0751
 import re
 from collections.abc import Collection, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -280,16 +280,6 @@ def _tables(vectors: TextVectors, untrained: TextVectors, config: PretrainConfig
     for corpus in NEW: measure(f"retrieval_{corpus}", lambda v, corpus=corpus: retrieval_table(v, parallel_text(corpus)))
     return tables, missing
 
-# %% ../nbs/03a_siamese.ipynb #93885ad7
-@contextmanager
-def _unless_refused(folder: Path): # record files come back on ParameterError
-    before = {path: path.read_bytes() for name in ("config.json", "metrics.json") if (path := folder / name).exists()}
-    try: yield
-    except ParameterError:
-        for path, content in before.items():
-            with atomic_write(path) as tmp: tmp.write_bytes(content)
-        raise
-
 # %% ../nbs/03a_siamese.ipynb #7a32213a
 @dataclass
 class Pretrained:
@@ -329,8 +319,7 @@ def pretrain(
     seed_everything(config.seed)
     siamese = Siamese(S2DM(wanted), config.memory)
     vectors = TextVectors(encoder, siamese.model.to(encoder.device), cache)
-    with _unless_refused(folder):
-        record = RunRecord(folder, config) if state.is_main_process else None
+    with RunRecord(folder, config) if state.is_main_process else nullcontext() as record:
         found = _train(config, vectors, siamese, data, dev, folder)
     result = Pretrained("_".join([Path(config.model).name] * (config.model != "small") + [config.system]), folder, vectors, found, {}, [])
     if record:
