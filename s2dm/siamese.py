@@ -201,7 +201,7 @@ class PretrainConfig(FitConfig, RunConfig):
     memory: int = param(0, "sentences of recent batches among which SDL looks for negatives besides the batch", low=0)
     overrides: tuple[str, ...] = param((), "settings of S2DMConfig as name=value, with + between several losses")
     epochs: int = param(10, "passes over the data", low=1)
-    learning_rate: float = param(0., "highest learning rate; 0: 5e-5 as in the paper for mbert, xlm100 and xlmr, else 1e-3", low=0)
+    learning_rate: float = param(5e-5, "highest learning rate", low=0)
     selection: str = param("zh_sts", "what selects the model and stops early: Pearson's correlation of y on Chinese STS (dev), or nothing", choices=("zh_sts", "none"))
     patience: int = param(3, "evaluations without a better value after which to stop; 0: never stop early", low=0)
     cache_precision: str = param("float16", "of the encoder's stored states", choices=tuple(PRECISIONS))
@@ -209,7 +209,6 @@ class PretrainConfig(FitConfig, RunConfig):
     def __init__(self, **params):
         super().__init__(**params)
         object.__setattr__(self, "overrides", tuple(f"{k}={v}".replace(",", "+") for k, v in sorted(_settings(self.overrides).items())))
-        if not self.learning_rate: object.__setattr__(self, "learning_rate", 5e-5 if self.model in ("mbert", "xlm100", "xlmr") else 1e-3)
         self.model_config()
 
     @property

@@ -261,7 +261,7 @@ def plot_retrieval(
     data = table[["lang", "sentences", *kinds]].sort_values("y" if "y" in table else "mean", ascending=False, ignore_index=True)
     fig, ax = plt.subplots(figsize=(1.5 + .4 * len(data), 3), layout="constrained")
     data.plot.bar(x="lang", y=kinds, ax=ax, width=.8, rot=0, label=[labels[k] for k in kinds])
-    ax.set(ylim=(0, 100), xlabel="", ylabel="retrieved (%)")
+    ax.set(ylim=(0, None), xlabel="", ylabel="retrieved (%)")
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(kinds), loc="lower center", bbox_to_anchor=(.5, 1))
     return fig, data
