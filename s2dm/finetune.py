@@ -104,9 +104,10 @@ def new_reader(
     config: FinetuneConfig, # which system
 ) -> S2DMReader: # not trained yet
     "Encoder, S2DM and a new span head, as `config` wants them. Raises what `load_encoder` and `pretrained_s2dm` raise."
+    seed_everything(config.seed) # weights that an encoder's files lack, such as a pooler that nobody reads
     encoder = load_encoder(config.model, PartialState(cpu=not torch.cuda.is_available()).device)
     s2dm = pretrained_s2dm(config, encoder)
-    seed_everything(config.seed)  # the head, and an untrained S2DM
+    seed_everything(config.seed) # the head, and an untrained S2DM
     if config.control == "untrained": s2dm = S2DM(s2dm.config)
     sizes = {k: getattr(config, k) for k in ("head", "max_length", "stride", "query")}
     sizes["max_length"] = min(sizes["max_length"], encoder.split.limit)

@@ -120,7 +120,7 @@ class _Base(_Networks): # tokenizer, settings, the way to the disk
         (folder / "reader.json").unlink(missing_ok=True)
         with _quiet():
             for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
-        with atomic_write(folder / "reader.safetensors") as tmp: save_file(self._own(), tmp, metadata=dict(format="pt", s2dm_version=__version__))
+        with atomic_write(folder / "reader.safetensors") as tmp: save_file(self._own(), tmp, metadata=dict(format="pt")) # one entry: the order of several is random
         about = dict(title=self.facts.get("system", folder.name), facts="\n".join(f"- **{k}**: {v}" for k, v in self.facts.items()))
         with atomic_write(folder / "README.md") as tmp: tmp.write_text(_CARD.format(version=__version__, head=self.config.head, **about), encoding="utf-8")
         s2dm = self.s2dm_config and self.s2dm_config.as_dict()
