@@ -219,9 +219,9 @@ def test_texts_at_the_edge():
 def test_parts_that_do_not_go_together():
     tokenizer, small = wordpiece(), dict(max_length=60, stride=16, query=12)
     encoder = bert(len(tokenizer))
-    for s2dm, settings, says in ((None, dict(head="semantic"), "head='semantic' needs an S2DM"), (network(), dict(head="baseline"), "has no place for an S2DM"), (network(width=24), {}, "states of width 24, this encoder's have 16"),
+    for model, settings, says in ((None, dict(head="semantic"), "head='semantic' needs an S2DM"), (network(), dict(head="baseline"), "has no place for an S2DM"), (network(width=24), {}, "states of width 24, this encoder's have 16"),
                                  (network(), dict(max_length=97), "max_length=97 is not possible: this encoder reads 96 subwords")):
-        with pytest.raises(ParameterError, match=says): S2DMReader(encoder, tokenizer, s2dm, ReaderConfig(**small | settings))
+        with pytest.raises(ParameterError, match=says): S2DMReader(encoder, tokenizer, model, ReaderConfig(**small | settings))
     with pytest.raises(ParameterError, match="leave 5 subwords for the context"): S2DMReader(encoder, tokenizer, network(), ReaderConfig(**small | dict(query=52))).answer("Wo?", "Am See.")
 
 
