@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from datasets import Dataset
 
-from .core import MissingData, ParameterError, RunRecord, check_choice, param, write_json
+from .core import MissingData, ParameterError, RunRecord, check_choice, param, runs_dir, write_json
 from .finetune import FinetuneConfig
 from .metrics import Scores, bootstrap, score
 from .reader import S2DMReader
-from .reading import READING, load_reading
+from .reading import READING, load_reading, reading_path
+from .sources import REGISTRY, needs_publisher
 
 # %% ../nbs/05b_evaluation.ipynb #af1b9f65
 DATASETS = {"xquad": "squad", "mlqa": "mlqa", "tydiqa": "squad", "bipar": "squad"} # name -> whose way of counting
@@ -25,7 +27,8 @@ def tests(
     datasets: tuple[str, ...], # of `DATASETS`
     languages: tuple[str, ...] = (), # of the contexts; none given: all
 ) -> list[tuple[str, str, str]]: # data set, language of the context, language of the question
-    "What can be evaluated. Raises `ParameterError` for a language that none of the data sets has."
+    "What can be evaluated. Raises `ParameterError` for no data set, and for a language that none of them has."
+    if not datasets: raise ParameterError(f"no data sets; choose some of {', '.join(DATASETS)}")
     found = []
     for name in datasets:
         have = READING[check_choice(name, DATASETS, "datasets")][0]
@@ -34,6 +37,9 @@ def tests(
     return found
 
 # %% ../nbs/05b_evaluation.ipynb #8b5812a8
+def _label(context: str, question: str) -> str: return context if question == context else f"{context}-{question}"
+
+
 @dataclass(frozen=True, init=False)
 class EvaluateConfig(FinetuneConfig):
     "Parameters of the run 05_evaluate: those of the run 04_finetune whose reader is to be evaluated, and what to evaluate it on."
@@ -46,6 +52,15 @@ class EvaluateConfig(FinetuneConfig):
         super().__init__(**params)
         tests(self.datasets, self.languages)
 
+    @property
+    def name(self) -> str: # e.g. "s2dm_sp"; of a named reader: "owner--name"
+        "Names figures and tables."
+        return self.reader.strip("./").replace("/", "--") or super().name
+
+    def folder(self, stage: str) -> Path: # e.g. "evaluate"
+        "Where a stage keeps its record: runs/stage/model/system/seed, or runs/evaluate/name of a named reader."
+        return runs_dir() / stage / self.name if self.reader and stage == "evaluate" else super().folder(stage)
+
 # %% ../nbs/05b_evaluation.ipynb #111a9cd6
 def predict(
     reader: S2DMReader, # trained
@@ -55,7 +70,7 @@ def predict(
     "The best answer to each question. Raises `ParameterError` if an id occurs twice."
     ids = questions["id"][:]
     if len(set(ids)) < len(ids): raise ParameterError(f"{len(ids) - len(set(ids))} ids occur twice; expected one question for each")
-    answers = reader.read(reader.windows(questions.remove_columns("answers"), progress), progress=progress)
+    answers = reader.read(reader.windows(questions.select_columns(["question", "context"]), progress), progress=progress)
     return {id: found[0].text if found else "" for id, found in zip(ids, answers, strict=True)}
 
 
@@ -76,35 +91,45 @@ class Evaluation:
     missing: list[str] # tests that could not be had
 
 
+def _questions(name: str, context: str, question: str, gone: dict[str, str]) -> Dataset: # raises MissingData, and notes in `gone` what cannot be had
+    path = reading_path(name, context, question, READING[name][1][0])
+    origin = REGISTRY[path].archive or path
+    if origin not in gone or not needs_publisher(path):
+        try: return load_reading(name, context, question_language=question)
+        except MissingData as error: gone[origin] = str(error).partition(" Tried:")[0]
+    raise MissingData(gone[origin])
+
+
 def evaluate(
     config: EvaluateConfig, # which reader, on what
     reader: S2DMReader | None = None, # None: the one that config names
 ) -> Evaluation:
     """Evaluate a reader on every test that can be had, one after the other; predictions and record go to runs/evaluate/model/system/seed. Raises `MissingData`
     for a reader that has not been trained yet, or if no test can be had."""
-    folder, checkpoint = config.folder("evaluate"), Path(config.reader or config.folder("finetune") / "checkpoint")
+    folder, checkpoint = config.folder("evaluate"), config.folder("finetune") / "checkpoint"
     if reader is None:
         if not config.reader and not checkpoint.is_dir(): raise MissingData(f"{checkpoint} is not there: train the reader first, with nbs/04_finetune.ipynb and the same parameters, or name one as reader.")
         reader = S2DMReader.from_pretrained(config.reader or checkpoint)
-    record, rows, missing = RunRecord(folder, config), [], []
+    record, rows, missing, gone = RunRecord(folder, config), [], [], {}
+    for old in folder.glob("predictions.*.json"): old.unlink() # of another reader, perhaps
     for name, context, question in tests(config.datasets, config.languages):
-        label = f"{name}.{context}" + (f"-{question}" if question != context else "")
-        try: questions = load_reading(name, context, question_language=question)
-        except MissingData as error: missing.append(f"{label}: {str(error).partition(' Tried:')[0]}")
+        label = f"{name}.{_label(context, question)}"
+        try: questions = _questions(name, context, question, gone)
+        except MissingData as error: missing.append(f"{label}: {error}")
         else:
-            predictions = predict(reader, questions)
-            write_json(folder / f"predictions.{label}.json", predictions)
-            rows.append(dict(dataset=name, context=context, question=question) | scores_row(score(predictions, questions, DATASETS[name], context), config.samples))
+            write_json(folder / f"predictions.{label}.json", predictions := predict(reader, questions))
+            scores = score(predictions, questions, DATASETS[name], context)
+            rows.append(dict(dataset=name, context=context, question=question) | scores_row(scores, config.samples))
     if not rows: raise MissingData(f"none of {', '.join(config.datasets)} can be had: {missing[0]}")
     record.save(dict(results=rows, missing=missing, reader=reader.facts))
     return Evaluation(folder, pd.DataFrame(rows), missing)
 
-
+# %% ../nbs/05b_evaluation.ipynb #dad67f8e
 def wide(
     table: pd.DataFrame, # of `Evaluation`
     dataset: str, # of the table
 ) -> pd.DataFrame: # one row, a column "EM / F1" per language, and their average
     "A data set as the paper prints it (Tables 2 to 4): languages side by side, contexts and questions in the same language."
-    part = table[(table["dataset"] == dataset) & (table["context"] == table["question"])].set_index("context")
-    part.loc["average"] = part[["em", "f1"]].mean()
-    return pd.DataFrame([{lang: f"{row.em:.1f} / {row.f1:.1f}" for lang, row in part.iterrows()}])
+    part = table[(table["dataset"] == dataset) & (table["context"] == table["question"])]
+    cells = dict(zip(part["context"], zip(part["em"], part["f1"]))) | dict(average=(part["em"].mean(), part["f1"].mean()))
+    return pd.DataFrame([{language: f"{em:.1f} / {f1:.1f}" for language, (em, f1) in cells.items()}])

@@ -6,6 +6,7 @@
 __all__ = ['PRESETS', 'CONTROLS', 'load_questions', 'FinetuneConfig', 'pretrained_s2dm', 'new_reader', 'Finetuned', 'finetune']
 
 # %% ../nbs/04c_finetune.ipynb #9d511e1c
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
-from .siamese import PretrainConfig, pretrain
+from .siamese import SYSTEMS, PretrainConfig, _unless_refused, pretrain
 from .vectors import TextVectors
 
 # %% ../nbs/04c_finetune.ipynb #3425f1af
@@ -39,8 +40,8 @@ def load_questions(
     "English questions from several sources. Raises `ParameterError` for an unknown name, `DataError` for a file that is malformed or cannot be had."
     def one(name):
         corpus, _, part = name.partition("/")
-        if corpus in READING: return load_reading(corpus, "en", part or None)
         if Path(name).is_file(): return read_squad(name, "en", "en")
+        if corpus in READING: return load_reading(corpus, "en", part or None)
         return check_choice(name, [f"{c}/{p}" for c, (langs, parts) in READING.items() if "en" in langs for p in parts] + ["a file in SQuAD's format"], "questions")
     if not names: raise ParameterError("no questions to train on; name at least one corpus/part, or a file in SQuAD's format")
     return concatenate_datasets([one(name) for name in names])
@@ -49,6 +50,7 @@ def load_questions(
 @dataclass(frozen=True, init=False)
 class FinetuneConfig(FitConfig, RunConfig):
     "Parameters of the run 04_finetune; those that are None are the encoder's own."
+    variant: str = param("s2dm_sp", "system: the encoder alone (baseline) or one of S2DM's variants", choices=("baseline", *SYSTEMS))
     data: tuple[str, ...] = param(("squad/train",), "English questions to train on: corpus/part, or files in SQuAD's format")
     dev: tuple[str, ...] = param((), "English questions on which progress is measured; they choose nothing")
     batch: int = param(32, "windows of a batch, per device", low=1)
@@ -64,17 +66,18 @@ class FinetuneConfig(FitConfig, RunConfig):
     query: int = param(64, "subwords of a question that are kept", low=1)
 
     def __init__(self, **params):
-        super().__init__(**PRESETS.get(params.get("model", "small"), _SQUAD) | {k: v for k, v in params.items() if v is not None})
-        usual = "baseline" if self.variant == "baseline" else "concat" if self.edition == "released" else "semantic"
-        object.__setattr__(self, "head", self.head or usual)
+        super().__init__(**PRESETS.get(str(params.get("model", "small")), _SQUAD) | {k: v for k, v in params.items() if v is not None})
+        object.__setattr__(self, "head", self.head or self._usual)
         if (self.head == "baseline") != (self.variant == "baseline"): raise ParameterError(f"head={self.head!r} is not possible with variant={self.variant!r}.")
         if self.variant == "baseline" and self.control != "none": raise ParameterError(f"control={self.control!r} is not possible with variant='baseline', which has no S2DM.")
 
     @property
+    def _usual(self): return "baseline" if self.variant == "baseline" else "concat" if self.edition == "released" else "semantic"
+
+    @property
     def system(self) -> str: # e.g. "s2dm_sp", "s2dm_sp-untrained"
         "Variant, edition, and what departs from the default."
-        usual = "baseline" if self.variant == "baseline" else "concat" if self.edition == "released" else "semantic"
-        more = {self.control: self.control != "none", self.head: self.head != usual, "frozen": self.freeze_encoder}
+        more = {self.control: self.control != "none", self.head: self.head != self._usual, "frozen": self.freeze_encoder}
         return "-".join([super().system, *(name for name, there in more.items() if there)])
 
 # %% ../nbs/04c_finetune.ipynb #6679756e
@@ -85,25 +88,31 @@ def pretrained_s2dm(
     "The S2DM of a system, trained now if need be. Raises `DataError` if it was trained on another encoder, `MissingData` if treebanks cannot be had."
     if config.variant == "baseline": return None
     wanted = PretrainConfig(model=config.model, variant=config.variant, edition=config.edition, seed=config.seed)
-    folder = Path(config.s2dm or wanted.folder("pretrain") / "checkpoint")
-    if not config.s2dm and not folder.is_dir():
-        print(f"{folder} is not there: training the S2DM first")
-        pretrain(wanted)
+    folder, state = Path(config.s2dm or wanted.folder("pretrain") / "checkpoint"), PartialState(cpu=not torch.cuda.is_available())
+    if not config.s2dm and not (folder / "encoder.json").is_file():
+        if state.is_main_process: print(f"{folder} is not there: training the S2DM first")
+        pretrain(wanted, encoder)
+        state.wait_for_everyone() # the first process still writes
     return TextVectors.from_pretrained(folder, encoder).model
 
 # %% ../nbs/04c_finetune.ipynb #64866ea2
+def _sum(module: torch.nn.Module) -> str: # which weights
+    return "sha256:" + hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in module.parameters())).hexdigest()[:16]
+
+
 def new_reader(
     config: FinetuneConfig, # which system
 ) -> S2DMReader: # not trained yet
     "Encoder, S2DM and a new span head, as `config` wants them. Raises what `load_encoder` and `pretrained_s2dm` raise."
+    seed_everything(config.seed) # weights that an encoder's files lack, such as a pooler that nobody reads
     encoder = load_encoder(config.model, PartialState(cpu=not torch.cuda.is_available()).device)
-    trained = pretrained_s2dm(config, encoder)
-    seed_everything(config.seed)  # the head, and an untrained S2DM
-    s2dm = S2DM(trained.config) if config.control == "untrained" else trained
+    s2dm = pretrained_s2dm(config, encoder)
+    seed_everything(config.seed) # the head, and an untrained S2DM
+    if config.control == "untrained": s2dm = S2DM(s2dm.config)
     sizes = {k: getattr(config, k) for k in ("head", "max_length", "stride", "query")}
     sizes["max_length"] = min(sizes["max_length"], encoder.split.limit)
     reader = S2DMReader(encoder.model.requires_grad_(not config.freeze_encoder), encoder.split.tokenizer, s2dm, ReaderConfig(**sizes), frozen=config.control != "trainable")
-    reader.facts = dict(encoder=f"{encoder.name}, {encoder.revision}", system=config.system)
+    reader.facts = dict(system=config.system, encoder=f"{encoder.name}, {encoder.revision}") | (dict(s2dm=_sum(reader.semantic)) if s2dm else {})
     return reader
 
 # %% ../nbs/04c_finetune.ipynb #af67aaf0
@@ -129,13 +138,15 @@ def finetune(
     `MissingData` for an encoder, S2DM or questions that cannot be had, `ParameterError` if the folder holds another run."""
     folder, main = config.folder("finetune"), PartialState(cpu=not torch.cuda.is_available()).is_main_process
     questions, dev = load_questions(config.data), load_questions(config.dev) if config.dev else None
+    if dev and len(set(dev["id"][:])) < len(dev): raise ParameterError(f"dev={','.join(config.dev)!r}: some questions have the same id; expected one name for each")
     reader = new_reader(config)
     windows = reader.windows(questions)
     unseen = reader.windows(dev) if dev else None
-    record = RunRecord(folder, config) if main else None
     about = dict(reader.facts, questions=len(questions))
-    found = fit(reader, TrainingBatches(windows, config.batch, config.seed), config, folder, weights=dict(start=.5, end=.5), scales={"head.": config.head_scale},
-                evaluate=(lambda: _score(reader, dev, unseen)) if dev else None, about=about)
+    with _unless_refused(folder):
+        record = RunRecord(folder, config) if main else None
+        found = fit(reader, TrainingBatches(windows, config.batch, config.seed), config, folder, weights=dict(start=.5, end=.5), scales={"head.": config.head_scale},
+                    evaluate=(lambda: _score(reader, dev, unseen)) if dev else None, about=about)
     metrics = dict(questions=len(questions), windows=len(windows), recovered=recovery(windows), steps=found.steps, seconds=found.seconds,
                    history=found.history.to_dict("list"), evaluations=found.evaluations.to_dict("records"), **reader.facts)
     if main:

@@ -7,10 +7,11 @@ __all__ = ['HEADS', 'ReaderConfig', 'S2DMReader']
 
 # %% ../nbs/04b_reader.ipynb #367cee3e
 import json, os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .core import Config, DataError, MissingData, ParameterError, atomic_write, param, write_json
-from .encoder import length_batches, load_encoder
+from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder
 from .features import Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .losses import widen
 from .model import S2DM, S2DMConfig
@@ -48,6 +49,8 @@ class _Networks(nn.Module): # encoder, semantic network, span head
         self.encoder, self.semantic, self.kind, width = encoder, semantic, head, encoder.get_input_embeddings().embedding_dim
         if semantic is not None: semantic.requires_grad_(not frozen)
         self.head = nn.Linear(dict(semantic=latent_width, concat=width + latent_width, baseline=width)[head], 2)
+        types = getattr(encoder.config, "type_vocab_size", 0) > 1
+        self.inputs = ("input_ids", "attention_mask") + ("token_type_ids",) * types # that the encoder understands
 
     def features(self, h: Tensor) -> Tensor: # [B,T,d] states -> what the head reads
         if self.kind == "baseline": return h
@@ -55,15 +58,15 @@ class _Networks(nn.Module): # encoder, semantic network, span head
         return F.normalize(widen(location), dim=-1) if self.kind == "semantic" else torch.cat([h, location], -1)
 
     def scores(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
-        return widen(self.head(self.features(self.encoder(**inputs).last_hidden_state))).unbind(-1)
+        read = self.features(self.encoder(**{k: batch[k] for k in self.inputs if k in batch}).last_hidden_state)
+        with torch.autocast(read.device.type, enabled=False): return widen(self.head(read.to(self.head.weight.dtype))).unbind(-1)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # start, end: [B] cross entropies
         there = batch["attention_mask"].bool()
         scores = [s.masked_fill(~there, -torch.inf) for s in self.scores(batch)]
         return {name: F.cross_entropy(s, batch[f"{name}_positions"], reduction="none") for name, s in zip(("start", "end"), scores)}
 
-# %% ../nbs/04b_reader.ipynb #06438efd
+# %% ../nbs/04b_reader.ipynb #33ba9b94
 _CARD = """---
 library_name: s2dm
 pipeline_tag: question-answering
@@ -81,24 +84,15 @@ An extractive reader (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-lon
 """
 
 
-def _read_json(file: Path, kind: str) -> dict: # raises DataError, MissingData
-    if not file.is_file(): raise MissingData(f"{file} is not there: a reader's folder holds reader.json, reader.safetensors and encoder/, as `save_pretrained` writes them.")
-    try: found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("model_type") != kind: raise DataError(f'{file} describes no reader: "model_type" must be {kind!r}.')
-    return found
-
-
-def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if it is on the hub
-    if Path(name).is_dir(): return Path(name)
-    if str(name).count("/") != 1: raise MissingData(f"{name} is no folder and no hub id (owner/name); expected what `save_pretrained` wrote.")
-    from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(str(name)))
-    except Exception as error: # the hub's many errors: no such repository, no network, no right to read it
-        raise MissingData(f"reader {str(name)!r} is no folder here, and the hub does not give it ({type(error).__name__}): is the name right, and is there a network?") from None
+def _check_parts(encoder, tokenizer, s2dm, config): # raises ParameterError
+    width, limit = encoder.get_input_embeddings().embedding_dim, _limit(encoder, tokenizer)
+    if (s2dm is None) != (config.head == "baseline"): raise ParameterError(f"head={config.head!r} {'needs an S2DM' if s2dm is None else 'has no place for an S2DM'}.")
+    if s2dm and s2dm.config.encoder_width != width:
+        raise ParameterError(f"the S2DM reads states of width {s2dm.config.encoder_width}, this encoder's have {width}; expected the encoder that it was trained on.")
+    if config.max_length > limit: raise ParameterError(f"max_length={config.max_length} is not possible: this encoder reads {limit} subwords at most.")
 
 # %% ../nbs/04b_reader.ipynb #acf2ba87
-class _Base(_Networks): # tokenizer, settings, files
+class _Base(_Networks): # tokenizer, settings, the way to the disk
     def __init__(
         self,
         encoder: nn.Module, # of transformers
@@ -108,11 +102,13 @@ class _Base(_Networks): # tokenizer, settings, files
         frozen: bool = True, # S2DM stays as it is
     ):
         config = config or ReaderConfig(head="semantic" if s2dm else "baseline")
-        if (s2dm is None) != (config.head == "baseline"): raise ParameterError(f"head={config.head!r} {'needs an S2DM' if s2dm is None else 'has no place for an S2DM'}.")
-        if s2dm and s2dm.config.encoder_width != encoder.get_input_embeddings().embedding_dim:
-            raise ParameterError(f"the S2DM reads states of width {s2dm.config.encoder_width}, this encoder's have {encoder.get_input_embeddings().embedding_dim}; expected the encoder that it was trained on.")
+        _check_parts(encoder, tokenizer, s2dm, config)
         super().__init__(encoder, s2dm and s2dm.posteriors.mu_y, s2dm.config.latent_width if s2dm else 0, config.head, frozen)
-        self.config, self.s2dm_config, self.tokenizer, self.split, self.facts = config, s2dm and s2dm.config, tokenizer, SpanTokenizer(tokenizer), {}
+        self.config, self.s2dm_config, self.tokenizer, self.split = config, s2dm and s2dm.config, tokenizer, SpanTokenizer(tokenizer)
+        self.facts = {} # what people should know of it: JSON
+
+    def _own(self) -> dict[str, Tensor]: # weights beside the encoder's
+        return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
 
     def save_pretrained(
         self,
@@ -121,15 +117,40 @@ class _Base(_Networks): # tokenizer, settings, files
         "Write encoder/, reader.safetensors, README.md and, last, reader.json."
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
-        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
-        with atomic_write(folder / "reader.safetensors") as tmp: save_file(own, tmp, metadata=dict(format="pt", s2dm_version=__version__))
-        facts = "\n".join(f"- **{k}**: {v}" for k, v in self.facts.items())
-        with atomic_write(folder / "README.md") as tmp:
-            tmp.write_text(_CARD.format(title=folder.name, version=__version__, head=self.config.head, facts=facts), encoding="utf-8")
-        write_json(folder / "reader.json", dict(model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
-                                                s2dm=self.s2dm_config and self.s2dm_config.as_dict(), facts=self.facts))
+        (folder / "reader.json").unlink(missing_ok=True)
+        with _quiet():
+            for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
+        with atomic_write(folder / "reader.safetensors") as tmp: save_file(self._own(), tmp, metadata=dict(format="pt")) # one entry: the order of several is random
+        about = dict(title=self.facts.get("system", folder.name), facts="\n".join(f"- **{k}**: {v}" for k, v in self.facts.items()))
+        with atomic_write(folder / "README.md") as tmp: tmp.write_text(_CARD.format(version=__version__, head=self.config.head, **about), encoding="utf-8")
+        s2dm = self.s2dm_config and self.s2dm_config.as_dict()
+        write_json(folder / "reader.json", dict(model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(), s2dm=s2dm, facts=self.facts))
         return folder
+
+# %% ../nbs/04b_reader.ipynb #ea6e333f
+def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if it is on the hub; raises MissingData
+    if Path(name).is_dir(): return Path(name)
+    if str(name).count("/") != 1: raise MissingData(f"reader {str(name)!r} is no folder and no hub id (owner/name); expected what `save_pretrained` wrote.")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["reader.*", "README.md", "encoder/*"]
+    try:
+        _hub_files(str(name), None)
+        return Path(snapshot_download(str(name), allow_patterns=wanted))
+    except Exception as error: # the hub's many errors: no network, no such repository, no right to read it
+        with suppress(Exception): return Path(snapshot_download(str(name), allow_patterns=wanted, local_files_only=True))
+        raise MissingData(f"reader {str(name)!r} is no folder here, and the hub does not give it ({type(error).__name__}): is the name right, and is there a network?") from None
+
+
+def _read_about(folder: Path) -> dict: # what reader.json says; raises DataError, MissingData
+    for part in ("reader.json", "reader.safetensors", "encoder/config.json"):
+        if not (folder / part).is_file(): raise MissingData(f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors and encoder/, as `save_pretrained` writes them.")
+    file = folder / "reader.json"
+    try: found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("model_type") != "s2dm_reader": raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
+    if missing := [key for key in ("reader", "s2dm") if key not in found]: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    return found
 
 # %% ../nbs/04b_reader.ipynb #cda3429e
 class _Saved(_Base): # the way back
@@ -141,48 +162,44 @@ class _Saved(_Base): # the way back
     ) -> "S2DMReader":
         "A saved reader, in eval mode. Raises `MissingData` if it cannot be had, `DataError` if its files are broken or do not belong together."
         folder = _folder(name)
-        about = _read_json(folder / "reader.json", "s2dm_reader")
-        encoder = load_encoder(str(folder / "encoder"), device)
+        about, weights = _read_about(folder), folder / "reader.safetensors"
         try:
-            config = ReaderConfig(**about["reader"])
-            s2dm = S2DM(S2DMConfig(**about["s2dm"] | dict(losses=("KL_y",), paired=False))) if about["s2dm"] else None # of S2DM only this network is kept
-        except (ParameterError, KeyError, TypeError) as error: raise DataError(f"{folder / 'reader.json'}: {error}") from None
-        reader = cls(encoder.model, encoder.split.tokenizer, s2dm, config)
-        reader.s2dm_config, reader.facts = S2DMConfig(**about["s2dm"]) if s2dm else None, about.get("facts", {})
-        try: missing, unknown = reader.load_state_dict(load_file(folder / "reader.safetensors"), strict=False)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error: raise DataError(f"{folder / 'reader.safetensors'} cannot be used: {error}") from None
-        if wrong := [*unknown, *(k for k in missing if not k.startswith("encoder."))]: raise DataError(f"{folder / 'reader.safetensors'} does not belong to its reader.json: {wrong[0]} differs")
+            encoder = load_encoder(str(folder / "encoder"), device)
+            s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
+            semantic = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False))) # of which one network is kept
+            reader = cls(encoder.model.requires_grad_(), encoder.split.tokenizer, semantic, ReaderConfig(**about["reader"]))
+        except (ParameterError, TypeError) as error: raise DataError(f"{folder / 'reader.json'}: {error}") from None
+        reader.s2dm_config, reader.facts = s2dm, about.get("facts", {})
+        try:
+            own = load_file(weights)
+            if wrong := sorted(own.keys() ^ reader._own().keys()): raise RuntimeError(f"{wrong[0]} is {'unknown' if wrong[0] in own else 'missing'}")
+            reader.load_state_dict(own, strict=False) # the encoder has its weights
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error: raise DataError(f"{weights} does not belong to its reader.json, or is broken: {error}") from None
         return reader.to(encoder.device).eval()
 
+# %% ../nbs/04b_reader.ipynb #be547790
+class _Shared(_Saved): # ... and to others
     def push_to_hub(
         self,
         repo: str, # owner/name
         private: bool = False, # seen by its owner only
     ) -> str: # its address
         "Put the reader on the hub. Raises `MissingData` if the hub cannot be reached or does not know you."
-        from tempfile import TemporaryDirectory
-
         from huggingface_hub import HfApi
-        try:
-            address = HfApi().create_repo(repo, private=private, exist_ok=True)
-            with TemporaryDirectory() as folder: HfApi().upload_folder(repo_id=repo, folder_path=self.save_pretrained(Path(folder) / repo.split("/")[-1]))
-        except Exception as error: # the hub's many errors
-            raise MissingData(f"{repo!r} cannot be written on the hub ({type(error).__name__}: {str(error).splitlines()[0]}): is there a network, and have you logged in (`hf auth login`)?") from error
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with TemporaryDirectory() as folder:
+            try:
+                with suppress(RepositoryNotFoundError): _hub_files(repo, None) # quick where there is no network, unlike the next
+                address = HfApi().create_repo(repo, private=private, exist_ok=True)
+                HfApi().upload_folder(repo_id=repo, folder_path=self.save_pretrained(Path(folder) / repo.split("/")[-1]))
+            except Exception as error: # the hub's many errors
+                why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+                raise MissingData(f"{repo!r} cannot be written on the hub ({why}): is there a network, and have you logged in (`hf auth login`)?") from error
         return str(address)
 
 # %% ../nbs/04b_reader.ipynb #29538cf5
-def _texts(value, name) -> list[str]: # raises ParameterError
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not texts: raise ParameterError(f"{name}={value!r:.60} is not possible; expected a string or a list of strings")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip(): raise ParameterError(f"{name} {i} is {text!r:.60} ({type(text).__name__}); expected a string that is not empty")
-    return list(texts)
-
-
-class S2DMReader(_Saved):
-    """Encoder, S2DM and span head. `reader.answer(question, context)`; `S2DMReader.from_pretrained(folder)`; `reader.save_pretrained(folder)`.
-    Raises `ParameterError` if head, S2DM and encoder do not go together."""
-
+class _Reading(_Shared): # data sets
     def windows(
         self,
         questions, # a Dataset, or a dict of columns: question, context and, for training, answers
@@ -199,31 +216,48 @@ class S2DMReader(_Saved):
         top_k: int = 1, # answers of a question, at most
         budget: int = 16384, # subwords of a batch, padding included
         progress: bool = True, # a bar, if it takes more than a second
-    ) -> list[list[Answer]]: # of each question, the best first
+    ) -> list[list[Answer]]: # of each question, the best first; none if no span of the context is among the n best
         "Answer all the questions. Long windows go first, so that memory runs out at once or never."
-        device, order, found = self.head.weight.device, [], []
+        device, order, found, training = self.head.weight.device, [], [], self.training
         half = torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" and torch.cuda.is_bf16_supported() else nullcontext()
-        training = self.training
-        self.eval()
-        for at in tqdm(length_batches(windows.lengths.tolist(), budget), desc="reading", unit="batch", delay=1, disable=not progress):
-            batch = {k: v.to(device) for k, v in pad_windows(windows, at).items()}
-            with half: scores = self.scores(batch)
-            found.append(best_spans(*scores, batch, self.config.n_best, self.config.longest))
-            order += at
-        self.train(training)
+        try:
+            self.eval()
+            for at in tqdm(length_batches(windows.lengths.tolist(), budget), desc="reading", unit="batch", delay=1, disable=not progress):
+                batch = pad_windows(windows, at)
+                with half: scores = self.scores({k: batch[k].to(device) for k in self.inputs if k in batch})
+                found.append(best_spans(*scores, batch, self.config.n_best, self.config.longest))
+                order += at
+        finally: self.train(training)
         return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*found))), top_k)
+
+# %% ../nbs/04b_reader.ipynb #050f9aad
+def _texts(value, name) -> list[str]: # raises ParameterError
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise ParameterError(f"{name} is {value!r:.60} ({type(value).__name__}); expected a string or a list of strings")
+    texts = [value] if isinstance(value, str) else list(value)
+    if not texts: raise ParameterError(f"{name} is an empty {type(value).__name__}; expected at least one string")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip(): raise ParameterError(f"{name} {i} is {text!r:.60} ({type(text).__name__}); expected a string that is not empty")
+        try: text.encode()
+        except UnicodeEncodeError: raise ParameterError(f"{name} {i} holds half a surrogate pair; expected valid Unicode") from None
+    return texts
+
+# %% ../nbs/04b_reader.ipynb #38618229
+class S2DMReader(_Reading):
+    """Encoder, S2DM and span head. `reader.answer(question, context)`; `S2DMReader.from_pretrained(folder)`; `reader.save_pretrained(folder)`.
+    Raises `ParameterError` if head, S2DM and encoder do not go together."""
 
     def answer(
         self,
         question: str | Sequence[str], # one question, or many
         context: str | Sequence[str], # the text with the answer, of any length; one for all questions, or one each
-        top_k: int = 1, # answers of a question, at most
+        top_k: int = 1, # answers of a question, 1 to n_best; there may be fewer
     ) -> list[Answer] | list[list[Answer]]: # of the question; of each, if there are many
         "The best answers, each with text, first character, the character behind the last, and score. Raises `ParameterError` for what is no text."
         questions, contexts = _texts(question, "question"), _texts(context, "context")
         if len(contexts) == 1: contexts *= len(questions)
         if len(questions) == 1: questions *= len(contexts)
         if len(questions) != len(contexts): raise ParameterError(f"{len(questions)} questions and {len(contexts)} contexts; expected as many, or one of either")
-        if top_k < 1: raise ParameterError(f"top_k={top_k} is not possible; expected 1 or more")
+        if top_k not in range(1, self.config.n_best + 1): raise ParameterError(f"top_k={top_k!r} is not possible; expected 1 to {self.config.n_best}, the reader's n_best")
         answers = self.read(self.windows(dict(question=questions, context=contexts)), top_k)
         return answers[0] if isinstance(question, str) and isinstance(context, str) else answers

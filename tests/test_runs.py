@@ -32,6 +32,7 @@ def test_every_command_of_the_readme_is_known_here():
     assert COMMANDS == ["make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
                         "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts",
                         "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb", "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
+                        "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb",
                         "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert"]
 
 
@@ -69,7 +70,7 @@ def test_an_old_python_is_named():
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples_of_the_readme(example, tmp_path, request):
     if "load_" in example: request.getfixturevalue("mirror_folder")
-    if "runs_dir" in example: pytest.skip("reads what runs leave: see test_from_text_to_vectors")
+    if "runs_dir" in example: pytest.skip("reads what runs leave: see test_from_text_to_answers")
     printed = re.search(re.escape(example) + r"```\n\n((?:    .*\n)+)", README)
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=ROOT, env={**os.environ, "S2DM_MIRROR": MIRROR}, capture_output=True, text=True, timeout=200)
     assert out.returncode == 0, out.stderr
@@ -117,37 +118,55 @@ def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, m
     assert [tuple(row) for row in tables["reading"][["lang_context", "lang_question", "questions"]].values] == [("hi", "zh", 1)] and len(tables["missing"]) == 97
 
 
-def test_from_text_to_vectors(tmp_path, mirror_folder):
-    "The README's way from no encoder to vectors of sentences, with small numbers: encoder, S2DM, and the example that reads them."
-    for stage, more in (("02_encoder", "-p texts tatoeba -p parallel tatoeba -p vocabulary 600 -p layers 1 -p width 24 -p feed_forward 24 -p max_steps 20"),
-                        ("03_pretrain", "-p collections partut-it -p max_steps 20 -p overrides latent_width=16,mlp_width=16,decoder_width=16")):
+def test_from_text_to_answers(tmp_path, mirror_folder):
+    "The README's way from no encoder to a reader, with small numbers: encoder, S2DM, reader, its evaluation, and the examples that use them."
+    paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(encoding="utf-8"))["data"][0]["paragraphs"][:2]
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])), encoding="utf-8")
+
+    def run(stage, more):
         command = next(c for c in COMMANDS if stage in c).replace(f"runs/{stage}.ipynb", str(tmp_path / "run.ipynb"))
         out = shell(f"{command} {more}", S2DM_MIRROR=mirror_folder, **OFFLINE)
         assert out.returncode == 0, out.stderr[-3000:]
-    figures = {p.name for p in (tmp_path / "figures").iterdir()}
-    assert {"encoder_small.png", "pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png"} <= figures
+
+    run("02_encoder", "-p texts tatoeba -p parallel tatoeba -p vocabulary 600 -p layers 1 -p width 24 -p feed_forward 24 -p max_steps 20")
+    run("03_pretrain", "-p collections partut-it -p max_steps 20 -p overrides latent_width=16,mlp_width=16,decoder_width=16")
     folder, = (tmp_path / "runs/pretrain/small").iterdir()
     folder.rename(folder.with_name("s2dm_sp"))
-    example, = (e for e in EXAMPLES if "runs_dir" in e)
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", example], cwd=ROOT, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=100)
-    assert out.returncode == 0 and out.stdout.strip() == "torch.Size([3, 3]) torch.Size([1, 16])", out.stderr
+    run("04_finetune", f"-p data {questions} -p dev {questions} -p max_steps 4 -p batch 4 -p stride 32")
+    run("05_evaluate", "-p datasets tydiqa,mlqa -p languages bn,de -p samples 200")
+    figures, runs = {p.name for p in (tmp_path / "figures").iterdir()}, tmp_path / "runs"
+    assert {"encoder_small.png", "pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
+    found = json.loads((runs / "evaluate/small/s2dm_sp/seed0/metrics.json").read_text())
+    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("tydiqa", "bn", 113)] and len(found["missing"]) == 7 and found["reader"]["system"] == "s2dm_sp"
+    assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.tydiqa.bn.json").read_text())) == 113
+    vectors, reader = (e for e in EXAMPLES if "runs_dir" in e)
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", vectors + reader], cwd=ROOT, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=100)
+    lines = out.stdout.strip().splitlines()
+    assert lines[0] == "torch.Size([3, 3]) torch.Size([1, 16])" and len(lines) == 3 and re.search(r" \d+ \d+ -?\d+\.\d+$", lines[1]), out.stderr
 
 
 @pytest.mark.parametrize("notebook, parameters, says", [
     ("02_encoder", "-p texts tatoba", "'tatoba' is no file and no corpus"), ("03_pretrain", "-p variant baseline", "baseline"), ("03_pretrain", "-p overrides kapa_min=1", "kapa_min"),
     ("01_data", "-p corpora xqad", "did you mean 'xquad'?"), ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
     ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, mbert, xlm100, xlmr, a hub id"),
-    ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"), ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"), ("04_finetune", "-p edition draft", "choose one of paper, released, refined")])
+    ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"), ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"), ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
+    ("05_evaluate", "-p languages xx", "languages='xx' is not possible"), ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?")])
 def test_wrong_parameters_stop_a_run_at_once(notebook, parameters, says, tmp_path):
     out = papermill(notebook, parameters, tmp_path)
     assert out.returncode != 0 and "ParameterError" in out.stderr and says in out.stderr and not (tmp_path / "runs").exists()
 
 
 def test_full_run_up_to_the_error_it_gives_without_data(tmp_path):
-    command = next(c for c in COMMANDS if "04_finetune" in c).replace("runs/mbert.ipynb", str(tmp_path / "run.ipynb"))
+    command = next(c for c in COMMANDS if "model mbert" in c).replace("runs/mbert.ipynb", str(tmp_path / "run.ipynb"))
     out = shell(command, **OFFLINE)
     assert out.returncode != 0
     for words in ("MissingData", "squad/train-v1.1.json (30.3 MB", "https://rajpurkar.github.io", "set S2DM_MIRROR"): assert words in out.stderr
+
+
+def test_evaluation_without_a_reader_says_what_to_run(tmp_path):
+    out = papermill("05_evaluate", "-p variant baseline", tmp_path)
+    assert out.returncode != 0 and "MissingData" in out.stderr and "train the reader first, with nbs/04_finetune.ipynb" in out.stderr and not (tmp_path / "runs").exists()
 
 
 def test_full_run_refuses_training_data_that_is_not_squad(tmp_path):

@@ -1,0 +1,186 @@
+"Evaluation: prediction files that the official scripts read, the same numbers by a second counting, what is missing, and whose results these are."
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from test_finetune import config as finetune_config
+from test_finetune import parts  # noqa: F401
+from test_metrics import official, official_mlqa, official_squad
+from test_reader import make
+from torch import nn
+from transformers import BertConfig, BertModel
+
+import s2dm.evaluation
+from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.encoder import mbert_tokenizer
+from s2dm.evaluation import DATASETS, EvaluateConfig, evaluate, predict, scores_row, wide
+from s2dm.evaluation import tests as all_tests # a name that pytest does not collect
+from s2dm.finetune import finetune
+from s2dm.metrics import Scores, read_predictions, score
+from s2dm.reader import ReaderConfig, S2DMReader
+from s2dm.reading import READING, load_reading
+
+TEXT = {"en": "The bridge was built by Ada in 1843, and the boat by Grace.", "de": "Die Brücke wurde 1843 von Ada gebaut, das Boot von Grace.", "zh": "这座桥由艾达于1843年建造，船由格蕾丝建造。"}
+GOLD = {"en": ["the bridge", "1843", "Grace"], "de": ["Die Brücke", "1843", "das Boot"], "zh": ["这座桥", "1843年", "格蕾丝"]}
+
+
+def squad_file(context, question):
+    qas = [dict(id=f"{i}", question=f"{question}? {i}", answers=[dict(text=gold, answer_start=TEXT[context].lower().index(gold.lower()))]) for i, gold in enumerate(GOLD[context])]
+    for qa in qas: qa["answers"][0]["text"] = TEXT[context][(at := qa["answers"][0]["answer_start"]):at + len(qa["answers"][0]["text"])]
+    return dict(data=[dict(title="x", paragraphs=[dict(context=TEXT[context], qas=qas)])])
+
+
+@pytest.fixture
+def mlqa(tmp_path, monkeypatch):
+    "A mirror with four of MLQA's 49 tests, and no network."
+    for context, question in (("en", "en"), ("de", "de"), ("de", "zh"), ("zh", "zh")):
+        file = tmp_path / f"mirror/mlqa/MLQA_V1/test/test-context-{context}-question-{question}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(squad_file(context, question)), encoding="utf-8")
+    monkeypatch.setenv("S2DM_MIRROR", str(tmp_path / "mirror"))
+    for name in ("http_proxy", "https_proxy"): monkeypatch.setenv(name, "http://127.0.0.1:9")
+    return tmp_path / "mirror"
+
+
+def same_by_hand(folder, row, questions, metric):
+    "The prediction file, scored by the second counting of the official scripts, question by question."
+    label = row["context"] + ("" if row["question"] == row["context"] else f"-{row['question']}")
+    file = folder / f"predictions.{row['dataset']}.{label}.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found == read_predictions(file) and list(found) == questions["id"][:] and all(isinstance(text, str) for text in found.values())
+    normalise = official_squad if metric == "squad" else lambda text: official_mlqa(text, row["context"])
+    scores = np.array([official(found[q["id"]], q["answers"]["text"], normalise) for q in questions])
+    assert (row["questions"], row["em"], row["f1"]) == (len(found), pytest.approx(scores[:, 0].mean()), pytest.approx(scores[:, 1].mean()))
+    for name in ("em", "f1"): assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 100
+    for q in questions: assert found[q["id"]] in q["context"]
+
+
+# Which tests
+
+def test_every_data_set_in_all_its_languages():
+    found = all_tests(tuple(DATASETS))
+    assert len(found) == len(set(found)) == 12 + 49 + 9 + 4 and set(DATASETS) <= set(READING)
+    assert {(c, q) for name, c, q in found if name == "mlqa"} == {(c, q) for c in READING["mlqa"][0] for q in READING["mlqa"][0]} and all(c == q for name, c, q in found if name in ("xquad", "tydiqa"))
+    assert all_tests(("tydiqa", "xquad"), ("sw", "de")) == [("tydiqa", "sw", "sw"), ("xquad", "de", "de")]
+    assert EvaluateConfig(datasets="mlqa, bipar", languages="zh,de").languages == ("zh", "de")
+
+
+@pytest.mark.parametrize("settings, says", [
+    (dict(datasets="xqad"), "did you mean 'xquad'"), (dict(datasets="squad"), "choose one of xquad, mlqa, tydiqa, bipar"), (dict(datasets=""), "no data sets; choose some of"), (dict(languages="xx"), "languages='xx' is not possible"),
+    (dict(datasets="bipar", languages="de"), "languages='de' is not possible; choose one of en, zh"), (dict(samples=1), "samples is a int from 100"), (dict(variant="s2dm"), "variant='s2dm'"), (dict(language="de"), "did you mean 'languages'")])
+def test_impossible_settings(settings, says):
+    with pytest.raises(ParameterError, match=says): EvaluateConfig(**settings)
+
+
+# What a run leaves
+
+def test_predictions_are_in_the_official_format_and_score_the_same(mlqa):
+    config = EvaluateConfig(datasets="mlqa,tydiqa", languages="de,en,zh,fi", samples=200)
+    result = evaluate(config, make())
+    metrics, rows = json.loads((result.folder / "metrics.json").read_text()), result.table.to_dict("records")
+    assert metrics["results"] == rows and [(r["dataset"], r["context"], r["question"]) for r in rows] == [("mlqa", "en", "en"), ("mlqa", "de", "de"), ("mlqa", "de", "zh"), ("mlqa", "zh", "zh")]
+    for row in rows: same_by_hand(result.folder, row, load_reading("mlqa", row["context"], question_language=row["question"]), "mlqa")
+    assert {p.name for p in result.folder.glob("predictions.*")} == {f"predictions.mlqa.{x}.json" for x in ("en", "de", "de-zh", "zh")}
+    assert len(result.missing) == 17 + 2 == len(metrics["missing"]) and result.missing[0].startswith("mlqa.en-ar: cannot get ") and result.missing[-1].startswith("tydiqa.fi: cannot get ") and not any("\n" in m for m in result.missing)
+    assert json.loads((result.folder / "config.json").read_text())["parameters"]["datasets"] == ["mlqa", "tydiqa"]
+
+
+def test_scores_are_those_of_a_reader_that_knows(mlqa, monkeypatch):
+    "Right answers give 100, MLQA's articles do not count, and each language is scored by its own rules."
+    monkeypatch.setattr(s2dm.evaluation, "predict", lambda reader, questions: {i: {"Die Brücke": "Brücke", "das Boot": "Boot"}.get(a["text"][0], a["text"][0]) for i, a in zip(questions["id"][:], questions["answers"][:])})
+    result = evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
+    assert set(result.table["em"]) == set(result.table["f1_low"]) == {100.} and wide(result.table, "mlqa").loc[0].tolist() == ["100.0 / 100.0"] * 4
+
+
+def test_what_is_missing_is_asked_for_once(mlqa, monkeypatch):
+    asked, load = [], s2dm.evaluation.load_reading
+    monkeypatch.setattr(s2dm.evaluation, "load_reading", lambda *args, **more: asked.append(args) or load(*args, **more))
+    evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
+    assert len(asked) == 4 + 1 # those that are there, and the archive
+
+
+def test_all_missing_is_an_error_and_leaves_no_metrics(mlqa):
+    folder = evaluate(EvaluateConfig(datasets="mlqa", languages="de", samples=100), make()).folder
+    assert (folder / "metrics.json").exists()
+    with pytest.raises(MissingData, match="none of xquad, bipar can be had: xquad.ar: cannot get"): evaluate(EvaluateConfig(datasets="xquad,bipar", languages="ar,zh"), make())
+    assert not (folder / "metrics.json").exists() and not list(folder.glob("predictions.*"))
+
+
+def test_a_second_evaluation_leaves_nothing_of_the_first(mlqa):
+    first = evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
+    second = evaluate(EvaluateConfig(datasets="mlqa", languages="zh", samples=100), make(seed=1))
+    assert first.folder == second.folder and [p.name for p in first.folder.glob("predictions.*")] == ["predictions.mlqa.zh.json"]
+
+
+def test_broken_data_stops_the_run(mlqa):
+    (mlqa / "mlqa/MLQA_V1/test/test-context-de-question-zh.json").write_text("{")
+    with pytest.raises(DataError, match="test-context-de-question-zh.json:1"): evaluate(EvaluateConfig(datasets="mlqa", languages="de"), make())
+
+
+# Whose results these are
+
+def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch): # noqa: F811
+    trained_as = finetune_config(parts, control="untrained", max_steps=2)
+    done = finetune(trained_as)
+    config = EvaluateConfig(**trained_as.as_dict() | dict(datasets="mlqa", samples=100))
+    result = evaluate(config)
+    assert result.folder.parts[-4:] == ("evaluate", *done.folder.parts[-3:]) and result.folder.parts[-2] == "s2dm_sp-untrained"
+    assert json.loads((result.folder / "metrics.json").read_text())["reader"] == done.reader.facts
+    named = evaluate(EvaluateConfig(reader=str(done.folder / "checkpoint"), datasets="mlqa", samples=100))
+    assert named.table.equals(result.table) and named.folder != result.folder
+    for row in result.table.to_dict("records"): assert (result.folder / f"predictions.mlqa.{row['context']}.json").exists()
+    asked = []
+    monkeypatch.setattr(S2DMReader, "from_pretrained", lambda name: asked.append(name) or done.reader)
+    assert evaluate(EvaluateConfig(reader="owner/reader", datasets="mlqa", samples=100)).folder.parts[-2:] == ("evaluate", "owner--reader") and asked == ["owner/reader"]
+
+
+def test_a_reader_that_is_not_there():
+    with pytest.raises(MissingData, match="finetune/small/s2dm_pos/seed2/checkpoint is not there: train the reader first, with nbs/04_finetune"): evaluate(EvaluateConfig(variant="s2dm_pos", seed=2))
+    with pytest.raises(MissingData, match="is no folder and no hub id"): evaluate(EvaluateConfig(reader="nowhere"))
+
+
+# Parts
+
+def test_predict_answers_each_question_once():
+    rows = [dict(id=f"q{i}", question="Wo?", context="Zürich liegt am See. " * (i + 1)) for i in range(5)]
+    reader = make()
+    found = predict(reader, Dataset.from_list(rows))
+    assert list(found.items()) == [(r["id"], reader.answer(r["question"], r["context"])[0].text) for r in rows]
+    with pytest.raises(ParameterError, match="2 ids occur twice"): predict(reader, Dataset.from_list([*rows, *rows[:2]]))
+
+
+def test_no_span_is_the_empty_answer():
+    "A reader that is sure the answer is not there."
+    reader = make(n_best=1)
+    with torch.no_grad(): reader.head.weight.zero_()
+    reader.scores = lambda batch: (s := (batch["input_ids"] == reader.tokenizer.cls_token_id).float(), s)
+    questions = Dataset.from_list([dict(id="q", question="Wo?", context="Am See.", answers=dict(text=["See"], answer_start=[3]))])
+    assert predict(reader, questions) == {"q": ""} and score({"q": ""}, questions).em.tolist() == [0]
+
+
+def test_rows_and_tables():
+    row = scores_row(Scores(["a", "b", "c"], np.array([0., 100, 100]), np.array([50., 100, 100])), samples=500)
+    assert list(row) == ["questions", "em", "em_low", "em_high", "f1", "f1_low", "f1_high"] and row["questions"] == 3 and row["em"] == pytest.approx(200 / 3) and json.dumps(row)
+    table = [dict(dataset=d, context=c, question=q, em=e, f1=f) for d, c, q, e, f in (("mlqa", "de", "de", 50., 60.), ("mlqa", "de", "zh", 0., 1.), ("mlqa", "zh", "zh", 30., 50.), ("xquad", "zh", "zh", 1., 2.))]
+    shown = wide(s2dm.evaluation.pd.DataFrame(table), "mlqa")
+    assert shown.columns.tolist() == ["de", "zh", "average"] and shown.loc[0].tolist() == ["50.0 / 60.0", "30.0 / 50.0", "40.0 / 55.0"]
+
+
+# Real data
+
+def test_real_data_sets_score_as_the_official_scripts_do(real, monkeypatch):
+    "Some questions of several languages, with a tiny reader of random weights and mBERT's vocabulary."
+    tokenizer = mbert_tokenizer()
+    torch.manual_seed(0)
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8), add_pooling_layer=False)
+    reader = S2DMReader(encoder, tokenizer, None, ReaderConfig(head="baseline", max_length=200, stride=64)).eval()
+    nn.init.normal_(reader.head.weight)
+    some = lambda name, language, **more: load_reading(name, language, **more).select(range(0, 100, 9))
+    monkeypatch.setattr(s2dm.evaluation, "load_reading", some)
+    result = evaluate(EvaluateConfig(datasets="xquad,tydiqa,bipar", languages="en,th,zh,te,fi", samples=200), reader)
+    rows = result.table.to_dict("records")
+    assert [(r["dataset"], r["context"], r["question"]) for r in rows] == [("xquad", x, x) for x in ("en", "th", "zh")] + [("tydiqa", x, x) for x in ("en", "fi", "te")] + [("bipar", c, q) for c in ("en", "zh") for q in ("en", "zh")]
+    assert not result.missing and result.table["f1"].sum() > 0
+    for row in rows: same_by_hand(result.folder, row, some(row["dataset"], row["context"], question_language=row["question"]), "squad")
