@@ -99,7 +99,7 @@ def _questions(name: str, context: str, question: str, gone: dict[str, str]) -> 
         except MissingData as error: gone[origin] = str(error).partition(" Tried:")[0]
     raise MissingData(gone[origin])
 
-
+# %% ../nbs/05b_evaluation.ipynb #b19d4e70
 def evaluate(
     config: EvaluateConfig, # which reader, on what
     reader: S2DMReader | None = None, # None: the one that config names

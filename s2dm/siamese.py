@@ -290,7 +290,7 @@ class Pretrained:
     tables: dict[str, pd.DataFrame] # "sts", "retrieval_pud", "retrieval_sib200"; empty in all processes but the first
     missing: list[str] # tests that could not be had
 
-
+# %% ../nbs/03a_siamese.ipynb #e41c7a95
 def _train(config, vectors, siamese, data, dev, folder) -> Fit:
     def evaluate(): return {kind: pearson for kind, (pearson, _) in sts_correlations(vectors, dev, ("y", "z")).items()}
     record = vectors.encoder.record
