@@ -7,6 +7,7 @@ __all__ = ['PRESETS', 'CONTROLS', 'load_questions', 'FinetuneConfig', 'pretraine
 
 # %% ../nbs/04c_finetune.ipynb #9d511e1c
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
-from .siamese import SYSTEMS, PretrainConfig, _unless_refused, pretrain
+from .siamese import SYSTEMS, PretrainConfig, pretrain
 from .vectors import TextVectors
 
 # %% ../nbs/04c_finetune.ipynb #3425f1af
@@ -143,8 +144,7 @@ def finetune(
     windows = reader.windows(questions)
     unseen = reader.windows(dev) if dev else None
     about = dict(reader.facts, questions=len(questions))
-    with _unless_refused(folder):
-        record = RunRecord(folder, config) if main else None
+    with RunRecord(folder, config) if main else nullcontext() as record:
         found = fit(reader, TrainingBatches(windows, config.batch, config.seed), config, folder, weights=dict(start=.5, end=.5), scales={"head.": config.head_scale},
                     evaluate=(lambda: _score(reader, dev, unseen)) if dev else None, about=about)
     metrics = dict(questions=len(questions), windows=len(windows), recovered=recovery(windows), steps=found.steps, seconds=found.seconds,
