@@ -120,7 +120,9 @@ def test_a_long_context_is_trained_on_in_windows(parts, tmp_path):
 
 SCRIPT = """
 import json, sys, time
+import torch
 import s2dm.features
+torch.set_num_threads(int(sys.argv[2])) # another number of threads may add up in another order
 from s2dm.finetune import FinetuneConfig, finetune
 load = s2dm.features.TrainingBatches.load
 def slow(*args):
@@ -135,7 +137,7 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(parts, tmp_path, monkeypa
     c, rng = config(parts, epochs=10, evaluate_every=20), random.Random(0)
     whole = finetune(c)
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "killed"))
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(c.as_dict())], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(c.as_dict()), str(torch.get_num_threads())], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     checkpoint = c.folder("finetune") / "fit.safetensors"
     while process.poll() is None and not checkpoint.exists(): time.sleep(.002)
     time.sleep(rng.random() * .3)

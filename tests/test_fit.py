@@ -218,7 +218,7 @@ def test_a_scale_multiplies_the_learning_rate_of_some_parameters(tmp_path):
     start, (net, _) = Net(), train(tmp_path / "a", max_steps=1)
     with_scale = Net()
     fit(with_scale, Data(), FitConfig(epochs=3, learning_rate=0.01, max_steps=1, weight_decay=0), tmp_path / "b", seed=1, scales={"out.": 3.})
-    moved = lambda a, name: (a.state_dict()[name] - start.state_dict()[name]).abs().max()
+    moved = lambda a, name: float((a.state_dict()[name] - start.state_dict()[name]).abs().max())
     assert moved(with_scale, "out.bias") == pytest.approx(3 * moved(net, "out.bias"), rel=1e-4) and moved(with_scale, "a.bias") == pytest.approx(moved(net, "a.bias"), rel=1e-4)
 
 

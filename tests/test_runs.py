@@ -136,7 +136,7 @@ def test_from_text_to_answers(tmp_path, mirror_folder):
     run("04_finetune", f"-p data {questions} -p dev {questions} -p max_steps 4 -p batch 4 -p stride 32")
     run("05_evaluate", "-p datasets tydiqa,mlqa -p languages bn,de -p samples 200")
     figures, runs = {p.name for p in (tmp_path / "figures").iterdir()}, tmp_path / "runs"
-    assert {"encoder_small.png", "pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
+    assert {"encoder_small_curves.png", "pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
     found = json.loads((runs / "evaluate/small/s2dm_sp/seed0/metrics.json").read_text())
     assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("tydiqa", "bn", 113)] and len(found["missing"]) == 7 and found["reader"]["system"] == "s2dm_sp"
     assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.tydiqa.bn.json").read_text())) == 113
