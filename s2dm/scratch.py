@@ -356,7 +356,7 @@ PRESETS = {
 def _wrong_folder_name(name): # None, or what would be right
     return None if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "name is that of a folder: letters, digits, dots, hyphens and underscores."
 
-
+# %% ../nbs/02e_scratch.ipynb #c1baad1d
 @dataclass(frozen=True, init=False)
 class ScratchConfig(FitConfig):
     "Parameters of the run 02_encoder."
