@@ -23,7 +23,6 @@ chosen([NAME], sorted(p.stem for p in Path(workflow.basedir, "profiles").glob("*
 PROFILE, SYSTEMS = read(NAME), read("systems")
 RUNS, FIGURES = (os.environ.get(f"S2DM_{what.upper()}") or what for what in ("runs", "figures"))
 MODELS = {name.replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
-PAPERMILL = f"{shlex.quote(sys.executable)} -m papermill --log-output --no-progress-bar"
 CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used: the same numbers everywhere
 
 
@@ -71,10 +70,10 @@ def before(stage): # what a run needs to be there
     return of
 
 
-def papermill(notebook, figures="$(dirname {log.notebook})/figures"): # the command; a failed run says which notebook failed and where it lies
-    return (f"{CUDA}S2DM_FIGURES={figures} {PAPERMILL} nbs/{notebook}.ipynb {{log.notebook}} {{params.given}} > {{log.text}} 2>&1 || {{{{ status=$?; "
-            f"{{{{ echo; tail -n 25 {{log.text}}; echo; echo 'FAILED: nbs/{notebook}.ipynb {{params.given}}'; echo 'It lies, with its traceback, in {{log.notebook}}; what it printed, in {{log.text}}.'; "
-            "echo 'Once the cause is gone, the same command goes on where it stopped.'; echo; }} >&2; exit $status; }}")
+# the command of every run; one that fails says which notebook failed and where it lies
+RUN = (f"{CUDA}S2DM_FIGURES={{params.figures}} {shlex.quote(sys.executable)} -m papermill --log-output --no-progress-bar nbs/{{params.notebook}}.ipynb {{log.notebook}} {{params.given}}"
+       " > {log.text} 2>&1 || {{ status=$?; {{ echo; tail -n 25 {log.text}; echo; echo 'FAILED: nbs/{params.notebook}.ipynb {params.given}'; "
+       "echo 'It lies, with its traceback, in {log.notebook}; what it printed, in {log.text}.'; echo 'Once the cause is gone, the same command goes on where it stopped.'; echo; }} >&2; exit $status; }}")
 
 
 onstart: # one call at a time; the system frees this lock when the process ends, however it ends
@@ -90,10 +89,10 @@ wildcard_constraints: model="[^/]+", system="[^/]+", seed="[0-9]+"
 rule data:
     output: f"{RUNS}/data/metrics.json"
     log: notebook=f"{RUNS}/data/run.ipynb", text=f"{RUNS}/data/run.log"
-    params: given=""
+    params: notebook="01_data", given="", figures=FIGURES
     resources: runtime=120
     message: "01_data: fetch, verify and describe the corpora"
-    shell: papermill("01_data", FIGURES)
+    shell: RUN
 
 
 if "encoders" in PROFILE:
@@ -101,35 +100,43 @@ if "encoders" in PROFILE:
         input: [ancient(f"{RUNS}/data/metrics.json")] if PROFILE.get("data") else []
         output: f"{RUNS}/encoder/{{model}}/seed0/metrics.json"
         log: notebook=f"{RUNS}/encoder/{{model}}/seed0/run.ipynb", text=f"{RUNS}/encoder/{{model}}/seed0/run.log"
-        params: given=lambda w: arguments(dict(name=w.model) | PROFILE["encoders"][w.model])
+        params: notebook="02_encoder", given=lambda w: arguments(dict(name=w.model) | PROFILE["encoders"][w.model]), figures=f"{RUNS}/encoder/{{model}}/seed0/figures"
         threads: PROFILE["threads"]
         resources: gpu=PROFILE["gpus"], mem_mb=PROFILE["mem_mb"], runtime=PROFILE["minutes"]["encoder"]
         message: "02_encoder: {wildcards.model}"
-        shell: papermill("02_encoder")
+        shell: RUN
 
 
 for number, stage in enumerate(("pretrain", "finetune", "evaluate", "analyse"), 3):
+    folder = f"{RUNS}/{stage}/{{model}}/{{system}}/seed{{seed}}"
+
     rule:
         name: stage
         input: before(stage)
-        output: record(stage, "{model}", "{system}", "{seed}")
-        log: notebook=record(stage, "{model}", "{system}", "{seed}").replace("metrics.json", "run.ipynb"), text=record(stage, "{model}", "{system}", "{seed}").replace("metrics.json", "run.log")
-        params: given=given(stage)
+        output: f"{folder}/metrics.json"
+        log: notebook=f"{folder}/run.ipynb", text=f"{folder}/run.log"
+        params: notebook=f"0{number}_{stage}", given=given(stage), figures=f"{folder}/figures"
         threads: PROFILE["threads"]
         resources: gpu=PROFILE["gpus"], mem_mb=PROFILE["mem_mb"], runtime=PROFILE["minutes"][stage]
         message: f"0{number}_{stage}: {{wildcards.model}}, {{wildcards.system}}, seed {{wildcards.seed}}"
-        shell: papermill(f"0{number}_{stage}")
+        shell: RUN
 
 
-# the targets: the main systems, and everything; what is asked for is the report on them
-for target, folder in (("reproduce", f"{RUNS}/figures"), ("full", FIGURES)):
+for target, folder in (("reproduce", f"{RUNS}/figures"), ("full", FIGURES)): # the main systems, and everything
     rule:
         name: target
         default_target: target == "reproduce"
+        input: f"{folder}/{NAME}/report.html", records(target) # a record that was thrown away is made again
+
+    rule:
+        name: f"report_{target}"
         input: records(target)
         output: f"{folder}/{NAME}/report.html"
         log: notebook=f"{RUNS}/report/{NAME}/{target}.ipynb", text=f"{RUNS}/report/{NAME}/{target}.log"
-        params: given=arguments(dict(profile=NAME))
+        params: notebook="07_report", given=arguments(dict(profile=NAME)), figures=folder
         resources: mem_mb=PROFILE["mem_mb"], runtime=60
         message: f"07_report: {folder}/{NAME}/report.html"
-        shell: papermill("07_report", folder)
+        shell: RUN
+
+    if workflow.is_main_process: # the plan in one line
+        print(f"{NAME}, {target}: {len(records(target))} runs, {sum(map(os.path.exists, records(target)))} of them done", file=sys.stderr)

@@ -53,7 +53,7 @@ def place(tmp_path):
     shutil.copy(ROOT / "Snakefile", folder)
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     for stage, name in STAGES.items():
-        nbformat.write(notebook(f'STAGE = "{stage}"\nmodel = variant = control = head = ""\nedition = "paper"\nseed = 0', STUB), folder / f"nbs/{name}.ipynb")
+        nbformat.write(notebook(f'STAGE = "{stage}"\nmodel = ""\nvariant = ""\nedition = "paper"\ncontrol = ""\nhead = ""\nseed = 0', STUB), folder / f"nbs/{name}.ipynb")
     nbformat.write(notebook('profile = ""', REPORT), folder / "nbs/07_report.ipynb")
     return folder
 
@@ -85,77 +85,60 @@ def test_systems_have_the_names_that_their_runs_use():
     assert {s.get("head") for s in SYSTEMS.values()} == {None, "semantic", "concat"} and {s.get("control") for s in SYSTEMS.values()} == {None, "untrained", "trainable"}
 
 
-@pytest.mark.parametrize("more, plan", [
-    ([], dict(pretrain=4, finetune=6, evaluate=6, analyse=6, reproduce=1, total=23)),
-    (["full"], dict(pretrain=170, finetune=240, evaluate=240, analyse=240, full=1, total=891)),
-    (["--config", "systems=baseline,s2dm_sp-refined,s2dm_sp-refined-untrained", "seeds=2"], dict(pretrain=2, finetune=6, evaluate=6, analyse=6, reproduce=1, total=21)),
-    (["--config", "profile=real"], dict(data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, reproduce=1, total=45)),
-    (["--profile", "profiles/slurm", "--config", "profile=paper"], dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, reproduce=1, total=30)),
-    (["--profile", "profiles/gpu", "--config", "profile=real", "models=real-m", "seeds=1"], dict(data=1, encoder=1, pretrain=2, finetune=4, evaluate=4, analyse=4, reproduce=1, total=17)),
-    (["--executor", "slurm"], dict(pretrain=4, finetune=6, evaluate=6, analyse=6, reproduce=1, total=23)),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_a_dry_run_prints_the_plan(place, more, plan):
+@pytest.mark.parametrize("more, runs, plan", [
+    (["full"], "small, full: 890 runs, 0 of them done", dict(pretrain=170, finetune=240, evaluate=240, analyse=240, report_full=1, full=1, total=892)),
+    (["--executor", "slurm"], "small, reproduce: 22 runs, 0 of them done", dict(pretrain=4, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
+    (["--profile", "profiles/gpu", "--config", "profile=real", "models=real-m", "seeds=2", "systems=baseline,s2dm_sp-refined,s2dm_sp-refined-untrained"], "real, reproduce: 20 runs",
+     dict(data=1, encoder=1, pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
+], ids=["full", "executor slurm", "real"])
+def test_a_dry_run_prints_the_plan(place, more, runs, plan):
     code, out = snakemake(place, "--dry-run", *more)
-    assert code == 0 and counts(out) == plan, out[-3000:]
+    assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
 
 
-@pytest.mark.parametrize("more, says", [("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("seed=3", "--config 'seed' is not known; choose from: profile, models, systems, seeds"),
-                                        ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
+def test_the_paper_on_slurm_and_the_parameters_of_a_run(place):
+    code, out = snakemake(place, "--dry-run", "--printshellcmds", "--profile", "profiles/slurm", "--config", "profile=paper", "models=mbert", "systems=s2dm_sp-released-semantic")
+    assert code == 0 and counts(out) == dict(data=1, pretrain=1, finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=7) and "CUDA_VISIBLE_DEVICES" not in out
+    assert re.search("nbs/04_finetune.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p head semantic -p seed 0", out)
+    assert re.search("nbs/03_pretrain.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p seed 0", out)
+    assert yaml.safe_load((ROOT / "profiles/paper.yaml").read_text())["gpus"] == 1
+
+
+@pytest.mark.parametrize("more, says", [("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
 def test_what_is_not_known_is_named(place, more, says):
     code, out = snakemake(place, "--dry-run", "--config", more)
     assert code == 1 and says in out
 
 
-def test_one_gpu_for_each_job_of_the_paper_and_none_for_the_embedded_one(place):
-    "And the parameters of a run, as anybody could type them."
-    code, out = snakemake(place, "--dry-run", "--printshellcmds", "--config", "profile=paper", "models=mbert", "systems=s2dm_sp-released-semantic", "seeds=1")
-    assert code == 0 and "nbs/04_finetune.ipynb" in out and "-p model mbert -p variant s2dm_sp -p edition released -p head semantic -p seed 0" in out and "CUDA_VISIBLE_DEVICES" not in out
-    assert "nbs/03_pretrain.ipynb" in out and "-p model mbert -p variant s2dm_sp -p edition released -p seed 0" in out
-    assert "CUDA_VISIBLE_DEVICES= " in snakemake(place, "--dry-run", "--printshellcmds")[1]
-    rules = lambda *more: re.findall(r"resources: (.*)", snakemake(place, "--dry-run", "--verbose", "runs/finetune/mbert/baseline/seed0/metrics.json", *more)[1])
-    assert any("gpu=1" in r for r in rules("--config", "profile=paper")), rules("--config", "profile=paper")
-
-
-def test_a_killed_call_repeats_nothing_that_was_finished(place, tmp_path):
-    two = ["--config", "systems=baseline,s2dm_sp"]
-    process = start(place, *two, HOLD="finetune/s2dm_sp")
-    done, held = tmp_path / "runs/analyse/small/baseline/seed0/metrics.json", tmp_path / "runs/finetune/small/s2dm_sp/seed0/checkpoint"
-    for _ in range(1200):
-        if done.exists() and held.exists(): break
+def test_failed_and_killed_runs(place, tmp_path):
+    "One run fails, which names its notebook and leaves it; another is killed, with the whole call. The next call repeats nothing that was finished."
+    two, runs = ["--config", "systems=baseline,s2dm_sp"], tmp_path / "runs"
+    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp")
+    failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp/seed0/checkpoint"
+    for _ in range(1500):
+        if (failed / "run.log").exists() and "what went wrong" in (failed / "run.log").read_text() and held.exists(): break
         time.sleep(.1)
-    time.sleep(1) # for the notebook of the finished run
+    time.sleep(3) # for Snakemake to notice
     code, out = snakemake(place, *two)
     assert code == 1 and "another call of snakemake works in" in out
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    out = process.communicate()[0]
+    assert "ValueError: what went wrong" in out and "FAILED: nbs/05_evaluate.ipynb -p model small -p variant baseline -p seed 0" in out and f"in {failed}/run.ipynb" in out, out
+    outputs = [o for cell in nbformat.read(failed / "run.ipynb", 4).cells if cell.cell_type == "code" for o in cell.outputs]
+    assert any(o.output_type == "error" and o.evalue == "what went wrong" for o in outputs) and (failed / "checkpoint").is_dir()
     before = started(tmp_path)
-    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "analyse baseline 0", "pretrain s2dm_sp 0", "finetune s2dm_sp 0"])
+    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp 0", "finetune s2dm_sp 0"])
+
     code, out = snakemake(place, *two)
     assert code == 0, out[-3000:]
-    assert started(tmp_path)[len(before):] == ["finetune s2dm_sp 0", "evaluate s2dm_sp 0", "analyse s2dm_sp 0"]
-    report = tmp_path / "runs/figures/small/report.html"
-    assert len(report.read_text().splitlines()) == 7 and (tmp_path / "runs/finetune/small/s2dm_sp/seed0/run.ipynb").exists()
-    metrics = json.loads((tmp_path / "runs/analyse/small/s2dm_sp/seed0/metrics.json").read_text())
-    assert metrics == dict(figures=str(tmp_path / "runs/analyse/small/s2dm_sp/seed0/figures"), gpu="")
-    assert {line.rpartition(" ")[2] for line in (tmp_path / "runs/log.txt").read_text().splitlines()} == {"threads=1"}
+    assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp 0", "evaluate s2dm_sp 0", "analyse s2dm_sp 0"])
+    assert len((runs / "figures/small/report.html").read_text().splitlines()) == 7
+    metrics = json.loads((runs / "analyse/small/s2dm_sp/seed0/metrics.json").read_text())
+    assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
 
     (place / "nbs/04_finetune.ipynb").touch() # neither this nor another call repeats anything
     code, out = snakemake(place, *two)
-    assert code == 0 and "Nothing to be done" in out
-    shutil.rmtree(tmp_path / "runs/finetune/small/s2dm_sp") # but what is thrown away is made again, with all that stands on it
+    assert code == 0 and "Nothing to be done" in out and "7 runs, 7 of them done" in out
+    shutil.rmtree(runs / "finetune/small/s2dm_sp") # what is thrown away is made again, with all that stands on it
     code, out = snakemake(place, "--dry-run", *two)
-    assert counts(out) == dict(finetune=1, evaluate=1, analyse=1, reproduce=1, total=4)
-
-
-def test_a_failed_run_names_its_notebook_and_leaves_it(place, tmp_path):
-    two = ["--config", "systems=baseline,s2dm_sp"]
-    code, out = snakemake(place, *two, FAIL="finetune/s2dm_sp")
-    folder = tmp_path / "runs/finetune/small/s2dm_sp/seed0"
-    assert code == 1 and "ValueError: what went wrong" in out and "FAILED: nbs/04_finetune.ipynb -p model small -p variant s2dm_sp -p seed 0" in out and f"in {folder}/run.ipynb" in out
-    outputs = [o for cell in nbformat.read(folder / "run.ipynb", 4).cells if cell.cell_type == "code" for o in cell.outputs]
-    assert any(o.output_type == "error" and o.evalue == "what went wrong" for o in outputs)
-    assert (folder / "checkpoint").is_dir() and not (folder / "metrics.json").exists() and "what went wrong" in (folder / "run.log").read_text()
-    assert (tmp_path / "runs/analyse/small/baseline/seed0/metrics.json").exists() and not (tmp_path / "runs/figures").exists()
-    before = started(tmp_path)
-    code, out = snakemake(place, *two)
-    assert code == 0 and started(tmp_path)[len(before):] == ["finetune s2dm_sp 0", "evaluate s2dm_sp 0", "analyse s2dm_sp 0"]
+    assert code == 0 and counts(out) == dict(finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=5)
