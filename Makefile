@@ -43,9 +43,12 @@ reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; 
 	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
 	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
 
-encoder: $(STAMP) ## train the embedded encoder anew, from generated text
+encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (an hour)
 	mkdir -p runs
-	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb
+	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small
+	rm -rf s2dm/embedded
+	cp -r runs/encoder/small/seed0/checkpoint s2dm/embedded
+	cp runs/encoder/small/seed0/config.json s2dm/embedded/run.json
 
 data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and figures/
 	mkdir -p runs
