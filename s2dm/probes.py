@@ -9,7 +9,7 @@ __all__ = ['ProbeData', 'split_groups', 'probe_data', 'ridge', 'r_squared', 'cla
            'probe_table', 'predictability']
 
 # %% ../nbs/06b_probes.ipynb #587fe447
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from .core import ParameterError, check_choice
 from .encoder import FeatureCache, collate, length_batches
 from .losses import blank
 from .model import S2DM, at_words
-from .treebanks import UPOS, tree_distances
+from .treebanks import tree_distances
 
 # %% ../nbs/06b_probes.ipynb #7a99fa99
 @dataclass
