@@ -20,7 +20,7 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_path"]]),
-    package_data={cfg["lib_name"]: ["*.tsv"]},
+    package_data={cfg["lib_name"]: ["*.tsv", "embedded/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={

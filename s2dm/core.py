@@ -186,7 +186,7 @@ class Config:
         return dataclasses.asdict(self)
 
 # %% ../nbs/00a_core.ipynb #d8408044
-MODELS = ("small", "mbert", "xlm100", "xlmr")
+MODELS = ("small", "real-s", "real-m", "mbert", "xlm100", "xlmr")
 VARIANTS = ("baseline", "s2dm_pos", "s2dm_sp", "s2dm_single_pos", "s2dm_single_sp")
 EDITIONS = ("paper", "released", "refined")
 
@@ -211,7 +211,7 @@ class RunConfig(Config):
 
     @property
     def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
-        "Names figures and tables: the encoder unless it is the small one, the system, the seed unless it is 0."
+        "Names figures and tables: the encoder unless it is `small`, the system, the seed unless it is 0."
         return "_".join([Path(self.model).name] * (self.model != "small") + [self.system] + [f"seed{self.seed}"] * (self.seed > 0))
 
     def folder(self, stage: str) -> Path: # e.g. "finetune"

@@ -18,9 +18,10 @@ from .metrics import Scores, bootstrap, score
 from .reader import S2DMReader
 from .reading import READING, load_reading, reading_path
 from .sources import REGISTRY, needs_publisher
+from .synthetic import LANGUAGES, Synthetic, SyntheticConfig, parse_language
 
 # %% ../nbs/05b_evaluation.ipynb #af1b9f65
-DATASETS = {"xquad": "squad", "mlqa": "mlqa", "tydiqa": "squad", "bipar": "squad"} # name -> whose way of counting
+DATASETS = {"xquad": "squad", "mlqa": "mlqa", "tydiqa": "squad", "bipar": "squad", "synthetic": "squad"} # name -> whose way of counting
 
 
 def tests(
@@ -31,25 +32,31 @@ def tests(
     if not datasets: raise ParameterError(f"no data sets; choose some of {', '.join(DATASETS)}")
     found = []
     for name in datasets:
-        have = READING[check_choice(name, DATASETS, "datasets")][0]
+        if check_choice(name, DATASETS, "datasets") == "synthetic":
+            found += [(name, line, line) for line in languages or LANGUAGES if parse_language(line)]
+            continue
+        have = READING[name][0]
         found += [(name, c, q) for c in have for q in (have if name in ("mlqa", "bipar") else (c,)) if not languages or c in languages]
-    for language in languages: check_choice(language, sorted({lang for name in datasets for lang in READING[name][0]}), "languages")
+    if "synthetic" not in datasets:
+        for language in languages: check_choice(language, sorted({lang for name in datasets for lang in READING[name][0]}), "languages")
+    elif len(datasets) > 1 and languages: raise ParameterError("languages are chosen either of synthetic or of the other data sets; name one of them in datasets")
     return found
 
 # %% ../nbs/05b_evaluation.ipynb #8b5812a8
-def _label(context: str, question: str) -> str: return context if question == context else f"{context}-{question}"
+def _label(context: str, question: str) -> str: return context.split()[0] if question == context else f"{context}-{question}"
 
 
 @dataclass(frozen=True, init=False)
 class EvaluateConfig(FinetuneConfig):
     "Parameters of the run 05_evaluate: those of the run 04_finetune whose reader is to be evaluated, and what to evaluate it on."
     reader: str = param("", "folder or hub id of a reader; empty: that of the run 04_finetune with the same parameters")
-    datasets: tuple[str, ...] = param(tuple(DATASETS), "data sets", choices=tuple(DATASETS))
+    datasets: tuple[str, ...] = param(("xquad", "mlqa", "tydiqa", "bipar"), "data sets; of the encoder small: synthetic", choices=tuple(DATASETS))
     languages: tuple[str, ...] = param((), "languages of the contexts; none given: all")
     samples: int = param(10_000, "bootstrap samples of an interval", low=100)
 
     def __init__(self, **params):
-        super().__init__(**params)
+        generated = not params.get("reader") and params.get("model", "small") == "small"
+        super().__init__(**(dict(datasets="synthetic") if generated else {}) | {k: v for k, v in params.items() if v is not None})
         tests(self.datasets, self.languages)
 
     @property
@@ -91,7 +98,14 @@ class Evaluation:
     missing: list[str] # tests that could not be had
 
 
+def _generated(line: str) -> Dataset: # test questions in a preset's or a new language
+    language, source = parse_language(line), next(iter(LANGUAGES))
+    corpus = Synthetic() if LANGUAGES.get(language.name) == language else Synthetic(SyntheticConfig(languages=(source, line)))
+    return corpus.reading(language.name)
+
+
 def _questions(name: str, context: str, question: str, gone: dict[str, str]) -> Dataset: # raises MissingData, and notes in `gone` what cannot be had
+    if name == "synthetic": return _generated(context)
     path = reading_path(name, context, question, READING[name][1][0])
     origin = REGISTRY[path].archive or path
     if origin not in gone or not needs_publisher(path):
@@ -119,6 +133,7 @@ def evaluate(
         else:
             write_json(folder / f"predictions.{label}.json", predictions := predict(reader, questions))
             scores = score(predictions, questions, DATASETS[name], context)
+            context, question = context.split()[0], question.split()[0]
             rows.append(dict(dataset=name, context=context, question=question) | scores_row(scores, config.samples))
     if not rows: raise MissingData(f"none of {', '.join(config.datasets)} can be had: {missing[0]}")
     record.save(dict(results=rows, missing=missing, reader=reader.facts))

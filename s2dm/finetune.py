@@ -24,26 +24,29 @@ from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
 from .siamese import SYSTEMS, PretrainConfig, pretrain
+from .synthetic import Synthetic
 from .vectors import TextVectors
 
 # %% ../nbs/04c_finetune.ipynb #3425f1af
 _SQUAD = dict(epochs=3, batch=32, learning_rate=2e-5, data="squad/train", dev="squad/dev")
+_REAL = dict(epochs=10, batch=32, learning_rate=5e-4, data="squadshifts/new_wiki,qamr/dev,qamr/test", dev="squadshifts/reddit")
 PRESETS = {
     "mbert": _SQUAD, "xlmr": _SQUAD, "xlm100": _SQUAD | dict(epochs=2, batch=16, learning_rate=3e-5),
-    "small": dict(epochs=10, batch=32, learning_rate=5e-4, data="squadshifts/new_wiki,qamr/dev,qamr/test", dev="squadshifts/reddit"),
+    "small": dict(epochs=4, batch=16, learning_rate=1e-3, head_scale=5, data="synthetic/train", dev="synthetic/dev"), "real-s": _REAL, "real-m": _REAL,
 }
 CONTROLS = ("none", "untrained", "trainable")
 
 # %% ../nbs/04c_finetune.ipynb #f0450ffd
 def load_questions(
-    names: tuple[str, ...], # corpus/part of `READING` in English, or files in SQuAD's format
+    names: tuple[str, ...], # corpus/part of `READING` in English, "synthetic/train", "synthetic/dev", or files in SQuAD's format
 ) -> Dataset: # with the columns of `s2dm.reading.FEATURES`
     "English questions from several sources. Raises `ParameterError` for an unknown name, `DataError` for a file that is malformed or cannot be had."
     def one(name):
         corpus, _, part = name.partition("/")
         if Path(name).is_file(): return read_squad(name, "en", "en")
+        if corpus == "synthetic": return Synthetic().reading(Synthetic().source, check_choice(part, ("train", "dev"), "part of the generated questions"))
         if corpus in READING: return load_reading(corpus, "en", part or None)
-        return check_choice(name, [f"{c}/{p}" for c, (langs, parts) in READING.items() if "en" in langs for p in parts] + ["a file in SQuAD's format"], "questions")
+        return check_choice(name, ["synthetic/train", "synthetic/dev"] + [f"{c}/{p}" for c, (langs, parts) in READING.items() if "en" in langs for p in parts] + ["a file in SQuAD's format"], "questions")
     if not names: raise ParameterError("no questions to train on; name at least one corpus/part, or a file in SQuAD's format")
     return concatenate_datasets([one(name) for name in names])
 

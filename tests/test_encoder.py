@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 import s2dm.encoder
 from conftest import ROOT
 from s2dm.core import MODELS, DataError, MissingData, ParameterError
-from s2dm.encoder import PRESETS, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, first_subwords, length_batches, load_encoder, mbert_tokenizer, small_folder
+from s2dm.encoder import PRESETS, SCRATCH, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, first_subwords, length_batches, load_encoder, mbert_tokenizer, scratch_folder
 from s2dm.treebanks import load_sentences
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
@@ -76,7 +76,7 @@ def words(n, seed=0, longest=12):
 
 # Which encoder
 
-def test_presets_are_those_that_a_run_accepts(): assert {"small", *PRESETS} == set(MODELS)
+def test_presets_are_those_that_a_run_accepts(): assert {*SCRATCH, *PRESETS} == set(MODELS)
 
 
 def test_a_preset_in_the_cache_needs_no_network(hub, monkeypatch):
@@ -133,7 +133,7 @@ def test_an_interrupted_download_is_not_taken_for_an_encoder(hub, monkeypatch):
     assert find_encoder("owner/half").folder == folder
 
 
-@pytest.mark.parametrize("silent, names", [(False, ["small", "mbert", "xlm100", "xlmr", "owner/name"]), (True, ["small", "mbert"])])
+@pytest.mark.parametrize("silent, names", [(False, ["real-s", "mbert", "xlm100", "xlmr", "owner/name"]), (True, ["real-m", "mbert"])])
 def test_without_network_the_error_is_quick_and_says_what_to_do(tmp_path, silent, names):
     "A proxy that refuses, and one that takes the connection and never answers."
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -148,12 +148,12 @@ def test_without_network_the_error_is_quick_and_says_what_to_do(tmp_path, silent
     assert len(lines) == len(names), out
     for name, line in zip(names, lines):
         seconds, message = line.split("|")
-        assert float(seconds) < 5 and name in message and ("run `papermill nbs/02_encoder" if name == "small" else "run once with a network") in message
+        assert float(seconds) < 5 and name in message and ("run `papermill nbs/02_encoder" if name in SCRATCH else "run once with a network") in message
 
 
-def test_small_is_the_folder_of_its_run():
-    saved(small_folder())
-    assert load_encoder(device="cpu").record["encoder"] == "small" and find_encoder().revision.startswith("sha256:")
+def test_an_encoder_of_our_own_is_the_folder_of_its_run():
+    saved(scratch_folder("real-s"))
+    assert load_encoder("real-s", device="cpu").record["encoder"] == "real-s" and find_encoder("real-s").revision.startswith("sha256:")
 
 
 def test_a_folder_with_other_weights_has_another_revision(tmp_path):

@@ -21,6 +21,7 @@ from s2dm.finetune import finetune
 from s2dm.metrics import Scores, read_predictions, score
 from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import READING, load_reading
+from s2dm.synthetic import LANGUAGES
 
 TEXT = {"en": "The bridge was built by Ada in 1843, and the boat by Grace.", "de": "Die Brücke wurde 1843 von Ada gebaut, das Boot von Grace.", "zh": "这座桥由艾达于1843年建造，船由格蕾丝建造。"}
 GOLD = {"en": ["the bridge", "1843", "Grace"], "de": ["Die Brücke", "1843", "das Boot"], "zh": ["这座桥", "1843年", "格蕾丝"]}
@@ -61,14 +62,15 @@ def same_by_hand(folder, row, questions, metric):
 
 def test_every_data_set_in_all_its_languages():
     found = all_tests(tuple(DATASETS))
-    assert len(found) == len(set(found)) == 12 + 49 + 9 + 4 and set(DATASETS) <= set(READING)
+    assert len(found) == len(set(found)) == 12 + 49 + 9 + 4 + len(LANGUAGES) and set(DATASETS) <= {*READING, "synthetic"}
     assert {(c, q) for name, c, q in found if name == "mlqa"} == {(c, q) for c in READING["mlqa"][0] for q in READING["mlqa"][0]} and all(c == q for name, c, q in found if name in ("xquad", "tydiqa"))
     assert all_tests(("tydiqa", "xquad"), ("sw", "de")) == [("tydiqa", "sw", "sw"), ("xquad", "de", "de")]
     assert EvaluateConfig(datasets="mlqa, bipar", languages="zh,de").languages == ("zh", "de")
 
 
 @pytest.mark.parametrize("settings, says", [
-    (dict(datasets="xqad"), "did you mean 'xquad'"), (dict(datasets="squad"), "choose one of xquad, mlqa, tydiqa, bipar"), (dict(datasets=""), "no data sets; choose some of"), (dict(languages="xx"), "languages='xx' is not possible"),
+    (dict(datasets="xqad"), "did you mean 'xquad'"), (dict(datasets="squad"), "choose one of xquad, mlqa, tydiqa, bipar"), (dict(datasets=""), "no data sets; choose some of"), (dict(languages="xx"), "language='xx' is not possible"), (dict(model="mbert", languages="xx"), "languages='xx' is not possible"), (dict(datasets="xquad,synthetic", languages="de"), "language='de' is not possible"),
+    (dict(datasets="xquad,synthetic", languages="svo"), "chosen either of synthetic or of the other data sets"),
     (dict(datasets="bipar", languages="de"), "languages='de' is not possible; choose one of en, zh"), (dict(samples=1), "samples is a int from 100"), (dict(variant="s2dm"), "variant='s2dm'"), (dict(language="de"), "did you mean 'languages'")])
 def test_impossible_settings(settings, says):
     with pytest.raises(ParameterError, match=says): EvaluateConfig(**settings)

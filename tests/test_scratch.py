@@ -38,7 +38,7 @@ def write(folder, n=120):
 def tiny(folder, **changes):
     "Parameters of a run that takes a second."
     en, de = write(folder)
-    return dict(texts=f"{en},{de}", parallel=f"{en}|{de}", vocabulary=100, layers=2, width=16, heads=2, feed_forward=16, positions=32, budget=128, apart=.1,
+    return dict(name="real-s", texts=f"{en},{de}", parallel=f"{en}|{de}", vocabulary=100, layers=2, width=16, heads=2, feed_forward=16, positions=32, budget=128, apart=.1,
                 learning_rate=3e-3, evaluate_every=0) | changes
 
 
@@ -91,7 +91,7 @@ def test_further_pairs_are_of_one_line_of_other_languages_and_follow_the_seed(mo
 def test_registered_text(real, monkeypatch):
     monkeypatch.setattr(S, "load_sentences", lambda: treebanks.load_sentences(("partut-it",)))  # the rest takes long to parse
     monkeypatch.setattr(S, "load_pairs", lambda: treebanks.load_pairs(("partut-it",)))
-    text, pairs = load_text(S.TEXTS), load_parallel(S.TEXTS)
+    text, pairs = load_text(S.REAL), load_parallel(S.REAL)
     assert len(text) == len(set(text)) > 80_000 and all(s == s.strip() and s and "\r" not in s for s in text)
     assert len(pairs) == len(set(pairs)) > 66_000 and {s for pair in pairs for s in pair} <= set(text)
     english = {line for name in ("ntrex128/en.txt", "sib200/en.txt") for line in S._lines(fetch(f"text/{name}"))}
@@ -99,7 +99,7 @@ def test_registered_text(real, monkeypatch):
     assert len(load_text(["ntrex128"])) > 18 * 1900 and 17 * 1990 < len(ntrex) <= 17 * 1997 and all(a in english for a, _ in ntrex)
     ours = {line for path, source in REGISTRY.items() if source.corpus == "tatoeba" and path.endswith(".eng") for line in S._lines(fetch(path))}
     assert all(a in ours for a, _ in tatoeba) and len(tatoeba) > 14_000
-    assert [Counter(len(table) for table in S._tables(name)) for name in S.TEXTS] == [{2: 1}, {18: 1}, {18: 1}, {2: 17}]
+    assert [Counter(len(table) for table in S._tables(name)) for name in S.REAL] == [{2: 1}, {18: 1}, {18: 1}, {2: 17}]
 
 
 # what is kept apart
@@ -290,7 +290,7 @@ def test_new_weights_follow_the_seed_and_leave_torch_alone():
 # a run
 
 @pytest.mark.parametrize("params, says", [
-    (dict(texts="ud,sib20"), "'sib20' is no file and no corpus; expected any of ud, ntrex128, sib200, tatoeba, or the path of a text file"),
+    (dict(texts="ud,sib20"), "'sib20' is no file and no corpus; expected any of ud, ntrex128, sib200, tatoeba, synthetic, or the path of a text file"),
     (dict(parallel="en.txt|nowhere.txt"), "'en.txt' is no file"), (dict(parallel="en.txt"), "'en.txt' has 1 files instead of 2"), (dict(texts="a|b"), "has 2 files instead of 1"),
     (dict(texts="", parallel=""), "texts and parallel are both empty"), (dict(architecture="brt"), "did you mean 'bert'"), (dict(tokenizer="unigram"), "choose one of bpe, wordpiece"),
     (dict(architecture="bert", width=100, heads=3), "width=100 is not possible with heads=3 and bert; expected a multiple of 3"), (dict(architecture="roformer", width=30, heads=10), "a multiple of 20"),
@@ -368,7 +368,7 @@ T.MaskedBatches.load = slow
 T.torch.set_num_threads(1)
 T.train_encoder(T.ScratchConfig(**T.tiny(Path(sys.argv[1]), **T.KILLED)))
 """
-KILLED = dict(name="small", tokenizer="wordpiece", dropout=.1, epochs=3, evaluate_every=10, checkpoint_seconds=0, log_every=5)
+KILLED = dict(tokenizer="wordpiece", dropout=.1, epochs=3, evaluate_every=10, checkpoint_seconds=0, log_every=5)
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
@@ -380,13 +380,13 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "killed"))
     start = lambda: subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     process = start()
-    while process.poll() is None and not (tmp_path / "killed/encoder/small/seed0/fit.safetensors").exists(): time.sleep(0.002)
+    while process.poll() is None and not (tmp_path / "killed/encoder/real-s/seed0/fit.safetensors").exists(): time.sleep(0.002)
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with pytest.raises(MissingData, match="has not been trained yet"): find_encoder("small")
+    with pytest.raises(MissingData, match="has not been trained yet"): find_encoder("real-s")
     assert start().wait(240) == 0
-    ended = find_encoder("small").folder
+    ended = find_encoder("real-s").folder
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"): assert (ended / name).read_bytes() == (whole.folder / name).read_bytes(), name
     measured = json.loads((ended.parent / "metrics.json").read_text())
     assert {k: v for k, v in measured.items() if "second" not in k} == {k: v for k, v in whole.metrics.items() if "second" not in k}
@@ -418,5 +418,5 @@ def test_the_run_on_text_files_makes_the_encoder_a_table_and_a_figure(tmp_path):
     (tmp_path / "run.yaml").write_text(json.dumps({k: v for k, v in tiny(tmp_path, epochs=2).items() if k not in ("apart", "evaluate_every")}))
     out = papermill(f"-f {tmp_path / 'run.yaml'}", tmp_path)
     assert out.returncode == 0, out.stderr[-3000:]
-    assert load_encoder("small", device="cpu").width == 16
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"encoder_small.{kind}" for kind in ("csv", "md", "tex")} | {f"encoder_small_curves.{kind}" for kind in ("csv", "png")}
+    assert load_encoder("real-s", device="cpu").width == 16
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"encoder_real-s.{kind}" for kind in ("csv", "md", "tex")} | {f"encoder_real-s_curves.{kind}" for kind in ("csv", "png")}

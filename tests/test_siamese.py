@@ -143,13 +143,13 @@ def test_labels_that_no_loss_needs_are_left_out(cache):
 def test_single_networks_read_each_sentence_once(cache, monkeypatch):
     sentences = toy_sentences()
     monkeypatch.setattr(siamese_module, "load_pairs", lambda collections, languages=None: align(sentences))
-    config = PretrainConfig(variant="s2dm_single_pos", batch_pairs=4)
+    config = PretrainConfig(model="real-s", variant="s2dm_single_pos", batch_pairs=4)
     data = training_data(config, cache, config.model_config().losses, paired=False)
     assert len(data) == len(sentences) and max(map(len, data.plan(0))) == 8 and type(data) is SentenceData
-    data = training_data(PretrainConfig(variant="s2dm_single_pos", languages="de,fi"), cache, ("RL",), paired=False)
+    data = training_data(PretrainConfig(model="real-s", variant="s2dm_single_pos", languages="de,fi"), cache, ("RL",), paired=False)
     assert len(data) == sum(lang != "en" for lang in sentences["lang"])
     with pytest.raises(ParameterError, match="languages='xx' is not possible"):
-        training_data(PretrainConfig(variant="s2dm_single_pos", languages="xx"), cache, ("RL",), paired=False)
+        training_data(PretrainConfig(model="real-s", variant="s2dm_single_pos", languages="xx"), cache, ("RL",), paired=False)
 
 
 @pytest.mark.parametrize("column, kind", [("heads", SentenceData), ("heads_t", PairData), ("sentence_id_s", PairData)])
@@ -247,7 +247,7 @@ def test_every_system_trains_every_parameter(variant, cache):
     (dict(variant="baseline"), "nothing to pre-train"), (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"), (dict(overrides="kappa_min"), "expected name=value"),
     (dict(overrides="kappa_min=1,kappa_min=2"), "each name once"), (dict(overrides="kapa_min=1"), "did you mean 'kappa_min'"), (dict(overrides="kappa_min=-1"), "kappa_min is a float from 0"),
     (dict(overrides="vocabulary=7"), "vocabulary is decided by"), (dict(overrides="edition=refined"), "edition is decided by"), (dict(overrides="losses=RL+KL"), "did you mean"),
-    (dict(overrides="paired=false"), "paired=False is not possible with CRL and SDL"), (dict(collections="pd"), "did you mean 'pud'"), (dict(selection="sts"), "choose one of zh_sts, none"),
+    (dict(overrides="paired=false"), "paired=False is not possible with CRL and SDL"), (dict(collections="pd"), "did you mean 'pud'"), (dict(selection="sts"), "choose one of zh_sts, synthetic, none"),
     (dict(batch_pairs=0), "batch_pairs is a int from 1"), (dict(cache_precision="int8"), "choose one of float16"), (dict(memorry=3), "did you mean 'memory'")])
 def test_wrong_parameters_are_named(params, says):
     with pytest.raises(ParameterError) as error: PretrainConfig(**params)
@@ -262,7 +262,7 @@ def test_systems_that_differ_have_folders_that_differ():
 
 
 def test_learning_rate_and_settings():
-    assert PretrainConfig().learning_rate == 5e-5 and PretrainConfig(model="mbert", learning_rate=.1).learning_rate == .1
+    assert PretrainConfig(model="real-s").learning_rate == 5e-5 and PretrainConfig(model="mbert", learning_rate=.1).learning_rate == .1
     model = PretrainConfig(edition="released", overrides="kappa_min=1,weight_KL_y=0.5,losses=RL+KL_y").model_config(vocabulary=7)
     assert (model.kappa_min, model.weight_KL_y, model.losses, model.pooling, model.vocabulary) == (1, .5, ("RL", "KL_y"), "parameters", 7)
 
@@ -276,12 +276,12 @@ def test_the_notebook_shows_the_defaults():
 
 def test_without_chinese_sts_the_error_says_what_to_do(monkeypatch):
     for name in ("http_proxy", "https_proxy"): monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with pytest.raises(MissingData, match="selection='none'"): selection_data(PretrainConfig())
+    with pytest.raises(MissingData, match="selection='none'"): selection_data(PretrainConfig(model="real-s"))
 
 
 # ---------------------------------------------------------------- the run
 
-RUN = dict(epochs=6, batch_pairs=4, memory=20, log_every=2, checkpoint_seconds=0, patience=0, precision="float32", overrides="latent_width=8,mlp_width=12,decoder_width=12,max_positions=16")
+RUN = dict(model="real-s", epochs=6, batch_pairs=4, memory=20, log_every=2, checkpoint_seconds=0, patience=0, precision="float32", overrides="latent_width=8,mlp_width=12,decoder_width=12,max_positions=16")
 
 
 def toy_run(die_at=0, **params):
@@ -333,7 +333,7 @@ def test_two_processes_leave_one_record_and_equal_weights(tmp_path):
     says = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert sorted(s["rank"] for s in says) == [0, 1] and says[0]["weights"] == says[1]["weights"] and {s["steps"] for s in says} == {8}
     assert [bool(s["tables"]) for s in sorted(says, key=lambda s: s["rank"])] == [True, False]
-    assert [p.relative_to(tmp_path).parts[:2] for p in tmp_path.rglob("metrics.json")] == [("pretrain", "small")]
+    assert [p.relative_to(tmp_path).parts[:2] for p in tmp_path.rglob("metrics.json")] == [("pretrain", "real-s")]
     assert len([*tmp_path.rglob("events.out*")]) == 1 and not [*tmp_path.rglob(".*.tmp")]
 
 
