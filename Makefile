@@ -6,12 +6,14 @@ BIN    := $(VENV)/bin
 # The environment is keyed by what it is made of: another lock file or another Python makes another stamp, hence a rebuild.
 KEY    := $(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(open("requirements.lock", "rb").read() + sys.version.encode()).hexdigest()[:12])' 2>/dev/null)
 STAMP  := $(VENV)/.ready-$(KEY)
+JOBS   ?= 2
+SNAKEMAKE = @test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; } >&2; $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce notebooks pytest lint export lab lock clean
+.PHONY: help setup test reproduce reproduce-full encoder data notebooks pytest lint export lab lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment .venv from requirements.lock (the other targets do this themselves)
 
@@ -33,7 +35,22 @@ notebooks: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-reproduce: $(STAMP) ## the main job: run every stage there is so far (01: fetch, verify and describe the data) into runs/ and figures/
+reproduce: $(STAMP) ## the whole job on the embedded data, offline: main systems, one seed; JOBS=4: four runs side by side (default 2)
+	$(SNAKEMAKE) reproduce
+	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/small/report.html"
+
+reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; may be stopped and started again); SEEDS=3: three
+	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
+	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
+
+encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (an hour)
+	mkdir -p runs
+	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small
+	rm -rf s2dm/embedded
+	cp -r runs/encoder/small/seed0/checkpoint s2dm/embedded
+	cp runs/encoder/small/seed0/config.json s2dm/embedded/run.json
+
+data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and figures/
 	mkdir -p runs
 	$(BIN)/papermill --log-output --no-progress-bar nbs/01_data.ipynb runs/01_data.ipynb
 
@@ -53,4 +70,4 @@ lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network
 	mv requirements.new requirements.lock
 
 clean: ## remove the environment, caches and runs; downloads in data/raw stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/cache runs *.egg-info
+	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis data/cache runs *.egg-info

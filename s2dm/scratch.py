@@ -293,6 +293,7 @@ def new_model(
     positions: int = 256, # subwords that it can read
     dropout: float = 0., # in training, 0 to 1
     alike: float = 0., # share of the heads whose keys start with the weights of their queries, 0 to 1
+    initializer_range: float = .02, # standard deviation of the weights
     seed: int = 0, # of the weights
 ) -> nn.Module:
     "A model of transformers for masked language modelling, with random weights."
@@ -302,7 +303,7 @@ def new_model(
     more = kind["more"] | (dict(embedding_size=width) if architecture == "roformer" else {})
     config = AutoConfig.for_model(
         architecture, vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=feed_forward,
-        max_position_embeddings=positions, type_vocab_size=2 if kind["types"] else 0, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        max_position_embeddings=positions, initializer_range=initializer_range, type_vocab_size=2 if kind["types"] else 0, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         pad_token_id=SPECIAL.index("[PAD]"), **more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -348,14 +349,14 @@ def masked_accuracy(
 
 # %% ../nbs/02e_scratch.ipynb #b37dd35d
 PRESETS = {
-    "small": dict(texts="synthetic", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, budget=2048),
+    "small": dict(texts="synthetic", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, initializer_range=.1, budget=2048),
     "real-s": {}, "real-m": dict(vocabulary=32_000, layers=8, width=384, heads=6, feed_forward=1536, budget=16_384, epochs=10)}
 
 
 def _wrong_folder_name(name): # None, or what would be right
     return None if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "name is that of a folder: letters, digits, dots, hyphens and underscores."
 
-
+# %% ../nbs/02e_scratch.ipynb #c1baad1d
 @dataclass(frozen=True, init=False)
 class ScratchConfig(FitConfig):
     "Parameters of the run 02_encoder."
@@ -373,6 +374,7 @@ class ScratchConfig(FitConfig):
     positions: int = param(256, "subwords that the encoder can read; longer sentences are cut", low=8)
     dropout: float = param(0., "share of what is dropped in training", low=0, high=.9)
     alike: float = param(0., "share of the heads whose keys start with the weights of their queries", low=0, high=1)
+    initializer_range: float = param(.02, "standard deviation of the weights at the start", low=0, high=1)
     masked: float = param(.15, "share of the subwords to be predicted", low=.01, high=.9)
     budget: int = param(1024, "subwords of a batch, padding included", low=16)
     apart: float = param(.01, "share of the sentences, with their translations, that only the evaluation sees", low=0, high=.5)
@@ -469,7 +471,7 @@ def train_encoder(
     folder = runs_dir() / "encoder" / config.name / f"seed{config.seed}"
     corpus = gather(config.texts, config.parallel, config.mixed, config.apart, config.seed)
     tokenizer, data, evaluation, counts = prepare(corpus, config)
-    kind = {k: getattr(config, k) for k in ("width", "layers", "heads", "feed_forward", "positions", "dropout", "alike", "seed")}
+    kind = {k: getattr(config, k) for k in ("width", "layers", "heads", "feed_forward", "positions", "dropout", "alike", "initializer_range", "seed")}
     net = MaskedLM(new_model(config.architecture, len(tokenizer), **kind))
 
     def evaluate():

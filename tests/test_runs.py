@@ -31,8 +31,9 @@ def test_every_command_of_the_readme_is_known_here():
     "A new command in the README fails this until a test below executes it."
     assert COMMANDS == ["make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
                         "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts",
-                        "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb", "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
+                        "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
                         "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb",
+                        "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name real-s", "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p model real-s",
                         "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert"]
 
 
@@ -118,32 +119,45 @@ def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, m
     assert [tuple(row) for row in tables["reading"][["lang_context", "lang_question", "questions"]].values] == [("hi", "zh", 1)] and len(tables["missing"]) == 97
 
 
-def test_from_text_to_answers(tmp_path, mirror_folder):
-    "The README's way from no encoder to a reader, with small numbers: encoder, S2DM, reader, its evaluation, and the examples that use them."
-    paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(encoding="utf-8"))["data"][0]["paragraphs"][:2]
-    questions = tmp_path / "questions.json"
-    questions.write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])), encoding="utf-8")
+def run(stage, more, tmp_path, **env):
+    command = next(c for c in COMMANDS if stage in c and c.count(" -p model ") == more.count("-p model ")).replace(f"runs/{stage}.ipynb", str(tmp_path / "run.ipynb"))
+    out = shell(f"{command} {more.replace('-p model real-s', '')}", OMP_NUM_THREADS="1", **env, **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
 
-    def run(stage, more):
-        command = next(c for c in COMMANDS if stage in c).replace(f"runs/{stage}.ipynb", str(tmp_path / "run.ipynb"))
-        out = shell(f"{command} {more}", S2DM_MIRROR=mirror_folder, **OFFLINE)
-        assert out.returncode == 0, out.stderr[-3000:]
 
-    run("02_encoder", "-p texts tatoeba -p parallel tatoeba -p vocabulary 600 -p layers 1 -p width 24 -p feed_forward 24 -p max_steps 20")
-    run("03_pretrain", "-p collections partut-it -p max_steps 20 -p overrides latent_width=16,mlp_width=16,decoder_width=16")
+TINY = "-p max_steps 10 -p overrides latent_width=16,mlp_width=16,decoder_width=16"
+
+
+def test_from_the_embedded_encoder_to_answers(tmp_path):
+    "The README's way without network, mirror or GPU, with small numbers: S2DM, reader, its evaluation, also in a new language, and the examples that use them."
+    run("03_pretrain", TINY, tmp_path)
     folder, = (tmp_path / "runs/pretrain/small").iterdir()
     folder.rename(folder.with_name("s2dm_sp"))
-    run("04_finetune", f"-p data {questions} -p dev {questions} -p max_steps 4 -p batch 4 -p stride 32")
-    run("05_evaluate", "-p datasets tydiqa,mlqa -p languages bn,de -p samples 200")
+    run("04_finetune", "-p max_steps 4", tmp_path)
+    run("05_evaluate", "-p languages 'svo_nadj,mine order=VOSX question=place' -p samples 200", tmp_path)
     figures, runs = {p.name for p in (tmp_path / "figures").iterdir()}, tmp_path / "runs"
-    assert {"encoder_small_curves.png", "pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
+    assert {"pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
     found = json.loads((runs / "evaluate/small/s2dm_sp/seed0/metrics.json").read_text())
-    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("tydiqa", "bn", 113)] and len(found["missing"]) == 7 and found["reader"]["system"] == "s2dm_sp"
-    assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.tydiqa.bn.json").read_text())) == 113
+    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("synthetic", "svo_nadj", 750), ("synthetic", "mine", 750)] and found["reader"]["system"] == "s2dm_sp"
+    assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.synthetic.mine.json").read_text())) == 750
     vectors, reader = (e for e in EXAMPLES if "runs_dir" in e)
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", vectors + reader], cwd=ROOT, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=100)
     lines = out.stdout.strip().splitlines()
     assert lines[0] == "torch.Size([3, 3]) torch.Size([1, 16])" and len(lines) == 3 and re.search(r" \d+ \d+ -?\d+\.\d+$", lines[1]), out.stderr
+
+
+def test_from_real_text_to_answers(tmp_path, mirror_folder):
+    "An encoder from real text, and what is built on it."
+    paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(encoding="utf-8"))["data"][0]["paragraphs"][:2]
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])), encoding="utf-8")
+    run("02_encoder", "-p texts tatoeba -p parallel tatoeba -p vocabulary 600 -p layers 1 -p width 24 -p feed_forward 24 -p max_steps 20", tmp_path, S2DM_MIRROR=mirror_folder)
+    run("04_finetune", f"-p model real-s -p variant baseline -p data {questions} -p dev {questions} -p max_steps 4 -p batch 4 -p stride 32", tmp_path, S2DM_MIRROR=mirror_folder)
+    out = papermill("05_evaluate", "-p model real-s -p variant baseline -p datasets tydiqa,mlqa -p languages bn,de -p samples 200", tmp_path, S2DM_MIRROR=mirror_folder, OMP_NUM_THREADS="1", **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
+    found = json.loads((tmp_path / "runs/evaluate/real-s/baseline/seed0/metrics.json").read_text())
+    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("tydiqa", "bn", 113)] and len(found["missing"]) == 7
+    assert "encoder_real-s_curves.png" in {p.name for p in (tmp_path / "figures").iterdir()}
 
 
 @pytest.mark.parametrize("notebook, parameters, says", [

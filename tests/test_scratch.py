@@ -287,6 +287,16 @@ def test_new_weights_follow_the_seed_and_leave_torch_alone():
     assert torch.equal(weight(a), weight(b)) and not torch.equal(weight(a), weight(c))
 
 
+@pytest.mark.parametrize("architecture", S.ARCHITECTURES)
+def test_heads_that_start_alike(architecture):
+    "Half of the heads: equal subwords attend to each other; the others and the size of the weights are as asked."
+    names = ("query_proj", "key_proj") if architecture == "deberta-v2" else ("query", "key")
+    model = new_model(architecture, 30, width=64, layers=2, heads=4, feed_forward=8, positions=16, alike=.5, initializer_range=.1)
+    pairs = [[getattr(block, name).weight for name in names] for block in model.modules() if hasattr(block, names[0])]
+    assert len(pairs) == 2
+    for query, key in pairs: assert torch.equal(query[:32], key[:32]) and not torch.isclose(query[32:], key[32:]).any(1).all() and .09 < query.std() < .11
+
+
 # a run
 
 @pytest.mark.parametrize("params, says", [

@@ -1,0 +1,218 @@
+"""Training and evaluation of a reader of 4 layers x 256 (random weights, mBERT's vocabulary), each against the plain way, in one run.
+
+    S2DM_MIRROR=... OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_reader.py [--parts training loss head evaluation gpu]
+
+training    An epoch over XQuAD en in batches of 8, by the step of s2dm.fit (batch made, forward, backward, clipping, update), as TrainingBatches orders and pads it, against
+            the same windows in random order, padded to 384. Only every n-th batch of each epoch, by length, is computed: they stand for all. Target: at least 1.8 times faster.
+loss        Padding changes no loss: a batch padded to its longest window and to 384 has the same loss and gradient. Order: the mean loss of the first steps from the same
+            weights, length-grouped and in random order, next to what other random orders give. Padding to 384 is left out of these, since it changes nothing.
+head        A training step with the frozen S2DM under the span head, against the baseline's head, on the same batches. Target: at most 5 % more.
+evaluation  Questions in 12 languages of XQuAD to answers: `reader.read` against the bare forward pass of the same model on the same windows, already padded in batches of
+            similar length. Target: at least 0.9 of its throughput. Besides: `predict`, which splits the texts as well.
+gpu         With CUDA: mBERT's size, batches of 32 windows of 384, bfloat16: subwords/s and the share of the GPU's rate, that of its data sheet and that of one large product.
+
+The ways take turns in going first, and each ratio is taken within a round; times are by the clock, on a machine that others may use too.
+"""
+import argparse
+import os
+import statistics
+import time
+import warnings
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from transformers import BertConfig, BertModel  # noqa: E402
+
+from s2dm.core import device_name, peak_memory, seed_everything  # noqa: E402
+from s2dm.encoder import length_batches, mbert_tokenizer  # noqa: E402
+from s2dm.evaluation import predict  # noqa: E402
+from s2dm.features import TrainingBatches, Windows, pad_windows  # noqa: E402
+from s2dm.fit import FitConfig, _accelerator, _optimizer, _train_step, rate  # noqa: E402
+from s2dm.model import S2DM, S2DMConfig  # noqa: E402
+from s2dm.reader import S2DMReader  # noqa: E402
+from s2dm.reading import READING, load_reading  # noqa: E402
+
+CONFIG, HALVES, LENGTH = FitConfig(learning_rate=5e-4), dict(start=.5, end=.5), 384
+SMALL = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
+SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12} # dense bfloat16 (V100: float16) flops/s
+
+
+def widen(batch, length): # the same batch, with more padding
+    return {k: F.pad(x, (0, length - x.shape[1])) if x.dim() == 2 else x for k, x in batch.items()} # mBERT's padding is 0
+
+
+class Fixed(TrainingBatches):
+    "Random order, every window padded to the same length."
+
+    def __init__(self, windows, size, seed=0): super().__init__(windows, size, seed, pool=1)
+
+    def load(self, positions, generator=None): return widen(super().load(positions), LENGTH)
+
+
+class Training:
+    "A reader with its optimizer; `step` is one step of the training loop."
+
+    def __init__(self, tokenizer, head, accelerator, sizes=SMALL):
+        seed_everything(0)
+        config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
+        encoder = BertModel(config, add_pooling_layer=False)
+        s2dm = S2DM(S2DMConfig(encoder_width=config.hidden_size, vocabulary=len(tokenizer))) if head != "baseline" else None
+        self.reader, self.accelerator = S2DMReader(encoder, tokenizer, s2dm).to(accelerator.device).train(), accelerator
+        self.net, self.optimizer = accelerator.prepare(self.reader, _optimizer(self.reader, CONFIG, {}))
+
+    def step(self, data, positions, share=.1):
+        batch = {k: x.to(self.accelerator.device, non_blocking=True) for k, x in data.load(positions).items()}
+        return _train_step(self.net, self.optimizer, batch, HALVES, CONFIG, self.accelerator, share)
+
+
+def seconds(run, cuda=False):
+    start = time.perf_counter()
+    run()
+    if cuda: torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def strata(windows, data, n): # n batches that stand for an epoch: the middle of each n-th of them, by length
+    plan = sorted(data.plan(0), key=lambda at: int(windows.lengths[at].max()))
+    return [plan[(2 * i + 1) * len(plan) // (2 * n)] for i in range(n)]
+
+
+def verdict(name, ratios, target, least): # the median of the rounds
+    ratio = statistics.median(ratios)
+    met = ratio >= target if least else ratio <= target
+    print(f"{name}: {ratio:.3f}   target at {'least' if least else 'most'} {target}: {'met' if met else 'MISSED'} (rounds {min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+
+
+def alternate(runs, rounds, warm=1): # name -> list of functions; -> name -> [rounds] seconds of all of them. The ways take turns within a round
+    times = {name: [] for name in runs}
+    for turn in range(-warm, rounds):
+        took = dict.fromkeys(runs, 0.)
+        for i, works in enumerate(zip(*runs.values())):
+            for name, work in list(zip(runs, works))[::1 if (turn + i) % 2 else -1]: took[name] += seconds(work)
+        for name, s in took.items() if turn >= 0 else (): times[name].append(s)
+    return times
+
+
+def training(args, tokenizer, windows):
+    side, grouped, fixed = Training(tokenizer, "semantic", _accelerator("float32")), TrainingBatches(windows, args.batch), Fixed(windows, args.batch)
+    runs = {name: [lambda d=data, p=p: side.step(d, p) for p in strata(windows, data, args.sample)] for name, data in dict(fixed=fixed, grouped=grouped).items()}
+    times = alternate(runs, args.rounds)
+    mean = {name: sum(len(b) * windows.lengths[b].max() for b in d.plan(0)) / len(windows) for name, d in dict(grouped=grouped, random=fixed).items()}
+    steps = len(grouped.plan(0))
+    for name, took in times.items(): print(f"  {name:9}{1e3 * statistics.median(took) / args.sample:8.1f} ms a step, {steps * statistics.median(took) / args.sample:.0f} s an epoch of {steps} steps")
+    print(f"  subwords per window: {windows.lengths.mean():.0f}; padded: {mean['grouped']:.0f} grouped, {mean['random']:.0f} in random order, {LENGTH} fixed: {LENGTH / mean['grouped']:.2f} times fewer than fixed")
+    big = [p for p in side.reader.parameters() if p.requires_grad]
+    for p in big: p.grad = torch.zeros_like(p)
+    update = [seconds(side.optimizer.step) for _ in range(5)]
+    side.optimizer.zero_grad()
+    print(f"  of each step, whatever the length: {1e3 * statistics.median(update):.0f} ms to update {sum(p.numel() for p in big) / 1e6:.1f} M weights, most of them the vocabulary's")
+    verdict("fixed / grouped, time of an epoch", [a / b for a, b in zip(times["fixed"], times["grouped"])], 1.8, least=True)
+
+
+def loss(args, tokenizer, windows):
+    accelerator, (positions,), found = _accelerator("float32"), strata(windows, TrainingBatches(windows, args.batch), 1), []
+    for length in (None, LENGTH):
+        side = Training(tokenizer, "semantic", accelerator)
+        batch = pad_windows(windows, positions)
+        side.reader.eval()
+        value = sum(t.mean() / 2 for t in side.reader(widen(batch, length) if length else batch).values())
+        value.backward()
+        found.append((value.item(), torch.cat([p.grad.flatten() for p in side.reader.parameters() if p.grad is not None])))
+    (a, g), (b, h) = found
+    print(f"  a batch of {args.batch}, padded to {batch['input_ids'].shape[1]} and to {LENGTH}: loss {a:.6f} and {b:.6f}, gradients differ by {((g - h).norm() / h.norm()).item():.1e} of their norm")
+    orders = {"grouped": TrainingBatches(windows, args.batch, 0)} | {f"random {s}": TrainingBatches(windows, args.batch, s, pool=1) for s in range(args.orders)}
+    means = {}
+    for name, data in orders.items():
+        side, plan = Training(tokenizer, "semantic", accelerator), [b for epoch in range(-(-args.steps // len(data.plan(0)))) for b in data.plan(epoch)][:args.steps]
+        torch.manual_seed(0) # dropout
+        losses = [side.step(data, p, rate(i, args.steps, .1))["loss"].item() for i, p in enumerate(plan)]
+        parts = [statistics.mean(losses[i:i + args.steps // 4]) for i in range(0, args.steps // 4 * 4, args.steps // 4)]
+        means[name] = statistics.mean(losses)
+        print(f"  {name:10} mean loss of {args.steps} steps {means[name]:.3f}; of each quarter {' '.join(f'{p:.3f}' for p in parts)}", flush=True)
+    plain = [m for name, m in means.items() if name != "grouped"]
+    print(f"mean loss, grouped - random: {means['grouped'] - statistics.mean(plain):+.3f}; random orders differ among themselves by up to {max(plain) - min(plain):.3f}")
+
+
+def head(args, tokenizer, windows):
+    accelerator, data = _accelerator("float32"), TrainingBatches(windows, args.batch)
+    sides = {name: Training(tokenizer, name, accelerator) for name in ("baseline", "semantic")}
+    some = strata(windows, data, args.sample)
+    times = alternate({name: [lambda s=side, p=p: s.step(data, p) for p in some] for name, side in sides.items()}, args.rounds)
+    for name, took in times.items(): print(f"  {name:9}{1e3 * statistics.median(took) / args.sample:8.1f} ms a step")
+    verdict("S2DM's head / baseline's, time of a step", [b / a for a, b in zip(times["baseline"], times["semantic"])], 1.05, least=False)
+
+
+def evaluation(args, tokenizer, _):
+    reader = Training(tokenizer, "semantic", _accelerator("float32")).reader.eval()
+    questions = {language: load_reading("xquad", language).select(range(args.questions)) for language in READING["xquad"][0]}
+    windows = {language: reader.windows(mine, progress=False) for language, mine in questions.items()}
+    device = reader.head.weight.device
+
+    @torch.no_grad()
+    def forward(batches): return [reader.scores(b) for b in batches]
+    ready = {language: [{k: x.to(device) for k, x in pad_windows(w, at).items()} for at in length_batches(w.lengths.tolist(), args.budget)] for language, w in windows.items()}
+    times = alternate({"forward": [lambda b=b: forward(b) for b in ready.values()], "read": [lambda w=w: reader.read(w, budget=args.budget, progress=False) for w in windows.values()],
+                       "predict": [lambda q=q: predict(reader, q, progress=False) for q in questions.values()]}, max(3, args.rounds // 2), warm=0)
+    n, subwords = sum(map(len, windows.values())), sum(int(w.lengths.sum()) for w in windows.values())
+    for name, took in times.items():
+        print(f"  {name:9}{statistics.median(took):7.1f} s for {n} windows: {n / statistics.median(took):,.0f} windows/s, {subwords / statistics.median(took):,.0f} subwords/s")
+    reader.scores = lambda batch: torch.randn(2, *batch["input_ids"].shape).unbind()
+    rest = statistics.median(seconds(lambda: [reader.read(w, budget=args.budget, progress=False) for w in windows.values()]) for _ in range(args.rounds))
+    print(f"  read without its forward pass: {1e3 * rest:.0f} ms, on the CPU whatever the device")
+    verdict(f"read / bare forward, throughput in {len(questions)} languages", [a / b for a, b in zip(times["forward"], times["read"])], .9, least=True)
+    verdict("from text: predict / bare forward", [a / b for a, b in zip(times["forward"], times["predict"])], .9, least=True)
+
+
+def flops(reader, rows, length): # of a training step's products: 6 per weight and subword, attention's, and what the frozen S2DM needs (no gradient of weights)
+    encoder = sum(p.numel() for name, p in reader.encoder.named_parameters() if p.dim() > 1 and "embeddings" not in name)
+    frozen = sum(p.numel() for p in reader.semantic.parameters()) if reader.semantic is not None else 0
+    c = reader.encoder.config
+    return rows * length * (6 * encoder + 4 * frozen + 12 * c.num_hidden_layers * c.hidden_size * length)
+
+
+def large_product(n=8192): # flops/s of one
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3): a @ b
+    return 2 * n**3 / min(seconds(lambda: a @ b, cuda=True) for _ in range(10))
+
+
+def speed(side, data, rows): # seconds of a step with its batch made on the CPU, and with the batch on the device already
+    plan = [b for b in data.plan(0) if len(b) == rows]
+    for positions in plan[:5]: side.step(data, positions)
+    torch.cuda.synchronize()
+    whole = [seconds(lambda p=p: [side.step(data, x) for x in p], cuda=True) / len(p) for p in (plan[5:15], plan[15:25], plan[25:35])]
+    batch = {k: x.cuda() for k, x in data.load(plan[0]).items()}
+    bare = [seconds(lambda: _train_step(side.net, side.optimizer, batch, HALVES, CONFIG, side.accelerator, .1), cuda=True) for _ in range(10)]
+    return statistics.median(whole), statistics.median(bare)
+
+
+def gpu(args, tokenizer, windows):
+    if not torch.cuda.is_available(): return print("  skipped: there is no CUDA device here")
+    rows, sheet = 32, next((v for k, v in SHEET.items() if k in torch.cuda.get_device_name()), None)
+    peaks = {"the data sheet's": sheet, "a large product's": large_product()}
+    for kind in ("baseline", "semantic"):
+        side = Training(tokenizer, kind, _accelerator("bfloat16"), sizes={})
+        took, bare = speed(side, Fixed(windows, rows), rows)
+        done = flops(side.reader, rows, LENGTH) / took
+        shares = ", ".join(f"{100 * done / p:.0f} % of {where} {p / 1e12:.0f}" for where, p in peaks.items() if p)
+        print(f"  {kind:9}{1e3 * took:7.1f} ms a step ({1e3 * bare:.1f} with the batch on the GPU already), {rows * LENGTH / took:,.0f} subwords/s, {done / 1e12:.0f} TFLOP/s: {shares}", flush=True)
+
+
+PARTS = dict(training=training, loss=loss, head=head, evaluation=evaluation, gpu=gpu)
+
+if __name__ == "__main__":
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    for option, default, what in (("rounds", 7, "of taking turns"), ("batch", 8, "windows"), ("sample", 10, "batches of an epoch that are timed"), ("steps", 60, "whose losses are compared"),
+                                  ("orders", 2, "random ones for comparison"), ("questions", 25, "per language"), ("budget", 16384, "subwords of a batch in evaluation")):
+        ask.add_argument(f"--{option}", type=int, default=default, help=what)
+    args = ask.parse_args()
+    warnings.simplefilter("ignore", UserWarning) # stand-ins
+    tokenizer = mbert_tokenizer()
+    english = Windows(Training(tokenizer, "baseline", _accelerator("float32"), dict(SMALL, num_hidden_layers=0)).reader.split, load_reading("xquad", "en"))
+    print(f"XQuAD en: {len(english.gold)} questions, {len(english)} windows, batches of {args.batch}, {device_name()}, {torch.get_num_threads()} threads, {args.rounds} rounds")
+    for part in args.parts:
+        print(f"{part}:", flush=True)
+        PARTS[part](args, tokenizer, english)
+    print(f"peak memory {peak_memory()}")

@@ -1,0 +1,143 @@
+"The workflow: what it plans, what a kill costs, what a failed run leaves. Notebooks that only pretend stand for the runs, but for one that is real and tiny."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT
+
+pytest.importorskip("snakemake", reason="the workflow needs Python 3.11")
+SYSTEMS = yaml.safe_load((ROOT / "profiles/systems.yaml").read_text(encoding="utf-8"))
+STAGES = {"pretrain": "03_pretrain", "finetune": "04_finetune", "evaluate": "05_evaluate", "analyse": "06_analyse"}
+MAIN = ["baseline", "s2dm_pos", "s2dm_sp", "s2dm_single_pos", "s2dm_single_sp", "s2dm_sp-untrained"]
+# counts itself, leaves a checkpoint; holds or fails where the test says so
+STUB = """
+import json, os, time
+from pathlib import Path
+runs = Path(os.environ["S2DM_RUNS"])
+system = "-".join([variant, *([edition] if edition != "paper" else []), *([control] if control else []), *([head] if head else [])])
+folder = runs / STAGE / model / system / f"seed{seed}"
+with (runs / "log.txt").open("a") as log: log.write(f"{STAGE} {system} {seed} threads={os.environ['OMP_NUM_THREADS']}\\n")
+(folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+if f"{STAGE}/{system}" in os.environ.get("HOLD", ""): time.sleep(600)
+if f"{STAGE}/{system}" in os.environ.get("FAIL", ""): raise ValueError("what went wrong")
+(folder / "metrics.json").write_text(json.dumps(dict(figures=os.environ["S2DM_FIGURES"], gpu=os.environ.get("CUDA_VISIBLE_DEVICES"))))
+"""
+REPORT = """
+import os
+from pathlib import Path
+folder = Path(os.environ["S2DM_FIGURES"]) / profile
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "report.html").write_text("\\n".join(sorted(map(str, Path(os.environ["S2DM_RUNS"]).glob("*/*/*/*/metrics.json")))))
+"""
+
+
+def notebook(parameters, code):
+    cells = [nbformat.v4.new_code_cell(parameters, metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell(code)]
+    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+
+
+@pytest.fixture
+def place(tmp_path):
+    "A folder with the workflow and notebooks that only pretend."
+    folder = tmp_path / "clone"
+    (folder / "nbs").mkdir(parents=True)
+    shutil.copy(ROOT / "Snakefile", folder)
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    for stage, name in STAGES.items():
+        nbformat.write(notebook(f'STAGE = "{stage}"\nmodel = ""\nvariant = ""\nedition = "paper"\ncontrol = ""\nhead = ""\nseed = 0', STUB), folder / f"nbs/{name}.ipynb")
+    nbformat.write(notebook('profile = ""', REPORT), folder / "nbs/07_report.ipynb")
+    return folder
+
+
+def start(place, *more, **env):
+    env = {**os.environ, **env}
+    return subprocess.Popen([sys.executable, "-m", "snakemake", *more], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def snakemake(place, *more, **env):
+    process = start(place, *more, **env)
+    try: out = process.communicate(timeout=200)[0]
+    except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); raise
+    return process.returncode, out
+
+
+def counts(out): # job -> how many, from the plan
+    return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", out[out.rindex("Job stats:"):], re.M)}
+
+
+def started(tmp_path): return [line.rpartition(" ")[0] for line in (tmp_path / "runs/log.txt").read_text().splitlines()]
+
+
+def test_systems_have_the_names_that_their_runs_use():
+    from s2dm.finetune import FinetuneConfig
+    from s2dm.model import ABLATIONS
+    assert {name: FinetuneConfig(**given).system for name, given in SYSTEMS.items()} == {name: name for name in SYSTEMS}
+    assert set(ABLATIONS) | set(MAIN) < set(SYSTEMS) and {s.get("edition") for s in SYSTEMS.values()} == {None, "released", "refined"}
+    assert {s.get("head") for s in SYSTEMS.values()} == {None, "semantic", "concat"} and {s.get("control") for s in SYSTEMS.values()} == {None, "untrained", "trainable"}
+
+
+@pytest.mark.parametrize("more, runs, plan", [
+    (["full"], "small, full: 890 runs, 0 of them done", dict(pretrain=170, finetune=240, evaluate=240, analyse=240, report_full=1, full=1, total=892)),
+    (["--executor", "slurm"], "small, reproduce: 22 runs, 0 of them done", dict(pretrain=4, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
+    (["--profile", "profiles/gpu", "--config", "profile=real", "models=real-m", "seeds=2", "systems=baseline,s2dm_sp-refined,s2dm_sp-refined-untrained"], "real, reproduce: 20 runs",
+     dict(data=1, encoder=1, pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
+], ids=["full", "executor slurm", "real"])
+def test_a_dry_run_prints_the_plan(place, more, runs, plan):
+    code, out = snakemake(place, "--dry-run", *more)
+    assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
+
+
+def test_the_paper_on_slurm_and_the_parameters_of_a_run(place):
+    code, out = snakemake(place, "--dry-run", "--printshellcmds", "--profile", "profiles/slurm", "--config", "profile=paper", "models=mbert", "systems=s2dm_sp-released-semantic")
+    assert code == 0 and counts(out) == dict(data=1, pretrain=1, finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=7) and "CUDA_VISIBLE_DEVICES" not in out
+    assert re.search("nbs/04_finetune.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p head semantic -p seed 0", out)
+    assert re.search("nbs/03_pretrain.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p seed 0", out)
+    assert yaml.safe_load((ROOT / "profiles/paper.yaml").read_text())["gpus"] == 1
+
+
+@pytest.mark.parametrize("more, says", [("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
+def test_what_is_not_known_is_named(place, more, says):
+    code, out = snakemake(place, "--dry-run", "--config", more)
+    assert code == 1 and says in out
+
+
+def test_failed_and_killed_runs(place, tmp_path):
+    "One run fails, which names its notebook and leaves it; another is killed, with the whole call. The next call repeats nothing that was finished."
+    two, runs = ["--config", "systems=baseline,s2dm_sp"], tmp_path / "runs"
+    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp")
+    failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp/seed0/checkpoint"
+    for _ in range(1500):
+        if (failed / "run.log").exists() and "what went wrong" in (failed / "run.log").read_text() and held.exists(): break
+        time.sleep(.1)
+    time.sleep(3) # for Snakemake to notice
+    code, out = snakemake(place, *two)
+    assert code == 1 and "another call of snakemake works in" in out
+    os.killpg(process.pid, signal.SIGKILL)
+    out = process.communicate()[0]
+    assert "ValueError: what went wrong" in out and "FAILED: nbs/05_evaluate.ipynb -p model small -p variant baseline -p seed 0" in out and f"in {failed}/run.ipynb" in out, out
+    outputs = [o for cell in nbformat.read(failed / "run.ipynb", 4).cells if cell.cell_type == "code" for o in cell.outputs]
+    assert any(o.output_type == "error" and o.evalue == "what went wrong" for o in outputs) and (failed / "checkpoint").is_dir()
+    before = started(tmp_path)
+    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp 0", "finetune s2dm_sp 0"])
+
+    code, out = snakemake(place, *two)
+    assert code == 0, out[-3000:]
+    assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp 0", "evaluate s2dm_sp 0", "analyse s2dm_sp 0"])
+    assert len((runs / "figures/small/report.html").read_text().splitlines()) == 7
+    metrics = json.loads((runs / "analyse/small/s2dm_sp/seed0/metrics.json").read_text())
+    assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
+
+    (place / "nbs/04_finetune.ipynb").touch() # neither this nor another call repeats anything
+    code, out = snakemake(place, *two)
+    assert code == 0 and "Nothing to be done" in out and "7 runs, 7 of them done" in out
+    shutil.rmtree(runs / "finetune/small/s2dm_sp") # what is thrown away is made again, with all that stands on it
+    code, out = snakemake(place, "--dry-run", *two)
+    assert code == 0 and counts(out) == dict(finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=5)
