@@ -263,6 +263,11 @@ def system_order(
     return (system.startswith("vgvae"), system not in _ORDER, _ORDER.index(system) if system in _ORDER else len(_ORDER), variant, system)
 
 
+def _main_rows(table): # of the systems to be printed: the paper's and the control or, if none of the paper's was run, all
+    main = table["system"].isin([*_ORDER, "s2dm_sp-untrained"])
+    return table[main] if (main & (table["system"] != "baseline")).any() else table
+
+
 def _versus(part, name, digits=1): # the printed columns of a comparison
     def signed(x): return "+" * (round(x, digits) > 0) + _number(x, digits)
     difference = [signed(d) + (f" [{signed(a)}, {signed(b)}]" if pd.notna(a) else " (one seed)" if n == 1 else "")
@@ -360,11 +365,6 @@ _PREPARED = {
     "constituents": lambda t: t[t["of"] == "predicted"],
     "decoding": lambda t: pd.concat([t.assign(answers="free"), t.assign(answers="constituents", em=t["em_constituents"])], ignore_index=True),
     "probes": lambda t: t.assign(of=t["of"].replace("encoder", "mean")), "selectivity": lambda t: t.assign(of=t["of"].replace("encoder", "mean"))}
-
-
-def _main_rows(table): # of the systems to be printed: the paper's and the control or, if none of the paper's was run, all
-    main = table["system"].isin([*_ORDER, "s2dm_sp-untrained"])
-    return table[main] if (main & (table["system"] != "baseline")).any() else table
 
 # %% ../nbs/07b_tables.ipynb #f39bf4a9
 def detail_table(
