@@ -78,7 +78,7 @@ class AnalyseConfig(EvaluateConfig):
     analyses: tuple[str, ...] = param(ANALYSES, "what to do", choices=ANALYSES)
     corpora: tuple[str, ...] = param(CORPORA[1:], "parallel texts for geometry and retrieval; of the encoder small: synthetic", choices=CORPORA)
     sentences: int = param(250, "sentences of a corpus, of each language, among which translations are looked for", low=2)
-    groups: int = param(100, "parallel sentences for silhouettes and probes", low=10)
+    groups: int = param(100, "parallel sentences for silhouettes and probes; of the encoder small, whose are short: 250", low=10)
     questions: int = param(200, "questions of a language whose best spans are restricted to constituents", low=1)
     samples: int = param(2000, "bootstrap samples of an interval", low=100)
     parser: str = param("", "http address of a CoreNLP server, {} for the language; empty: gold trees where there are any")
@@ -87,7 +87,7 @@ class AnalyseConfig(EvaluateConfig):
 
     def __init__(self, **params):
         generated = params.get("model", "small") == "small"
-        super().__init__(**(dict(corpora="synthetic") if generated else {}) | {k: v for k, v in params.items() if v is not None})
+        super().__init__(**(dict(corpora="synthetic", groups=250) if generated else {}) | {k: v for k, v in params.items() if v is not None})
 
     def folder(self, stage: str) -> Path: # e.g. "analyse"
         "Where a stage keeps its record: runs/stage/model/system/seed, or runs/analyse/name of a named reader."
@@ -147,7 +147,7 @@ def train_reference(
 
 # %% ../nbs/06d_analysis.ipynb #7b712f55
 class _Tables: # tables of an analysis, and what is missing
-    def __init__(self): self.tables, self.missing, self.seconds = {}, [], {}
+    def __init__(self): self.tables, self.lacks, self.seconds = {}, {}, {}
 
     def add(self, name, rows, **more):
         part = pd.DataFrame(rows).assign(**more)
@@ -155,7 +155,11 @@ class _Tables: # tables of an analysis, and what is missing
 
     def attempt(self, what, function): # None, and a line in `missing`, if something cannot be had
         try: return function()
-        except MissingData as error: self.missing.append(f"{what}: {str(error).partition(' Tried:')[0]}")
+        except MissingData as error: self.lacks.setdefault(str(error).partition(" Tried:")[0], []).append(what)
+
+    @property
+    def missing(self) -> list[str]: # one sentence for each reason
+        return [f"{', '.join(what[:3])}{f' and {len(what) - 3} more' if len(what) > 3 else ''}: {why}" for why, what in self.lacks.items()]
 
 
 def _versions(corpus): # language -> texts, and the language that the others are compared with
@@ -215,7 +219,7 @@ def parser_for(
 
 
 def _predictions(file: Path, ids, how: str) -> dict[str, str]: # raises MissingData
-    if not file.is_file(): raise MissingData(f"{file} is not there: {how}")
+    if not file.is_file(): raise MissingData(how)
     found = read_predictions(file)
     check_predictions(found, ids, str(file))
     return found
@@ -231,7 +235,7 @@ class _Answers: # what is known of one test after another
         questions = attempt("answers", lambda: _questions(name, language, language, self.gone))
         if questions is None: return
         ids, file = questions["id"][:], f"predictions.{label}.json"
-        said = attempt("answers", lambda: _predictions(config.folder("evaluate") / file, ids, "run nbs/05_evaluate.ipynb with the same parameters"))
+        said = attempt("answers", lambda: _predictions(config.folder("evaluate") / file, ids, f"{config.folder('evaluate')} has no predictions: run nbs/05_evaluate.ipynb with the same parameters"))
         if said: add("boundaries", [about | boundary_row(questions, said, DATASETS[name], language.split()[0])])
         trees = attempt("constituents", lambda: Trees(questions, parser_for(config, name, language, self.parsers)))
         if not trees: return
@@ -241,7 +245,7 @@ class _Answers: # what is known of one test after another
 
     def compare(self, about, questions, trees, said, file, attempt):
         folder = ReferenceConfig(model=self.config.model, reference=self.config.reference, language=about["lang"], seed=self.config.seed).folder("evaluate")
-        known = attempt("violations", lambda: _predictions(folder / file, questions["id"][:], "no monolingual reader (parameter references trains one)"))
+        known = attempt("violations", lambda: _predictions(folder / file, questions["id"][:], "no monolingual reader has read it (parameter references trains one, reference names a folder)"))
         row = known and violation_row(questions, trees, said, known, self.config.samples)
         if row: self.out.add("violations", [about | dict(reference=f"baseline trained on {about['lang']}") | row])
 
@@ -253,7 +257,8 @@ class _Answers: # what is known of one test after another
 
 def _answers(config, out, parsers):
     answers, place = _Answers(config, out, parsers), config.reader or config.folder("finetune") / "checkpoint"
-    answers.reader = out.attempt("decoding", lambda: S2DMReader.from_pretrained(place))
+    answers.reader = out.attempt("decoding", lambda: S2DMReader.from_pretrained(place)) if config.reader or place.is_dir() else None
+    if not answers.reader: out.lacks.setdefault(f"{place} has no reader: run nbs/04_finetune.ipynb with the same parameters", []).append("decoding")
     for language in config.references: train_reference(ReferenceConfig(model=config.model, reference=config.reference, datasets=("synthetic",), language=language, seed=config.seed))
     for name, context, question in tests(config.datasets, config.languages):
         if context == question: answers(name, context)
@@ -290,6 +295,5 @@ def analyse(
         out.seconds[name] = round(time.perf_counter() - start, 2)
     for name, table in out.tables.items():
         with atomic_write(folder / f"{name}.csv") as tmp: table.to_csv(tmp, index=False, lineterminator="\n")
-    missing = list(dict.fromkeys(out.missing))
-    record.save(dict(tables={name: _records(table) for name, table in out.tables.items()}, missing=missing, seconds=out.seconds, encoder=vectors and vectors.encoder.record))
-    return Analysis(folder, out.tables, missing)
+    record.save(dict(tables={name: _records(table) for name, table in out.tables.items()}, missing=out.missing, seconds=out.seconds, encoder=vectors and vectors.encoder.record))
+    return Analysis(folder, out.tables, out.missing)

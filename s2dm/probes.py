@@ -84,7 +84,7 @@ def ridge(
     x: Tensor, # [N,d] inputs to train on
     y: Tensor, # [N,k] outputs
     unseen: Tensor, # [M,d] inputs to predict from
-    penalty: float = 1e-3, # on standardised weights, per example
+    penalty: float = .1, # on standardised weights, per example
 ) -> Tensor: # [M,k] float64
     "Least squares with a ridge and an intercept, in closed form. Raises `ParameterError` if there is nothing to train on."
     if not len(x) or len(x) != len(y): raise ParameterError(f"{len(x)} inputs and {len(y)} outputs; expected as many, and at least one")
@@ -148,16 +148,20 @@ def _row(level, task, of, metric, score, control, chance): # of the table
 
 def word_probes(
     data: ProbeData, # vectors and labels
+    source: str, # the language of which the probes for unseen languages are trained
     seed: int = 0, # of the control tasks
 ) -> list[dict]: # rows of the table
     "Parts of speech and places of words."
     train, forms, upos, rows = data.of_sentences(data.train), data.column("forms"), data.column("upos"), []
+    known = data.of_sentences(np.asarray(data.sentences["lang"][:]) == source)
     place = np.concatenate([np.linspace(0, 1, n) for n in np.diff(data.start)])[:, None]
     tags, places = control_labels(forms, upos, seed), control_labels(forms, place, seed)
     for kind, x in data.words.items():
         a, b = x[train], x[~train]
-        accuracy = [100 * float(np.mean(classify(a, y[train], b) == y[~train])) for y in (upos, tags)]
-        rows.append(_row("token", "upos", kind, "accuracy", *accuracy, majority(upos[train], upos[~train])))
+        for task, seen, new in (("upos", train, ~train), ("upos, unseen", train & known, ~train & ~known)):
+            if not seen.any() or not new.any(): continue
+            accuracy = [100 * float(np.mean(classify(x[seen], y[seen], x[new]) == y[new])) for y in (upos, tags)]
+            rows.append(_row("token", task, kind, "accuracy", *accuracy, majority(upos[seen], upos[new])))
         both = torch.from_numpy(np.concatenate([place, places], 1))
         found = ridge(a, both[train], b)
         rows.append(_row("token", "position", kind, "r2", *(r_squared(found[:, i], both[~train, i]) for i in (0, 1)), 0.0))
@@ -265,13 +269,16 @@ def _padded(rows, shape, dtype): # arrays side by side
 
 def trees(
     data: ProbeData, # with heads, upos and depths
-    seed: int = 0, # of the control task
+    seed: int = 0, # of the control task and of which sentences are taken
     longest: int = 30, # words of a sentence, punctuation left out
+    most: int = 400, # sentences for training, and for test
 ) -> tuple[Trees, Trees]: # real ones, and those of the control task
     "Trees without punctuation. Raises `ParameterError` if no sentence has three words."
     forms, upos, heads, depths = (data.sentences[c][:] for c in ("forms", "upos", "heads", "depths"))
     kept = [np.flatnonzero(np.array(tags) != "PUNCT") for tags in upos]
     some = [i for i, k in enumerate(kept) if 3 <= len(k) <= longest]
+    order = np.random.default_rng(seed).permutation(some) if some else []
+    some = sorted([i for i in order if data.train[i]][:most] + [i for i in order if not data.train[i]][:most])
     if not some: raise ParameterError(f"no sentence of 3 to {longest} words, punctuation left out")
     coin = dict(zip(types := sorted({w for f in forms for w in f}), np.random.default_rng(seed).integers(2, size=len(types)).tolist()))
     S, both = max(len(kept[i]) for i in some), []
@@ -303,14 +310,12 @@ def tree_scores(
 # %% ../nbs/06b_probes.ipynb #7c97efed
 def tree_probes(
     data: ProbeData, # vectors and labels
-    seed: int = 0, # of the control task and of which sentences are taken for training
+    seed: int = 0, # of the control task and of which sentences are taken
     rank: int = 16, # of the probes
-    sentences: int = 400, # to train on, at most
 ) -> list[dict]: # rows of the table
     "Depth and distance in the tree, by structural probes."
     real, control = trees(data, seed)
-    line, some = torch.arange(real.mask.shape[1], dtype=torch.float32), np.flatnonzero(real.train)
-    some = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(some)[:sentences]))
+    line, some = torch.arange(real.mask.shape[1], dtype=torch.float32), real.train
     chance = tree_scores(real, torch.zeros_like(real.depth), (line - line[:, None]).abs().expand_as(real.distance)) | dict(depth=0.0)
     rows = []
     for kind, x in data.words.items():
@@ -398,18 +403,20 @@ def sentence_probes(
         rows += _order_rows(data, kind, x, _ORDERS, first, seed)
         r2 = [r_squared(ridge(x[train], torch.from_numpy(y[train]), x[~train]), torch.from_numpy(y[~train])) for y in (length, fakes["length"])]
         rows.append(_row("sentence", "length", kind, "r2", *r2, 0.0))
-        area = [roc_area(ridge(x[a], torch.from_numpy(y[a]), x[b]), torch.from_numpy(y[b])) for y in (content, fakes["content"])]
-        rows.append(_row("sentence", "content", kind, "auc", *area, 50.0))
+        for task, seen, new in (("content", a, b), ("content, unseen", a & (lang == source), b & (lang != source))):
+            if not new.any(): continue
+            area = [roc_area(ridge(x[seen], torch.from_numpy(y[seen]), x[new]), torch.from_numpy(y[new])) for y in (content, fakes["content"])]
+            rows.append(_row("sentence", task, kind, "auc", *area, 50.0))
     return rows
 
 # %% ../nbs/06b_probes.ipynb #faf59009
 def probe_table(
     data: ProbeData, # vectors and labels
-    source: str, # language whose content words are asked for
+    source: str, # language whose content words are asked for, and of which probes for unseen languages are trained
     seed: int = 0, # of the control tasks
 ) -> pd.DataFrame: # level, task, of, metric, score, control, selectivity, chance (percent)
     "What each variable holds."
-    return pd.DataFrame(word_probes(data, seed) + tree_probes(data, seed) + sentence_probes(data, source, seed))
+    return pd.DataFrame(word_probes(data, source, seed) + tree_probes(data, seed) + sentence_probes(data, source, seed))
 
 # %% ../nbs/06b_probes.ipynb #4de71bc6
 def predictability(
