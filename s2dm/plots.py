@@ -10,13 +10,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 
 from .core import atomic_write, figures_dir
 
 # %% ../nbs/00b_plots.ipynb #55ca294c
 def set_style():
     "Use the project's look for all figures that follow."
+    import seaborn as sns  # here, since it takes a second that a run without figures can save
+
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font_scale=1.0)
     plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.spines.top": False,
                          "axes.spines.right": False, "grid.linewidth": 0.5, "legend.frameon": False, "svg.hashsalt": "s2dm"})

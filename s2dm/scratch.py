@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REAL', 'TEXTS', 'SPECIAL', 'TOKENIZERS', 'ARCHITECTURES', 'PRESETS', 'load_text', 'load_parallel',
            'translation_groups', 'held_out', 'Corpus', 'gather', 'train_tokenizer', 'hide', 'MaskedBatches',
-           'new_model', 'MaskedLM', 'masked_accuracy', 'ScratchConfig', 'model_card', 'prepare', 'Scratch',
-           'train_encoder', 'plot_training']
+           'new_model', 'hold_identity', 'MaskedLM', 'masked_accuracy', 'ScratchConfig', 'model_card', 'prepare',
+           'Scratch', 'train_encoder', 'plot_training']
 
 # %% ../nbs/02e_scratch.ipynb #0f39b0d4
 import hashlib, re, shutil
@@ -309,10 +309,23 @@ def new_model(
         torch.manual_seed(seed)
         model = AutoModelForMaskedLM.from_config(config)
     rows = round(alike * heads) * (width // heads)
-    for block in model.modules():
-        query, key = (getattr(block, name, getattr(block, f"{name}_proj", None)) for name in ("query", "key"))
-        if query is not None: key.weight.data[:rows] = query.weight.data[:rows]
+    for query, key in _matching(model): key.weight.data[:rows] = query.weight.data[:rows]
     return model
+
+
+def _matching(model): # the layers that make queries and keys, of each block
+    names = [[getattr(block, name, getattr(block, f"{name}_proj", None)) for name in ("query", "key")] for block in model.modules()]
+    return [pair for pair in names if pair[0] is not None]
+
+
+def hold_identity(
+    model: nn.Module, # as from `new_model`
+    rows: int, # of the queries and keys of each block
+):
+    "Keep embeddings, and the first rows of queries and keys, as they are: training gives them no gradient."
+    model.get_input_embeddings().weight.requires_grad_(False)
+    for layer in (layer for pair in _matching(model) for layer in pair):
+        for weight in (layer.weight, layer.bias): weight.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:rows]), grad[rows:]]))
 
 # %% ../nbs/02e_scratch.ipynb #a83d2778
 class MaskedLM(nn.Module):
@@ -349,7 +362,7 @@ def masked_accuracy(
 
 # %% ../nbs/02e_scratch.ipynb #b37dd35d
 PRESETS = {
-    "small": dict(texts="synthetic", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, initializer_range=.1, budget=2048),
+    "small": dict(texts="", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, initializer_range=.1, hold=True, masked=.2, budget=2048, epochs=3),
     "real-s": {}, "real-m": dict(vocabulary=32_000, layers=8, width=384, heads=6, feed_forward=1536, budget=16_384, epochs=10)}
 
 
@@ -378,6 +391,7 @@ class ScratchConfig(FitConfig):
     masked: float = param(.15, "share of the subwords to be predicted", low=.01, high=.9)
     budget: int = param(1024, "subwords of a batch, padding included", low=16)
     apart: float = param(.01, "share of the sentences, with their translations, that only the evaluation sees", low=0, high=.5)
+    hold: bool = param(False, "keep embeddings and the heads that start alike as they start")
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
     learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
     log_every: int = param(50, "steps between two lines of the log", low=1)
@@ -473,6 +487,7 @@ def train_encoder(
     tokenizer, data, evaluation, counts = prepare(corpus, config)
     kind = {k: getattr(config, k) for k in ("width", "layers", "heads", "feed_forward", "positions", "dropout", "alike", "initializer_range", "seed")}
     net = MaskedLM(new_model(config.architecture, len(tokenizer), **kind))
+    if config.hold: hold_identity(net.model, round(config.alike * config.heads) * (config.width // config.heads))
 
     def evaluate():
         found = {name: masked_accuracy(net, part) for name, part in evaluation.items()}

@@ -34,12 +34,14 @@ def test_every_command_of_the_readme_is_known_here():
                         "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
                         "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb",
                         "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name real-s", "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p model real-s",
-                        "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert"]
+                        "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert",
+                        "snakemake --dry-run", "make reproduce-full SEEDS=3", "snakemake --profile profiles/local --config profile=real", # these are in test_workflow
+                        "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full", "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run"]
 
 
 def test_make_help_lists_the_targets():
     out = shell("make help")
-    assert out.returncode == 0 and all(f"make {t}" in out.stdout for t in ("help", "setup", "test", "reproduce", "export", "lab", "lock", "clean"))
+    assert out.returncode == 0 and all(f"make {t}" in out.stdout for t in ("help", "setup", "test", "reproduce", "reproduce-full", "encoder", "data", "export", "lab", "lock", "clean"))
 
 
 def test_make_setup_reuses_what_is_up_to_date_and_make_test_runs_everything():
@@ -78,9 +80,9 @@ def test_examples_of_the_readme(example, tmp_path, request):
     if printed: assert out.stdout.split() == printed.group(1).split()
 
 
-def test_make_reproduce(tmp_path, mirror_folder):
-    "The main job on the real data: tables, a figure and a record."
-    out = shell("make reproduce", S2DM_MIRROR=mirror_folder, **OFFLINE)
+def test_make_data(tmp_path, mirror_folder):
+    "The real corpora: tables, a figure and a record."
+    out = shell("make data", S2DM_MIRROR=mirror_folder, **OFFLINE)
     assert out.returncode == 0, out.stderr[-3000:]
     figures = {p.name for p in (tmp_path / "figures").iterdir()}
     assert figures == {f"data_{t}.{k}" for t in ("treebanks", "pairs", "reading", "similarity") for k in ("csv", "md", "tex")} | {"data.png", "data.csv"}

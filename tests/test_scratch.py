@@ -1,5 +1,6 @@
 "The encoder from scratch: text and its faults, subwords, masks, batches, the model, a run, its interruption, and what it leaves."
 import json
+import re
 import os
 import random
 import shlex
@@ -295,6 +296,23 @@ def test_heads_that_start_alike(architecture):
     pairs = [[getattr(block, name).weight for name in names] for block in model.modules() if hasattr(block, names[0])]
     assert len(pairs) == 2
     for query, key in pairs: assert torch.equal(query[:32], key[:32]) and not torch.isclose(query[32:], key[32:]).any(1).all() and .09 < query.std() < .11
+
+
+@pytest.mark.parametrize("architecture", S.ARCHITECTURES)
+def test_what_is_held_does_not_move(architecture):
+    "Embeddings, which are also the output's, and half of the heads; all other weights do."
+    kind = S.ARCHITECTURES[architecture]
+    model = new_model(architecture, 30, width=16, layers=2, heads=4, feed_forward=16, positions=16, alike=.5, initializer_range=.1)
+    S.hold_identity(model, 8)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    batch = MaskedBatches([np.array([10, 11]), np.array([20, 21, 22])], [(0,), (0, 1)], 30, 20, positions=kind["positions"], types=kind["types"]).load([0, 1], torch.Generator().manual_seed(0))
+    MaskedLM(model)(batch)["masked"].sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1).step()
+    after = model.state_dict()
+    still = {name for name in before if torch.equal(after[name], before[name])}
+    assert any("word_embeddings" in name for name in still) and not {name for name in still if re.search(r"query|key|value|intermediate", name) and name.endswith("weight")}
+    for name in after:
+        if re.search(r"(query|key)(_proj)?\.", name): assert torch.equal(after[name][:8], before[name][:8])
 
 
 # a run
