@@ -118,7 +118,7 @@ def _contracted(surface, forms): # could these words look like that? they share 
     alike = _plain(surface[0]) == _plain(forms[0][:1]) or _plain(surface[-1]) == _plain(forms[-1][-1:])
     return alike and (surface not in forms or (surface == forms[0] != forms[-1] and surface.endswith(forms[-1]))) # Czech aby: aby, by
 
-
+# %% ../nbs/06a_constituents.ipynb #9d9f555c
 def align_words(
     text: str, # a sentence
     forms: Sequence[str], # its words
@@ -206,7 +206,24 @@ def _joined(parses: Iterable[Parse]) -> Parse: # of the sentences of a text
 _START = "java -mx8g -cp '*' edu.stanford.nlp.pipeline.StanfordCoreNLPServer -port 9000 -timeout 120000"
 
 
-class CoreNLP:
+class _Client: # asks a server
+    def _ask(self, text):
+        properties = dict(annotators="tokenize,ssplit,pos,parse", outputFormat="json", pipelineLanguage=self.language)
+        for _ in range(self.attempts):
+            try:
+                answer = requests.post(self.url, params=dict(properties=json.dumps(properties), pipelineLanguage=self.language), data=text.encode(),
+                                       headers={"Content-Type": "text/plain; charset=utf-8"}, timeout=self.timeout)
+                if answer.status_code == 200: return answer.json()
+                problem = f"status {answer.status_code}, {answer.text.strip()[:80]!r}"
+                if "timed out" not in problem and answer.status_code != 503: break
+            except requests.JSONDecodeError: raise DataError(f"CoreNLP at {self.url} answered {answer.text[:60]!r}; expected JSON (is it a CoreNLP server?)") from None
+            except requests.Timeout: problem = f"no answer within {self.timeout:g} s"
+            except requests.RequestException as error:
+                raise MissingData(f"no CoreNLP server at {self.url} ({type(error).__name__}): start one, in its folder, with `{_START}`") from None
+        raise DataError(f"CoreNLP at {self.url}, text {text[:40]!r}: {problem}. A longer timeout may help, here and in the server's own option -timeout")
+
+# %% ../nbs/06a_constituents.ipynb #298dfe80
+class CoreNLP(_Client):
     "Constituents by a Stanford CoreNLP server."
     name = "corenlp"
 
@@ -236,21 +253,6 @@ class CoreNLP:
         if token.get("originalText") and text[start:end] != token["originalText"]:
             raise DataError(f"{where}: the token {token['originalText']!r} is not in the text at {start}; {text[start:end]!r} is")
         return start, end
-
-    def _ask(self, text):
-        properties = dict(annotators="tokenize,ssplit,pos,parse", outputFormat="json", pipelineLanguage=self.language)
-        for _ in range(self.attempts):
-            try:
-                answer = requests.post(self.url, params=dict(properties=json.dumps(properties), pipelineLanguage=self.language), data=text.encode(),
-                                       headers={"Content-Type": "text/plain; charset=utf-8"}, timeout=self.timeout)
-                if answer.status_code == 200: return answer.json()
-                problem = f"status {answer.status_code}, {answer.text.strip()[:80]!r}"
-                if "timed out" not in problem and answer.status_code != 503: break
-            except requests.JSONDecodeError: raise DataError(f"CoreNLP at {self.url} answered {answer.text[:60]!r}; expected JSON (is it a CoreNLP server?)") from None
-            except requests.Timeout: problem = f"no answer within {self.timeout:g} s"
-            except requests.RequestException as error:
-                raise MissingData(f"no CoreNLP server at {self.url} ({type(error).__name__}): start one, in its folder, with `{_START}`") from None
-        raise DataError(f"CoreNLP at {self.url}, text {text[:40]!r}: {problem}. A longer timeout may help, here and in the server's own option -timeout")
 
 # %% ../nbs/06a_constituents.ipynb #302f2917
 class Stanza:
