@@ -70,10 +70,8 @@ def before(stage): # what a run needs to be there
     return of
 
 
-# papermill, without a package that compiles a grammar whenever it is imported, for a check that nobody asks for: a second for each run
-PAPERMILL = shlex.quote(sys.executable) + """ -c 'import sys; sys.modules["rfc3987_syntax"] = None; from papermill.__main__ import papermill; papermill()'"""
 # the command of every run; one that fails says which notebook failed and where it lies
-RUN = (f"{CUDA}S2DM_FIGURES={{params.figures}} {PAPERMILL} --log-output --no-progress-bar nbs/{{params.notebook}}.ipynb {{log.notebook}} {{params.given}}"
+RUN = (f"{CUDA}S2DM_FIGURES={{params.figures}} {shlex.quote(sys.executable)} profiles/run.py {{log.text}}.lock --log-output --no-progress-bar nbs/{{params.notebook}}.ipynb {{log.notebook}} {{params.given}}"
        " > {log.text} 2>&1 || {{ status=$?; {{ echo; tail -n 25 {log.text}; echo; echo 'FAILED: nbs/{params.notebook}.ipynb {params.given}'; "
        "echo 'It lies, with its traceback, in {log.notebook}; what it printed, in {log.text}.'; echo 'Once the cause is gone, the same command goes on where it stopped.'; echo; }} >&2; exit $status; }}")
 
