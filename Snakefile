@@ -20,7 +20,17 @@ def chosen(names, there, what): # names, or an error that lists what there is
 chosen(config, ("profile", "models", "systems", "seeds"), "--config")
 NAME = config.get("profile", "small")
 chosen([NAME], sorted(p.stem for p in Path(workflow.basedir, "profiles").glob("*.yaml") if p.stem != "systems"), "profile")
-PROFILE, SYSTEMS = read(NAME), read("systems")
+PROFILE = read(NAME)
+
+
+def resolved(name, given): # the folder of a system in runs/, and its parameters; the profile says which edition the systems are that name none
+    variant, edition = given["variant"], given.get("edition", PROFILE["edition"])
+    if variant == "baseline": return name, given
+    return "-".join([variant, *[edition][:edition != "paper"], *name.removeprefix(variant).replace(f"-{edition}", "").split("-")[1:]]), given | {"edition": edition}
+
+
+FOLDER = {name: resolved(name, given)[0] for name, given in read("systems").items()} # name in systems.yaml -> folder
+SYSTEMS = dict(resolved(*item) for item in read("systems").items())
 RUNS, FIGURES = (os.environ.get(f"S2DM_{what.upper()}") or what for what in ("runs", "figures"))
 MODELS = {name.replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
 CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used: the same numbers everywhere
@@ -29,14 +39,14 @@ CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, n
 def scope(name): # systems and seeds of a target
     part = PROFILE[name]
     systems = config["systems"].split(",") if "systems" in config else part["systems"]
-    return chosen(SYSTEMS if systems == "all" else systems, SYSTEMS, "system"), range(int(config.get("seeds", part["seeds"])))
+    return [FOLDER[name] for name in chosen(FOLDER if systems == "all" else systems, FOLDER, "system")], range(int(config.get("seeds", part["seeds"])))
 
 
 def record(stage, model, system, seed): return f"{RUNS}/{stage}/{model}/{system}/seed{seed}/metrics.json"
 
 
 def s2dm_of(system): # the run of 03_pretrain that a system reads; None: it has no S2DM
-    variant, edition = SYSTEMS[system]["variant"], SYSTEMS[system].get("edition", "paper")
+    variant, edition = SYSTEMS[system]["variant"], SYSTEMS[system].get("edition")
     return None if variant == "baseline" else variant if edition == "paper" else f"{variant}-{edition}"
 
 

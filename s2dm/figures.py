@@ -319,7 +319,7 @@ def figure5(
     set_style()
     if not len(found): return _empty("figure5", "Figure 5", "No similarity of meaning was measured: run 06_analyse.")
     found = found[found["lang_a"] != found["lang_b"]]
-    found = found.assign(test=[f"{a}-{b}" for a, b in zip(found["lang_a"], found["lang_b"])], kind=found["kind"].replace("encoder", "mean"))
+    found = found.assign(test=found["part"], kind=found["kind"].replace("encoder", "mean"))
     data = summarise(found, ("model", "test", "system", "kind"), "pearson")
     model, tests = data["model"].iloc[0], list(dict.fromkeys(found["test"]))
     paper_first = sorted(tests, key=lambda t: (t not in ("ar-en", "es-en", "tr-en"), tests.index(t)))
@@ -327,7 +327,7 @@ def figure5(
     fig, ax = plt.subplots(figsize=(max(6, 1 + .95 * len(tests)), 3.4), layout="constrained")
     for n, test in enumerate(paper_first): _gaps(ax, n, test, shown)
     ax.axhline(0, color=".3", lw=.8)
-    ax.set_xticks(range(len(tests)), [t.replace("-", "-\n") if len(t) > 9 else t for t in paper_first])
+    ax.set_xticks(range(len(tests)), [t.replace("-", "–\n") if len(t) > 9 else t for t in paper_first])
     ax.grid(axis="x", visible=False)
     ax.set_ylabel("Pearson, percent")
     handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
@@ -400,7 +400,7 @@ def figure6(
         drawn.append(points.assign(panel=letter))
     handles = dict(zip(*next((ax.get_legend_handles_labels() for ax in axes if len(ax.get_legend_handles_labels()[1])), ([], []))[::-1]))
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(8, max(1, len(handles))), markerscale=1.3)
-    caption = (f"Parallel sentences in {len(languages)} languages ({found['corpus'].iloc[0]}), first two principal components. Colour and marker: language; large and outlined: one sentence in all languages.")
+    caption = (f"Parallel sentences in {len(languages)} languages ({DATASET_NAMES.get(found['corpus'].iloc[0], found['corpus'].iloc[0])}), first two principal components. Colour and marker: language; large and outlined: one sentence in all languages.")
     return Figure("figure6", "Figure 6", caption, fig, pd.concat(drawn, ignore_index=True).drop(columns="model"), notes)
 
 # %% ../nbs/07c_figures.ipynb #21e60658

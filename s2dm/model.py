@@ -41,7 +41,7 @@ _VARIANTS = {name: dict(losses=losses, paired="single" not in name) for name, lo
 _EDITIONS = {
     "paper": {},
     "released": dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", wpl_layers=4, distance_rank=32),
-    "refined": dict(z_level="token"),
+    "refined": dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", z_level="token"),
 }
 for _edition, _weights in L.WEIGHTS.items():
     _EDITIONS[_edition] |= {f"weight_{name}": weight for name, weight in _weights.items()}

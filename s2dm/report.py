@@ -17,7 +17,7 @@ from .core import atomic_write, figures_dir, runs_dir
 from .figures import all_figures, write_figure
 from .results import (DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare, control_of, main_effects, measures, summarise,
                           system_name)
-from .tables import ALPHA, Cell, Table, all_tables, p_text, write_table
+from .tables import ALPHA, Cell, Table, all_tables, p_text, system_order, write_table
 
 # %% ../nbs/07d_report.ipynb #967b4a5a
 def _signed(x, digits=1): return f"{x:+.{digits}f}".replace("-", "−") if round(x, digits) else f"{0:.{digits}f}"
@@ -45,7 +45,11 @@ class Finding(NamedTuple):
 
 
 _HELD = ((against_baseline, "the baseline"), (control_of, "the untrained control"))
-_TOLD = ("s2dm_sp", "s2dm_pos") # systems that the sentences are about
+
+
+def _told(table): # systems that the sentences are about: the paper's best two or, if neither was run, their other editions
+    there = sorted({*table["system"]}, key=system_order)
+    return [s for s in ("s2dm_sp", "s2dm_pos") if s in there] or [s for s in there if s.startswith("s2dm_") and not s.endswith(("untrained", "trainable"))]
 
 
 def _where(model, data): return f"{MODEL_NAMES.get(model, model)} encoder, {DATASET_NAMES.get(data, data)}"
@@ -57,25 +61,28 @@ def _changes(numbers, wanted): # sentences on these measures, main systems again
         table = numbers[numbers["measure"] == measure]
         mean = summarise(table).set_index(["model", "data", "system"])["mean"]
         tests = [(name, compare(table, reference).set_index(["model", "data", "system"])) for reference, name in _HELD]
-        for model, data, system in [key for system in _TOLD for key in mean.index if key[2] == system]:
+        for model, data, system in [key for system in _told(table) for key in mean.index if key[2] == system]:
             parts = []
             for name, test in tests:
                 if (model, data, system) not in test.index: parts.append(f"Against {name}: not run")
                 else:
                     row = test.loc[(model, data, system)]
                     parts.append(f"Against {name} ({mean[model, data, row['reference']]:.1f}) {': '.join(in_words(row))}")
-            found.append(f"{system_name(system)}, {measure} ({_where(model, data)}): {mean[model, data, system]:.1f}. {'. '.join(parts)}.")
+            found.append(f"{system_name(system)}: {measure} {mean[model, data, system]:.1f} ({_where(model, data)}). {'. '.join(parts)}.")
     return found
 
 # %% ../nbs/07d_report.ipynb #e569b6e7
-_PROBES = ("language, sentence", "upos, token", "depth, token", "distance, token", "order, sentence", "content, sentence")
+_PROBES = ("language (sentence, accuracy)", "upos (token, accuracy)", "depth (token, spearman)", "distance (token, uuas)", "content (sentence, auc)")
 
 
 def _separation(numbers): # sentences
-    table, found = numbers[numbers["of"].isin(["mean", "y", "z"]) & numbers["system"].isin(_TOLD)], []
+    table, found = numbers[numbers["of"].isin(["mean", "y", "z"])], []
+    told = _told(table)[:1]
+    table = table[table["system"].isin(told) & ~table["measure"].str.startswith("silhouette")]
     table = table[(table["measure"] != "probe") | table["data"].isin(_PROBES)]
     test = compare(table.rename(columns=dict(system="unit", of="system")), lambda kind, there: "z" if kind == "y" else None, ("model", "measure", "data", "unit"))
-    test = test.sort_values("unit", key=lambda c: c.map(_TOLD.index), kind="stable")
+    rank = {name: i for i, name in enumerate(("STS, Pearson", "translation retrieval", "probe"))}
+    test = test.sort_values("measure", key=lambda c: c.map(rank), kind="stable")
     mean = table.groupby(["model", "measure", "data", "system", "of"])["value"].mean()
     for row in test.to_dict("records"):
         values = mean[row["model"], row["measure"], row["data"], row["unit"]]
@@ -83,7 +90,7 @@ def _separation(numbers): # sentences
         _, text = in_words(row, "", digits)
         vectors = ", ".join(f"{name} {values[of]:.{digits}f}".replace("-", "−") for of, name in (("y", "y"), ("z", "z"), ("mean", "encoder")) if of in values)
         what = f"linear probe for {row['data']}" if row["measure"] == "probe" else f"{row['measure']}, {DATASET_NAMES.get(row['data'], row['data'])}"
-        found.append(f"{system_name(row['unit'])}, {what} ({MODEL_NAMES.get(row['model'], row['model'])} encoder): {vectors}; y less z {text}.")
+        found.append(f"{system_name(row['unit'])}: {what} ({MODEL_NAMES.get(row['model'], row['model'])} encoder): {vectors}; y less z {text}.")
     return found
 
 # %% ../nbs/07d_report.ipynb #7538e49c
@@ -96,16 +103,26 @@ def _losses(numbers): # sentences
     return found
 
 
+def _reach(results): # sentences: which losses reach the networks of y and of z
+    found, sentences = results.tables.get("gradients", pd.DataFrame()), []
+    for edition, part in found.groupby("edition", sort=False) if len(found) else ():
+        mean = part.groupby(["module", "loss"], sort=False)["norm"].mean()
+        not_reached = {m: [loss for loss, norm in mean[m].items() if norm == 0] for m in ("mu_y", "mu_z") if m in mean}
+        sentences.append(f"Edition {edition}: " + "; ".join(f"no gradient reaches {m} from {', '.join(losses)}" if losses else f"every loss reaches {m}" for m, losses in not_reached.items()) + ".")
+    return sentences
+
+
 def findings(
     results: Results, # all there is
     numbers: pd.DataFrame, # `measures` of them
 ) -> list[Finding]:
     "What was found, question by question, in sentences made of the numbers."
+    effects = _losses(numbers) or ["Not known: the ablations of Figure 3 were not run (`make reproduce-full` runs them)."]
     boundaries = ("answers that are constituents", "violations", "boundary errors")
     return [Finding("Does zero-shot reading change?", _changes(numbers, ("EM, zero-shot", "F1, zero-shot")) or ["No reader was evaluated: run 04_finetune and 05_evaluate."]),
             Finding("Do answers respect constituents more often?", _changes(numbers, boundaries) or ["Not analysed: run 06_analyse."]),
             Finding("Do y and z separate?", _separation(numbers) or ["Not analysed: run 06_analyse."]),
-            Finding("Which losses matter?", _losses(numbers) or ["Not known: the ablations of Figure 3 were not run (`make reproduce-full` runs them)."])]
+            Finding("Which losses matter?", effects + _reach(results))]
 
 # %% ../nbs/07d_report.ipynb #58049812
 def _phrase(test, name): # against one reference
@@ -121,7 +138,8 @@ def headline(
     "The whole result in two sentences."
     table = numbers[numbers["measure"] == "EM, zero-shot"]
     if not len(table[table["system"] == "s2dm_sp"]): return "No S2DM_SP was evaluated yet, so nothing can be said of zero-shot reading. Whether y and z separate is " + ("in the tables." if len(_separation(numbers)) else "not known either.")
-    model, data = table.loc[table["system"] == "s2dm_sp", ["model", "data"]].iloc[0]
+    places = [*table.loc[table["system"] == "s2dm_sp", ["model", "data"]].drop_duplicates().itertuples(index=False, name=None)]
+    model, data = min(places, key=lambda p: (p[0] != "mbert", p[1] != "xquad")) # the paper's first, if there
     table = table[(table["model"] == model) & (table["data"] == data)]
     mean = table.groupby("system")["value"].mean()
     first = (f"S2DM_SP reaches {mean['s2dm_sp']:.1f} zero-shot EM on {DATASET_NAMES.get(data, data)} ({MODEL_NAMES.get(model, model)} encoder): " +
@@ -150,20 +168,20 @@ def unlike(
     return found
 
 # %% ../nbs/07d_report.ipynb #a88953a2
-def _cell(x): # a table cell
-    if not isinstance(x, Cell): return f"<td>{escape(str(x))}</td>"
+def _cell(x, words): # a table cell; words: in a column without numbers
+    if not isinstance(x, Cell): return f"<td{' class=words' if words else ''}>{escape(str(x))}</td>"
     spread = f"<small>{escape(x.spread)}</small>" if x.spread else ""
     kind = ' class="none"' if not re.search(r"\d", x.text) else ""
     return f'<td{kind}{f" title={chr(34)}{escape(x.why)}{chr(34)}" if x.why and kind else ""}>{escape(x.text)}{spread}</td>'
 
 
-def _heads(columns): # one or two header rows; neighbours with the same first level share a cell
+def _heads(columns, words): # one or two header rows; neighbours with the same first level share a cell
     groups = []
     for top, _ in columns:
         if groups and groups[-1][0] == top and top: groups[-1][1] += 1
         else: groups.append([top, 1])
     top = "".join(f'<th colspan="{n}"{" class=group" if g else ""}>{escape(g)}</th>' for g, n in groups)
-    return (f"<tr>{top}</tr>" if any(g for g, _ in groups) else "") + "<tr>" + "".join(f"<th>{escape(str(sub))}</th>" for _, sub in columns) + "</tr>"
+    return (f"<tr>{top}</tr>" if any(g for g, _ in groups) else "") + "<tr>" + "".join(f"<th{' class=words' if w else ''}>{escape(str(sub))}</th>" for (_, sub), w in zip(columns, words)) + "</tr>"
 
 
 def table_html(
@@ -173,8 +191,9 @@ def table_html(
     "A table with heading, caption, blocks, notes and links to its files."
     parts = []
     for heading, cells in table.blocks:
-        body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in cells.itertuples(index=False, name=None))
-        parts.append((f"<h4>{escape(heading)}</h4>" if heading else "") + f'<div class="scroll"><table><thead>{_heads(cells.columns)}</thead><tbody>{body}</tbody></table></div>')
+        words = [not any(re.match(r"[\d<±+−\[]", str(x)) for x in cells.iloc[:, i]) for i in range(cells.shape[1])]
+        body = "".join("<tr>" + "".join(map(_cell, row, words)) + "</tr>" for row in cells.itertuples(index=False, name=None))
+        parts.append((f"<h4>{escape(heading)}</h4>" if heading else "") + f'<div class="scroll"><table><thead>{_heads(cells.columns, words)}</thead><tbody>{body}</tbody></table></div>')
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     files = " ".join(f'<a href="{table.name}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
     inner = f'<p class="caption">{escape(table.caption)} <span class="files">{files}</span></p>{"".join(parts)}' + (f'<ul class="notes">{notes}</ul>' if notes else "")
@@ -205,7 +224,7 @@ SECTIONS = (
     ("Siamese or single?", "Section 5.2: a network without translations.", "figure4 table5 |"),
     ("Do y and z separate?", "Section 5.3, (1) and (2): similarity of meaning, geometry, and what probes find in each vector.", "figure5 figure6 separation geometry | sts retrieval probes selectivity predictability"),
     ("Boundaries", "Section 5.3, (3): do predicted answers match the syntax of the target language?", "boundaries_paper boundaries | constituents violations decoding"),
-    ("The runs", "Machine, time, versions and revision of every run that the numbers come from.", "runs |"))
+    ("The runs", "Machine, time, versions and revision of every run that the numbers come from.", "| runs"))
 
 _STYLE = """
 :root{--ink:#1d2433;--soft:#5b6475;--line:#dfe3ea;--tint:#f5f7fa;--accent:#0b5c96}
@@ -219,10 +238,10 @@ h3{font-size:1.05rem;margin:2.2rem 0 .5rem}h4{font-size:.86rem;font-weight:600;c
 .finding h3{margin:1.6rem 0 .2rem}.finding ul{margin:.2rem 0;padding-left:1.1rem}.finding li{margin:.25rem 0;font-size:.95rem}
 nav{font-size:.9rem;margin:1.2rem 0;columns:2;max-width:46rem}nav a{display:block;padding:.1rem 0}a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
 .scroll{overflow-x:auto;margin:.3rem 0 .6rem}table{border-collapse:collapse;font-size:.8rem;font-variant-numeric:tabular-nums;line-height:1.35}
-th,td{padding:.32rem .55rem;text-align:right;white-space:nowrap;vertical-align:top}td:first-child,td:nth-child(2),th:first-child,th:nth-child(2){text-align:left}
+th,td{padding:.32rem .55rem;text-align:right;white-space:nowrap;vertical-align:top}td.words,th.words{text-align:left}
 thead{border-top:1.5px solid var(--ink);border-bottom:1px solid var(--ink)}tbody{border-bottom:1.5px solid var(--ink)}
 th{font-weight:600}th.group{text-align:center;border-bottom:1px solid var(--line)}tbody tr:nth-child(even){background:var(--tint)}
-td small{display:block;color:var(--soft);font-size:.72rem}td.none{color:#8a92a1;font-style:italic}
+td small{display:block;color:var(--soft);font-size:.72rem}td.none{color:#6b7485;font-style:italic;font-size:.72rem;white-space:normal;min-width:3.6rem;line-height:1.15}
 .caption{font-size:.86rem;color:var(--soft);max-width:52rem;margin:.3rem 0}.files{white-space:nowrap}.files a{margin-left:.5rem}
 .notes{font-size:.8rem;color:var(--soft);padding-left:1.1rem;max-width:52rem}img{display:block;max-width:100%;height:auto;margin:.4rem 0}
 details{margin:1rem 0;border-top:1px solid var(--line);padding-top:.6rem}summary{cursor:pointer;font-weight:600;font-size:.95rem}
@@ -246,21 +265,27 @@ def _section(number, heading, about, names, items, more=""):
             + "".join(items[n] for n in folded) + "</div>")
 
 
+_ABOUT = {"small": "Encoder and languages are the generated ones that come with the package: a controlled experiment that a laptop can run, not the paper's benchmarks.",
+          "real": "The encoder was trained from scratch on real text, far below the paper's scale; data are the real ones, as far as they could be had.",
+          "paper": "Encoders and data are the paper's."}
+
+
 def page(
-    title: str, # of the page
+    profile: str, # key of `PROFILES`
     lead: str, # the result in two sentences
     found: list[Finding], # as from `findings`
     items: dict[str, str], # name of figure or table -> HTML
     remarks: list[str], # on the runs
 ) -> str:
     "The whole page."
+    title = f"S2DM reproduced, profile {profile}"
     summary = "".join(f'<div class="finding"><h3>{escape(f.question)}</h3><ul>{"".join(f"<li>{escape(a)}</li>" for a in f.answers)}</ul></div>' for f in found)
     links = "".join(f'<a href="#s{i}">{i} {escape(heading)}</a>' for i, (heading, *_) in enumerate(SECTIONS, 1))
     last = f'<h3>To know about these runs</h3><ul class="notes">{"".join(f"<li>{escape(r)}</li>" for r in remarks)}</ul>' if remarks else ""
     body = "".join(_section(i, *section, items, last if i == len(SECTIONS) else "") for i, section in enumerate(SECTIONS, 1))
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
             f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>A reproduction of <a href=\"https://aclanthology.org/2022.acl-long.70\">Learning Disentangled Semantic "
-            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). Every number of ours is computed from the records of the runs.</p>"
+            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {_ABOUT[profile]} Every number of ours is computed from the records of the runs.</p>"
             f'<p class="lead">{escape(lead)}</p><nav>{links}</nav><h2 id="summary">What was found</h2>{summary}{body}</main></body></html>\n')
 
 # %% ../nbs/07d_report.ipynb #fa2d91a7
@@ -279,7 +304,7 @@ def report(
         items[name] = table_html(table, name in folded)
     lead, found = headline(numbers), findings(results, numbers)
     text = f"{lead}\n" + "".join(f"\n{f.question}\n\n" + "".join(f"- {a}\n" for a in f.answers) for f in found)
-    html = page(f"S2DM, profile {config.profile}", lead, found, items, unlike(results) + _gaps(results))
+    html = page(config.profile, lead, found, items, unlike(results) + _gaps(results))
     for name, content in (("summary.md", text), ("report.html", html)):
         with atomic_write(out / name) as tmp: tmp.write_text(content, encoding="utf-8")
     return out / "report.html"

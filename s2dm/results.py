@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .core import Config, DataError, MissingData, check_choice, param, project_root, runs_dir
+from .core import EDITIONS, Config, DataError, MissingData, check_choice, param, project_root, runs_dir
 
 # %% ../nbs/07a_results.ipynb #45864c9d
 #: encoders of each profile
@@ -38,7 +38,8 @@ class ReportConfig(Config):
 
 # %% ../nbs/07a_results.ipynb #0582f0d5
 MODEL_NAMES = {"mbert": "mBERT", "xlm100": "XLM-100", "xlmr": "XLM-R", "small": "embedded", "real-s": "real-s", "real-m": "real-m"}
-DATASET_NAMES = {"xquad": "XQuAD", "mlqa": "MLQA", "tydiqa": "TyDi QA", "bipar": "BiPaR", "synthetic": "generated languages"}
+DATASET_NAMES = {"xquad": "XQuAD", "mlqa": "MLQA", "tydiqa": "TyDi QA", "bipar": "BiPaR", "synthetic": "generated languages",
+                 "zh_sts": "Chinese STS", "sts2017": "SemEval-2017", "xnli15way": "XNLI-15way", "pud": "PUD", "sib200": "SIB-200", "ntrex128": "NTREX-128"}
 #: the language in which questions are trained, where it is not English
 SOURCES = {"synthetic": "svo"}
 
@@ -68,8 +69,8 @@ def control_of(
     "The untrained S2DM against which a system is held."
     if system == "baseline" or "untrained" in system: return None
     variant, *more = system.split("-")
-    wanted = ["-".join([variant, "untrained", *(m for m in more if m != "trainable")]), f"{variant}-untrained", "s2dm_sp-untrained"]
-    wanted.insert(1, "-".join([variant, *more, "untrained"]))
+    edition, head = [m for m in more if m in EDITIONS], [m for m in more if m not in (*EDITIONS, "trainable")]
+    wanted = ["-".join([name, *edition, "untrained", *head]) for name in (variant, "s2dm_sp")]
     return next((name for name in wanted if name in there), None)
 
 # %% ../nbs/07a_results.ipynb #cb01f2a1
@@ -106,7 +107,7 @@ def _rows(found, where, keys, values): # a list of objects -> DataFrame
 # %% ../nbs/07a_results.ipynb #6febb8a0
 #: table of stage 06 -> columns that name a row, columns of numbers
 ANALYSES = {name: (keys.split(), values.split()) for name, keys, values in (
-    ("sts", "part lang_a lang_b kind", "pearson"),
+    ("sts", "corpus part lang_a lang_b kind", "pearson"),
     ("retrieval", "corpus lang kind", "to_source from_source mean"),
     ("geometry", "corpus kind", "silhouette_language silhouette_meaning variance_1 variance_2"),
     ("pca", "corpus kind lang group", "x y"),
@@ -245,11 +246,11 @@ _DERIVED: dict[str, tuple[str, Callable, str, str | None, str]] = {
     "boundary errors": ("boundaries", _targets, "dataset", None, "boundary_errors"),
     "wrong place": ("boundaries", _targets, "dataset", None, "wrong_place"),
     "EM gained by decoding constituents": ("decoding", lambda t: _targets(t).assign(gain=lambda x: x["em_constituents"] - x["em"]), "dataset", None, "gain"),
-    "STS, Pearson": ("sts", lambda t: t[t["lang_a"] != t["lang_b"]].assign(part=lambda x: x["part"].str.partition("/")[0]), "part", "kind", "pearson"),
+    "STS, Pearson": ("sts", lambda t: t[t["lang_a"] != t["lang_b"]], "corpus", "kind", "pearson"),
     "translation retrieval": ("retrieval", lambda t: t, "corpus", "kind", "mean"),
     "silhouette by language": ("geometry", lambda t: t, "corpus", "kind", "silhouette_language"),
     "silhouette by meaning": ("geometry", lambda t: t, "corpus", "kind", "silhouette_meaning"),
-    "probe": ("probes", lambda t: t.assign(task=t["task"] + ", " + t["level"]), "task", "of", "score"),
+    "probe": ("probes", lambda t: t.assign(task=t["task"] + " (" + t["level"] + ", " + t["metric"] + ")"), "task", "of", "score"),
     "predictability": ("predictability", lambda t: t.assign(pair=t["to"] + " from " + t["from"]), "pair", None, "r2"),
 }
 

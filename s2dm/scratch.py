@@ -312,7 +312,7 @@ def new_model(
     for query, key in _matching(model): key.weight.data[:rows] = query.weight.data[:rows]
     return model
 
-
+# %% ../nbs/02e_scratch.ipynb #4e1579b3
 def _matching(model): # the layers that make queries and keys, of each block
     names = [[getattr(block, name, getattr(block, f"{name}_proj", None)) for name in ("query", "key")] for block in model.modules()]
     return [pair for pair in names if pair[0] is not None]

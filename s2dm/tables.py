@@ -95,6 +95,14 @@ def _model(name): return MODEL_NAMES.get(name, name)
 _PLACE = ["model", "system", "dataset", "lang", "metric"]
 
 
+def _as_met(table, source, columns): # rows in the order in which their names first occur in the source; systems in their own order
+    def rank(c):
+        if c.name == "system": return c.map(system_order)
+        order = {x: i for i, x in enumerate(dict.fromkeys(source[c.name]))}
+        return c.map(order)
+    return table.sort_values(columns, key=rank, kind="stable").reset_index(drop=True)
+
+
 def graded(
     results: Results, # all there is
     numbers: pd.DataFrame, # `measures` of them
@@ -107,7 +115,7 @@ def graded(
     long = pd.concat([p for p in (long, average) if len(p)] or [long], ignore_index=True)
     mean = summarise(long, tuple(_PLACE)).rename(columns=dict(mean="ours"))
     test = compare(long, against_baseline, ("model", *_PLACE[2:])).rename(columns=dict(low="difference_low", high="difference_high"))
-    return mean.merge(test.drop(columns="reference"), "left", on=_PLACE)
+    return _as_met(mean.merge(test.drop(columns="reference"), "left", on=_PLACE), long, ["model", "dataset", "lang"])
 
 # %% ../nbs/07b_tables.ipynb #83353f82
 def _paper(*names): # long: model, system, dataset, lang, metric, paper
@@ -117,18 +125,26 @@ def _paper(*names): # long: model, system, dataset, lang, metric, paper
     return long
 
 # %% ../nbs/07b_tables.ipynb #f97f36cc
+def _beside(paper, ours, on): # the paper's rows with ours, then the rows that are ours alone
+    both = paper.merge(ours, "left", on=on)
+    known = {*paper[on].itertuples(index=False, name=None)}
+    rest = ours[np.array([tuple(k) not in known for k in ours[on].to_numpy()], bool)] # a list would, if empty, choose no columns
+    return pd.concat([both, rest], ignore_index=True) if len(both) and len(rest) else both if len(both) else rest.assign(paper=np.nan)
+
+
 def _with_ours(paper, ours, results, systems, datasets): # paper's rows first, then ours
     mine = ours[ours["system"].isin(systems) & ours["dataset"].isin(datasets)]
-    table = paper.merge(mine, "outer", on=_PLACE, sort=False, indicator=True)
+    table = _beside(paper, mine, _PLACE)
     first = {tuple(k): i for i, k in enumerate(paper[_PLACE[:2]].drop_duplicates().to_numpy())} # the paper's order of rows
     rank = [first.get((m, s), 10**6 + 10**3 * sorted({*table["model"]}).index(m) + systems.index(s)) for m, s in zip(table["model"], table["system"])]
-    table = table.assign(rank=rank).sort_values(["rank", *_PLACE[2:]], kind="stable").drop(columns=["rank", "_merge"])
+    table = table.assign(rank=rank).sort_values("rank", kind="stable").drop(columns="rank")
     whys = [why_missing(results, *place) if np.isnan(x) else ("", "") for *place, x in table[[*_PLACE[:4], "ours"]].itertuples(index=False)]
     runs = table["runs"].fillna(0).astype(int)
     return table.assign(runs=runs, note=[full for _, full in whys], short=[short for short, _ in whys]).reset_index(drop=True)
 
 # %% ../nbs/07b_tables.ipynb #d8cfdbcd
-def _number(x, digits=1): # with a minus sign; no minus before a zero
+def _number(x, digits=1): # with a minus sign; no minus before a zero; digits None: two that count
+    if digits is None: return f"{x:.2g}"
     return f"{round(x, digits) + 0.:.{digits}f}".replace("-", "−") if pd.notna(x) else "–"
 
 
@@ -204,6 +220,20 @@ def _complete(rows, systems, results, datasets): # with a row for each system of
     rank = [systems.index(s) for s in table["system"]]
     return table.assign(rank=rank).sort_values(["model", "rank"], kind="stable").drop(columns="rank")
 
+# %% ../nbs/07b_tables.ipynb #11dd20eb
+def _constituent_cells(table, datasets, short, note): # the printed cells of some data sets
+    part, rows = table[table["dataset"].isin(datasets)], []
+    for lang in dict.fromkeys([*(x for x in ("en", "zh") if x in {*part["lang"]}), *part["lang"]]):
+        row = {("", "language"): {"en": "English", "zh": "Chinese"}.get(lang, lang)}
+        for d in datasets:
+            here = part[(part["lang"] == lang) & (part["dataset"] == d)]
+            seen = here.dropna(subset="ours")
+            ours = "; ".join(f"{_number(x, 2)} ({p})" for x, p in zip(seen["ours"], seen["parser"])) or (short if len(here) else "–")
+            if part["paper"].notna().any(): row[DATASET_NAMES.get(d, d), "paper"] = Cell(_number(here["paper"].iloc[0], 2) if len(here) else "–")
+            row[DATASET_NAMES.get(d, d), "ours"] = Cell(ours, why=note if len(here) else "")
+        rows.append(row)
+    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
+
 # %% ../nbs/07b_tables.ipynb #e9667cac
 def constituents_table(
     results: Results, # all there is
@@ -211,25 +241,15 @@ def constituents_table(
     "Table 1 of the paper, ours beside it."
     found = results.tables.get("constituents", pd.DataFrame())
     gold = found[found["of"] == "gold"] if len(found) else pd.DataFrame(columns=["dataset", "lang", "parser", "spans_constituent"])
-    ours = gold.groupby(["dataset", "lang", "parser"], as_index=False, sort=True).agg(ours=("spans_constituent", "mean"), runs=("spans_constituent", "size"))
+    ours = gold.groupby(["dataset", "lang", "parser"], as_index=False, sort=False).agg(ours=("spans_constituent", "mean"), runs=("spans_constituent", "size"))
     ours["parser"] = ours["parser"].astype(object)
-    table = paper_values("table1").rename(columns=dict(percent_constituent="paper")).merge(ours, "outer", on=["dataset", "lang"], sort=False)
+    table = _beside(paper_values("table1").rename(columns=dict(percent_constituent="paper")), ours, ["dataset", "lang"])
     short, note = "not parsed", "There is no analysis (stage 06) of gold answers for this data set and language: it needs the data and a parser."
     table = table.assign(note=np.where(table["ours"].isna(), note, ""), runs=table["runs"].fillna(0).astype(int))
-    datasets = [d for d in ("xquad", "mlqa", "tydiqa", "bipar", *sorted({*table["dataset"]})) if d in {*table["dataset"]}]
-    order = dict.fromkeys([*(lang for lang in ("en", "zh") if lang in {*table["lang"]}), *sorted({*table["lang"]}, key=lambda x: (x != "svo", x))])
-    rows = []
-    for lang in order:
-        row = {("", "language"): {"en": "English", "zh": "Chinese"}.get(lang, lang)}
-        for d in dict.fromkeys(datasets):
-            here = table[(table["lang"] == lang) & (table["dataset"] == d)]
-            row[DATASET_NAMES.get(d, d), "paper"] = Cell(_number(here["paper"].iloc[0], 2) if len(here) else "–")
-            seen = here.dropna(subset="ours")
-            row[DATASET_NAMES.get(d, d), "ours"] = Cell("; ".join(f"{_number(x, 2)} ({p})" for x, p in zip(seen["ours"], seen["parser"])) or (short if len(here) else "–"), why=note if len(here) else "")
-        rows.append(row)
-    printed = pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
+    blocks = [("", _constituent_cells(table, ["xquad", "mlqa", "tydiqa", "bipar"], short, note))]
+    blocks += [(DATASET_NAMES.get(d, d), _constituent_cells(table, [d], short, note)) for d in sorted({*table["dataset"]} - {"xquad", "mlqa", "tydiqa", "bipar"})]
     caption = "Answers that are syntactic constituents, percent. Ours: with the parser in brackets (gold: the trees by which the generated languages were made)."
-    return Table("table1", "Table 1", caption, table, [("", printed)], [f"{short}: {note}"] if table["ours"].isna().any() else [])
+    return Table("table1", "Table 1", caption, table, blocks, [f"{short}: {note}"] if table["ours"].isna().any() else [])
 
 # %% ../nbs/07b_tables.ipynb #71efc084
 _ORDER = ["baseline", "s2dm_pos", "s2dm_sp", "s2dm_single_pos", "s2dm_single_sp"]
@@ -241,6 +261,11 @@ def system_order(
     "Baseline first, then the paper's systems, then controls and editions, then ablations."
     variant = system.split("-")[0]
     return (system.startswith("vgvae"), system not in _ORDER, _ORDER.index(system) if system in _ORDER else len(_ORDER), variant, system)
+
+
+def _main_rows(table): # of the systems to be printed: the paper's and the control or, if none of the paper's was run, all
+    main = table["system"].isin([*_ORDER, "s2dm_sp-untrained"])
+    return table[main] if (main & (table["system"] != "baseline")).any() else table
 
 
 def _versus(part, name, digits=1): # the printed columns of a comparison
@@ -297,14 +322,13 @@ def separation_table(
     test = compare(table.rename(columns=dict(system="unit", of="system")), lambda kind, there: "z" if kind == "y" else None, ("model", "measure", "data", "unit"))
     test = test.drop(columns=["system", "reference"]).rename(columns=dict(unit="system"))
     data = mean.merge(runs, on=_SEPARATION).merge(test, "left", on=_SEPARATION)
-    data = data.sort_values("system", key=lambda c: c.map(system_order), kind="stable").sort_values(_SEPARATION[:3], kind="stable")
-    blocks = []
-    for (model, measure), part in data.groupby(["model", "measure"], sort=True):
-        cells = {("", measure): [*part["data"]], ("", "system"): [*map(system_name, part["system"])], ("", "runs"): [*map(str, part["runs"])]}
+    data, blocks = _as_met(data, table, _SEPARATION), []
+    for (model, measure), part in _main_rows(data).groupby(["model", "measure"], sort=False):
+        cells = {("", measure): [DATASET_NAMES.get(d, d) for d in part["data"]], ("", "system"): [*map(system_name, part["system"])], ("", "runs"): [*map(str, part["runs"])]}
         digits = 2 if part[["mean", "y", "z"]].abs().max().max() <= 1.5 else 1 # shares and correlations, or percent
         cells |= {("vector", head): [_number(x, digits) for x in part[kind]] for kind, head in (("mean", "encoder"), ("y", "y"), ("z", "z"))}
-        blocks.append((_model(model), pd.DataFrame(cells | _versus(part, "y less z", digits))))
-    caption = "What the encoder's mean, the semantic vector y and the syntactic vector z hold. y should lead in meaning (similarity, retrieval, content), z in syntax."
+        blocks.append((f"{_model(model)}: {measure}", pd.DataFrame(cells | _versus(part, "y less z", digits))))
+    caption = "What the encoder's mean, the semantic vector y and the syntactic vector z hold. y should lead in meaning (similarity, retrieval, content), z in syntax. The csv has all systems."
     return Table("separation", "Do y and z separate?", caption, data, blocks, [] if blocks else ["There are no analyses (stage 06) yet."])
 
 # %% ../nbs/07b_tables.ipynb #0b14638e
@@ -325,16 +349,22 @@ def losses_table(
 # %% ../nbs/07b_tables.ipynb #3142473b
 #: name -> title, caption, table of stage 06, rows, columns, value, decimals
 DETAILS = {
-    "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores.", "sts", ["part", "lang_a", "lang_b"], ["system", "kind"], "pearson", 1),
+    "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores.", "sts", ["corpus", "part"], ["system", "kind"], "pearson", 1),
     "retrieval": ("Translation retrieval by language", "Nearest neighbour among the translations, percent, mean of both directions.", "retrieval", ["corpus", "lang"], ["system", "kind"], "mean", 1),
-    "probes": ("Linear probes", "Score of a linear probe; the csv has the control task (Hewitt and Liang, 2019) and chance.", "probes", ["level", "task", "metric"], ["system", "of"], "score", 2),
-    "selectivity": ("Selectivity of the probes", "Score less the score on the control task: what the vector holds, without what the probe can learn by heart.", "probes", ["level", "task", "metric"], ["system", "of"], "selectivity", 2),
-    "predictability": ("Can one be told from the other?", "R² of a linear prediction.", "predictability", ["from", "to"], ["system"], "r2", 2),
-    "constituents": ("Answers that are constituents, by language", "Percent of predicted answers (see Table 1 for gold ones).", "constituents", ["dataset", "lang", "parser"], ["system", "of"], "spans_constituent", 1),
+    "probes": ("Linear probes", "Score of a linear probe, percent; the csv has the control task (Hewitt and Liang, 2019) and chance.", "probes", ["level", "task", "metric"], ["system", "of"], "score", 1),
+    "selectivity": ("Selectivity of the probes", "Score less the score on the control task: what the vector holds, without what the probe can learn by heart.", "probes", ["level", "task", "metric"], ["system", "of"], "selectivity", 1),
+    "predictability": ("Can one be told from the other?", "R² of a linear prediction, percent.", "predictability", ["from", "to"], ["system"], "r2", 1),
+    "constituents": ("Answers that are constituents, by language", "Percent of predicted answers (see Table 1 for gold ones).", "constituents", ["dataset", "lang", "parser"], ["system"], "spans_constituent", 1),
     "violations": ("Violations by language", "Percent of the questions that a reader trained in that language answers rightly where this one is wrong and its answer no constituent.", "violations", ["dataset", "lang", "reference"], ["system"], "violations", 1),
-    "decoding": ("Decoding constituents only", "EM when the n-best answers are restricted to constituents.", "decoding", ["dataset", "lang"], ["system"], "em_constituents", 1),
-    "gradients": ("Which loss reaches which module", "Norm of the gradient at the start; 0: the loss does not reach it.", "gradients", ["edition", "loss"], ["module"], "norm", 3)}
-_SHOWN = [*_ORDER, "s2dm_sp-untrained"]
+    "decoding": ("Decoding constituents only", "EM of the best answer (free), and of the best one that is a constituent.", "decoding", ["dataset", "lang"], ["system", "answers"], "em", 1),
+    "gradients": ("Which loss reaches which module", "Norm of each loss's gradient in a tiny S2DM with random weights; 0: the loss does not reach the module.", "gradients", ["edition", "loss"], ["module"], "norm", None)}
+
+
+#: what is done to a table of stage 06 before it is printed
+_PREPARED = {
+    "constituents": lambda t: t[t["of"] == "predicted"],
+    "decoding": lambda t: pd.concat([t.assign(answers="free"), t.assign(answers="constituents", em=t["em_constituents"])], ignore_index=True),
+    "probes": lambda t: t.assign(of=t["of"].replace("encoder", "mean")), "selectivity": lambda t: t.assign(of=t["of"].replace("encoder", "mean"))}
 
 # %% ../nbs/07b_tables.ipynb #f39bf4a9
 def detail_table(
@@ -345,14 +375,14 @@ def detail_table(
     title, caption, source, rows, columns, value, digits = DETAILS[name]
     found = results.tables.get(source, pd.DataFrame())
     if not len(found): return Table(name, title, caption, pd.DataFrame(columns=[*rows, *columns, value]), [], ["There are no analyses (stage 06) with this table."])
+    found = _PREPARED.get(name, lambda t: t)(found)
     keys = ["model", *dict.fromkeys(["system", *columns] if "system" in columns else columns), *rows]
-    data, blocks = summarise(found, tuple(keys), value).rename(columns=dict(mean=value)), []
-    shown = data[data["system"].isin(_SHOWN)] if "system" in data else data
+    data, blocks = _as_met(summarise(found, tuple(keys), value).rename(columns=dict(mean=value)), found, keys), []
+    shown = _main_rows(data) if "system" in data else data
     for model, part in shown.groupby("model", sort=True):
         wide = part.pivot_table(value, rows, columns, sort=False, dropna=False).dropna(how="all").dropna(axis=1, how="all")
-        if "system" in columns: wide = wide[sorted(wide, key=lambda c: (system_order(c[0] if isinstance(c, tuple) else c), c))]
         heads = [(system_name(c[0]), {"mean": "encoder"}.get(c[1], c[1])) if isinstance(c, tuple) else ("", system_name(c) if "system" in columns else c) for c in wide]
-        cells = {("", r): [*map(str, wide.reset_index()[r])] for r in rows} | {h: [_number(x, digits) for x in wide[c]] for h, c in zip(heads, wide)}
+        cells = {("", r): [DATASET_NAMES.get(x, str(x)) for x in wide.reset_index()[r]] for r in rows} | {h: [_number(x, digits) for x in wide[c]] for h, c in zip(heads, wide)}
         blocks.append((_model(model), pd.DataFrame(cells)))
     return Table(name, title, caption, data, blocks)
 
@@ -366,8 +396,9 @@ def geometry_table(
     keys = ["model", "corpus", "system", "kind"]
     if not len(found): return Table("geometry", title, caption, pd.DataFrame(columns=[*keys, *values]), [], ["There are no analyses (stage 06) with this table."])
     data = found.groupby(keys, as_index=False)[values].mean().sort_values("system", key=lambda c: c.map(system_order), kind="stable")
-    shown = data[data["system"].isin(_SHOWN)]
-    cells = {("", k): [*shown[k].map(dict(model=_model, system=system_name).get(k, str))] for k in keys} | {("", v.replace("_", " ")): [_number(x, 2) for x in shown[v]] for v in values}
+    shown = _main_rows(data)
+    names = dict(model=_model, system=system_name, corpus=lambda c: DATASET_NAMES.get(c, c))
+    cells = {("", k): [*shown[k].map(names.get(k, str))] for k in keys} | {("", v.replace("_", " ")): [_number(x, 2) for x in shown[v]] for v in values}
     return Table("geometry", title, caption, data, [("", pd.DataFrame(cells))])
 
 # %% ../nbs/07b_tables.ipynb #836985f2

@@ -41,7 +41,7 @@ def analysis(rng, system, dataset, languages, source, points=True):
     trained = s2dm and "untrained" not in system
     kinds = dict(mean=(55, 60, .5)) | (dict(y=(76 if trained else 50, 90 if trained else 55, .2), z=(30 if trained else 45, 35, .4)) if s2dm else {})
     tables = dict(
-        sts=[dict(part=dataset, lang_a=source, lang_b=t, kind=k, pearson=p, pearson_low=p - 4, pearson_high=p + 4, spearman=p - 1, pairs=240)
+        sts=[dict(corpus=dataset, part=f"{source}-{t}", lang_a=source, lang_b=t, kind=k, pearson=p, pearson_low=p - 4, pearson_high=p + 4, spearman=p - 1, pairs=240)
              for t in targets for k, (m, _, _) in kinds.items() for p in [_percent(rng, m)]],
         retrieval=[dict(corpus=dataset, lang=t, kind=k, to_source=p, from_source=p + 1, mean=p + .5) for t in targets for k, (_, m, _) in kinds.items() for p in [_percent(rng, m)]],
         geometry=[dict(corpus=dataset, kind=k, silhouette_language=s + rng.normal(0, .01), silhouette_meaning=.6 - s, variance_1=.3, variance_2=.15) for k, (_, _, s) in kinds.items()],
@@ -50,11 +50,12 @@ def analysis(rng, system, dataset, languages, source, points=True):
         violations=[dict(dataset=dataset, lang=t, reference="monolingual", questions=500, violations=p, low=p - 3, high=p + 3) for t in targets for p in [_percent(rng, 9 - 2 * s2dm)]],
         decoding=[dict(dataset=dataset, lang=t, em=50., f1=60., em_constituents=53. + rng.normal(), f1_constituents=61.) for t in targets],
         boundaries=[dict(dataset=dataset, lang=t, errors=300, boundary_errors=_percent(rng, 20), wrong_place=_percent(rng, 18)) for t in targets],
-        probes=[dict(level=level, task=task, of=k, metric="accuracy", score=float(rng.uniform(.3, .95)), control=.3, selectivity=.2, chance=.1)
-                for level, task in (("token", "upos"), ("token", "depth"), ("sentence", "language"), ("sentence", "content")) for k in kinds],
-        predictability=[{"from": a, "to": b, "r2": float(rng.uniform(.1, .6))} for a, b in (("y", "z"), ("z", "y"))] if s2dm else [],
-        gradients=[dict(edition=e, loss=loss, module=m, norm=0. if (loss in ("POS", "STL") and m == "semantic") else 1.25)
-                   for e in ("paper", "released", "refined") for loss in ("RL", "CRL", "SDL", "WPL", "POS", "STL") for m in ("semantic", "syntactic", "decoder")] if system == "s2dm_sp" else [])
+        probes=[dict(level=level, task=task, of="encoder" if (k, level) == ("mean", "token") else k, metric=metric, score=float(rng.uniform(30, 95)), control=30., selectivity=20., chance=10.)
+                for level, task, metric in (("token", "upos", "accuracy"), ("token", "depth", "spearman"), ("token", "distance", "uuas"), ("sentence", "language", "accuracy"), ("sentence", "content", "auc"))
+                for k in kinds],
+        predictability=[{"from": a, "to": b, "r2": float(rng.uniform(10, 60))} for a, b in (("y", "z"), ("z", "y"))] if s2dm else [],
+        gradients=[dict(edition=e, loss=loss, module=m, norm=0. if (loss in ("POS", "STL_depth") and m == "mu_y") else 1.25)
+                   for e in ("paper", "released", "refined") for loss in ("RL", "CRL", "SDL", "WPL", "POS", "STL_depth") for m in ("mu_y", "mu_z", "decoder")])
     if points:
         spread = rng.normal(0, 1, (12, 2))
         tables["pca"] = [dict(corpus=dataset, kind=k, lang=t, group=g, x=float(spread[g, 0] + 3 * s * np.cos(i) + rng.normal(0, .1)), y=float(spread[g, 1] + 3 * s * np.sin(i)))

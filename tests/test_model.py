@@ -83,7 +83,7 @@ def test_editions_are_what_the_documentation_says():
     differ = lambda a: {k: v for k, v in a.items() if v != paper[k] and k != "edition"}
     assert differ(released) == dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", wpl_layers=4, distance_rank=32,
                                     weight_KL_y=.01, weight_KL_z=.001)
-    assert differ(refined) == dict(z_level="token")
+    assert differ(refined) == dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", z_level="token", weight_KL_y=.01, weight_KL_z=.001)
     assert paper == S2DMConfig().as_dict()
     wanted = dict(pooling="samples", kappa_min=0., crossed=True, sdl_vectors="samples", wpl_layers=3, distance_rank=0, z_level="sentence", posterior="vmf",
                   latent_width=200, margin=.4, depth_rank=128, tags=17)
