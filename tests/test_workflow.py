@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -87,20 +88,21 @@ def counts(out): # job -> how many, from the plan
 def started(tmp_path): return [line.rpartition(" ")[0] for line in (tmp_path / "runs/log.txt").read_text().splitlines()]
 
 
-def test_systems_have_the_names_that_their_runs_use():
-    from s2dm.finetune import FinetuneConfig
+def test_systems_are_all_that_the_paper_compares_and_more():
     from s2dm.model import ABLATIONS
-    assert {name: FinetuneConfig(**given).system for name, given in SYSTEMS.items()} == {name: name for name in SYSTEMS}
-    assert set(ABLATIONS) | set(MAIN) < set(SYSTEMS) and {s.get("edition") for s in SYSTEMS.values()} == {None, "released", "refined"}
+    assert set(ABLATIONS) | set(MAIN) < set(SYSTEMS) and {s.get("edition") for s in SYSTEMS.values()} == {None, "paper", "released"}
     assert {s.get("head") for s in SYSTEMS.values()} == {None, "semantic", "concat"} and {s.get("control") for s in SYSTEMS.values()} == {None, "untrained", "trainable"}
+    for profile in ("small", "real", "paper"):
+        found = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text(encoding="utf-8"))
+        assert found["edition"] == "refined" and all(found[t]["systems"] == "all" or set(found[t]["systems"]) <= set(SYSTEMS) for t in ("reproduce", "full"))
 
 
 PLANS = {
     "snakemake --dry-run": ("small, reproduce: 22 runs, 0 of them done", dict(pretrain=4, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
     "snakemake --profile profiles/local --config profile=real": ("real, reproduce: 42 runs", dict(data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, report_reproduce=1, reproduce=1, total=46)),
-    "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full": ("paper, full: 445 runs", dict(data=1, pretrain=85, finetune=120, evaluate=120, analyse=120, report_full=1, full=1, total=448)),
+    "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full": ("paper, full: 430 runs", dict(data=1, pretrain=85, finetune=115, evaluate=115, analyse=115, report_full=1, full=1, total=433)),
     "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
-    "snakemake --executor slurm --config systems=baseline,s2dm_sp-refined,s2dm_sp-refined-untrained seeds=2": ("small, reproduce: 20 runs", dict(pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=22)),
+    "snakemake --executor slurm --config systems=baseline,s2dm_sp,s2dm_sp-untrained seeds=2": ("small, reproduce: 20 runs", dict(pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=22)),
 }
 
 
@@ -111,9 +113,13 @@ def test_a_dry_run_prints_the_plan(place, command):
     code, out = snakemake(place, "--dry-run", "--printshellcmds", *command.split()[1:])
     assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
     assert ("CUDA_VISIBLE_DEVICES= " in out) == ("profile=" not in command) # the embedded profile wants no GPU
-    if "full" in command: # the parameters of a run
-        assert re.search("nbs/04_finetune.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p head semantic -p seed 4 ", out)
-        assert re.search("nbs/03_pretrain.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p seed 4 ", out)
+    if "full" in command: # runs go where the notebooks, given their parameters, leave them
+        from s2dm.finetune import FinetuneConfig
+        from s2dm.siamese import PretrainConfig
+        for number, kind in (("03_pretrain", PretrainConfig), ("04_finetune", FinetuneConfig)):
+            lines = re.findall(rf"nbs/{number}.ipynb (\S+) (-p .*?) > ", out)
+            assert len(lines) == plan[number[3:]] and len({file for file, _ in lines}) == len(lines)
+            for file, given in lines: assert kind(**dict(re.findall(r"-p (\S+) (\S+)", given))).folder(number[3:]) == Path(file).parent
 
 
 def test_commands_of_the_readme():
@@ -133,8 +139,8 @@ def test_what_is_not_known_is_named(place, more, says):
 def test_failed_and_killed_runs(place, tmp_path):
     "One run fails, which names its notebook and leaves it; another is killed, with the whole call. The next call repeats nothing that was finished."
     two, runs = ["--config", "systems=baseline,s2dm_sp"], tmp_path / "runs"
-    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp")
-    failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp/seed0/checkpoint"
+    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp-refined")
+    failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp-refined/seed0/checkpoint"
     for _ in range(1500):
         if (failed / "run.log").exists() and "what went wrong" in (failed / "run.log").read_text() and held.exists(): break
         time.sleep(.1)
@@ -147,19 +153,19 @@ def test_failed_and_killed_runs(place, tmp_path):
     outputs = [o for cell in nbformat.read(failed / "run.ipynb", 4).cells if cell.cell_type == "code" for o in cell.outputs]
     assert any(o.output_type == "error" and o.evalue == "what went wrong" for o in outputs) and (failed / "checkpoint").is_dir()
     before = started(tmp_path)
-    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp 0", "finetune s2dm_sp 0"])
+    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp-refined 0", "finetune s2dm_sp-refined 0"])
 
     code, out = snakemake(place, *two)
     assert code == 0, out[-3000:]
-    assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp 0", "evaluate s2dm_sp 0", "analyse s2dm_sp 0"])
+    assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp-refined 0", "evaluate s2dm_sp-refined 0", "analyse s2dm_sp-refined 0"])
     assert len((runs / "figures/small/report.html").read_text().splitlines()) == 7
-    metrics = json.loads((runs / "analyse/small/s2dm_sp/seed0/metrics.json").read_text())
-    assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
+    metrics = json.loads((runs / "analyse/small/s2dm_sp-refined/seed0/metrics.json").read_text())
+    assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp-refined/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
 
     (place / "nbs/04_finetune.ipynb").touch() # neither this nor another call repeats anything
     code, out = snakemake(place, *two)
     assert code == 0 and "Nothing to be done" in out and "7 runs, 7 of them done" in out
-    shutil.rmtree(runs / "finetune/small/s2dm_sp") # what is thrown away is made again, with all that stands on it
+    shutil.rmtree(runs / "finetune/small/s2dm_sp-refined") # what is thrown away is made again, with all that stands on it
     code, out = snakemake(place, "--dry-run", *two)
     assert code == 0 and counts(out) == dict(finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=5)
 
@@ -177,12 +183,12 @@ def test_the_embedded_job_with_few_steps(tmp_path):
     offline = dict(PYTHONPATH=str(place), http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
     process = start(place, **offline)
     for _ in range(2500):
-        if (runs / "finetune/small/s2dm_sp/seed0/config.json").exists() or process.poll() is not None: break
+        if (runs / "finetune/small/s2dm_sp-refined/seed0/config.json").exists() or process.poll() is not None: break
         time.sleep(.1)
     os.killpg(process.pid, signal.SIGKILL)
     out = process.communicate()[0]
     before = {path: path.read_bytes() for path in runs.glob("*/*/*/*/metrics.json")}
-    assert runs / "pretrain/small/s2dm_sp/seed0/metrics.json" in before and len(before) == 1, out[-3000:]
+    assert runs / "pretrain/small/s2dm_sp-refined/seed0/metrics.json" in before and len(before) == 1, out[-3000:]
     code, out = snakemake(place, **offline)
     assert code == 0, out[-3000:]
     assert all(path.read_bytes() == content for path, content in before.items()) and len(list(runs.glob("*/*/*/*/metrics.json"))) == 4
