@@ -276,7 +276,6 @@ def page(
     found: list[Finding], # as from `findings`
     items: dict[str, str], # name of figure or table -> HTML
     remarks: list[str], # on the runs
-    edition: str = "refined", # of the systems that name none
 ) -> str:
     "The whole page."
     title = f"S2DM reproduced, profile {profile}"
@@ -286,7 +285,7 @@ def page(
     body = "".join(_section(i, *section, items, last if i == len(SECTIONS) else "") for i, section in enumerate(SECTIONS, 1))
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
             f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>A reproduction of <a href=\"https://aclanthology.org/2022.acl-long.70\">Learning Disentangled Semantic "
-            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {_ABOUT[profile]} S2DM is that of the edition <i>{edition}</i> where nothing else is said. Every number of ours is computed from the records of the runs.</p>"
+            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {_ABOUT[profile]} Every number of ours is computed from the records of the runs.</p>"
             f'<p class="lead">{escape(lead)}</p><nav>{links}</nav><h2 id="summary">What was found</h2>{summary}{body}</main></body></html>\n')
 
 # %% ../nbs/07d_report.ipynb #fa2d91a7
@@ -295,7 +294,7 @@ def report(
 ) -> Path: # the page
     "Write tables, figures and report.html. Raises `DataError` for a malformed record, `MissingData` outside a checkout (the paper's numbers are there)."
     out = Path(config.out or figures_dir() / config.profile)
-    results = collect(config.models, config.runs or runs_dir(), config.edition)
+    results = collect(config.models, config.runs or runs_dir())
     numbers = measures(results)
     figures, tables = all_figures(results, numbers), all_tables(results, numbers)
     items = {name: figure_html(f, write_figure(f, out)) for name, f in figures.items()}
@@ -305,7 +304,7 @@ def report(
         items[name] = table_html(table, name in folded)
     lead, found = headline(numbers), findings(results, numbers)
     text = f"{lead}\n" + "".join(f"\n{f.question}\n\n" + "".join(f"- {a}\n" for a in f.answers) for f in found)
-    html = page(config.profile, lead, found, items, unlike(results) + _gaps(results), config.edition)
+    html = page(config.profile, lead, found, items, unlike(results) + _gaps(results))
     for name, content in (("summary.md", text), ("report.html", html)):
         with atomic_write(out / name) as tmp: tmp.write_text(content, encoding="utf-8")
     return out / "report.html"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'STAGES', 'CONFIDENCE', 'LOSSES', 'ReportConfig',
-           'system_name', 'source_of', 'control_of', 'read_record', 'Results', 'shown_as', 'collect', 'interval',
-           'paired', 'holm', 'measures', 'summarise', 'compare', 'against_baseline', 'main_effects', 'paper_values']
+           'system_name', 'source_of', 'control_of', 'read_record', 'Results', 'collect', 'interval', 'paired', 'holm',
+           'measures', 'summarise', 'compare', 'against_baseline', 'main_effects', 'paper_values']
 
 # %% ../nbs/07a_results.ipynb #d58ca8f7
 import json, re
@@ -29,7 +29,6 @@ class ReportConfig(Config):
     "Parameters of the run 07_report."
     profile: str = param("small", "which runs; the report goes to figures/<profile>", choices=tuple(PROFILES))
     models: tuple[str, ...] = param((), "encoders; none given: those of the profile")
-    edition: str = param("refined", "edition of the systems in the tables; the others stand among the editions", choices=EDITIONS)
     runs: str = param("", "folder of the runs; empty: runs/ of the checkout")
     out: str = param("", "folder of the report; empty: figures/<profile>")
 
@@ -134,17 +133,6 @@ class Results:
     models: tuple[str, ...] = () # encoders that were asked for
 
 # %% ../nbs/07a_results.ipynb #b76c4392
-def shown_as(
-    system: str, # folder, as in `RunConfig.system`
-    edition: str, # the edition that the tables show
-) -> str: # e.g. s2dm_sp-refined -> s2dm_sp, and s2dm_sp -> s2dm_sp-paper
-    "A system's name in the report, where the edition is left out instead of `paper`."
-    variant, *more = system.split("-")
-    if variant == "baseline" or edition == "paper": return system
-    own = more.pop(0) if more and more[0] in EDITIONS else "paper"
-    return "-".join([variant, *[own] * (own != edition), *more])
-
-
 def _run_folders(root, models): # stage, model, system, seed, folder
     for stage in STAGES:
         for model in models:
@@ -170,13 +158,12 @@ def _joined(parts, columns): # of DataFrames; empty ones have the columns, too
 def collect(
     models: tuple[str, ...], # encoders
     root: str | Path | None = None, # folder of the runs; None: runs/ of the checkout
-    edition: str = "paper", # as for `shown_as`
 ) -> Results:
     "Read every record of these encoders. Raises `DataError` for a malformed one."
     root, runs, scores, missing = Path(root or runs_dir()), [], [], []
     tables = {name: [] for name in ANALYSES}
     for stage, model, system, seed, folder in _run_folders(root, models):
-        run, file = dict(stage=stage, model=model, system=shown_as(system, edition), seed=seed), folder / "metrics.json"
+        run, file = dict(stage=stage, model=model, system=system, seed=seed), folder / "metrics.json"
         runs.append(run | dict(finished=file.is_file(), folder=str(folder)) | _record(folder))
         if not file.is_file(): continue
         found = read_record(file)
