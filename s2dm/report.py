@@ -134,6 +134,7 @@ def _phrase(test, name): # against one reference
 
 def headline(
     numbers: pd.DataFrame, # as from `measures`
+    edition: str = "paper", # of the systems that name none
 ) -> str:
     "The whole result in two sentences."
     table = numbers[numbers["measure"] == "EM, zero-shot"]
@@ -142,7 +143,7 @@ def headline(
     model, data = min(places, key=lambda p: (p[0] != "mbert", p[1] != "xquad")) # the paper's first, if there
     table = table[(table["model"] == model) & (table["data"] == data)]
     mean = table.groupby("system")["value"].mean()
-    first = (f"S2DM_SP reaches {mean['s2dm_sp']:.1f} zero-shot EM on {DATASET_NAMES.get(data, data)} ({MODEL_NAMES.get(model, model)} encoder): " +
+    first = (f"S2DM_SP{f' (edition {edition})' * (edition != 'paper')} reaches {mean['s2dm_sp']:.1f} zero-shot EM on {DATASET_NAMES.get(data, data)} ({MODEL_NAMES.get(model, model)} encoder): " +
              "; ".join(_phrase(compare(table, reference), name) for reference, name in _HELD) + ".")
     sts = numbers[(numbers["measure"] == "STS, Pearson") & (numbers["system"] == "s2dm_sp") & (numbers["model"] == model)].groupby("of")["value"].mean().reindex(["y", "z", "mean"])
     second = (f"Similarity of meaning across languages correlates at {sts['y']:.1f} with y, {sts['z']:.1f} with z and {sts['mean']:.1f} with the encoder's mean (Pearson, percent)."
@@ -271,21 +272,22 @@ _ABOUT = {"small": "Encoder and languages are the generated ones that come with 
 
 
 def page(
-    profile: str, # key of `PROFILES`
+    config: ReportConfig, # which report
     lead: str, # the result in two sentences
     found: list[Finding], # as from `findings`
     items: dict[str, str], # name of figure or table -> HTML
     remarks: list[str], # on the runs
 ) -> str:
     "The whole page."
-    title = f"S2DM reproduced, profile {profile}"
+    title = f"S2DM reproduced, profile {config.profile}"
+    editions = f"Where no edition is named, S2DM is of edition <b>{config.edition}</b>" + (", the paper taken at its word." if config.edition == "paper" else ": see the notebooks for what it changes of the paper.")
     summary = "".join(f'<div class="finding"><h3>{escape(f.question)}</h3><ul>{"".join(f"<li>{escape(a)}</li>" for a in f.answers)}</ul></div>' for f in found)
     links = "".join(f'<a href="#s{i}">{i} {escape(heading)}</a>' for i, (heading, *_) in enumerate(SECTIONS, 1))
     last = f'<h3>To know about these runs</h3><ul class="notes">{"".join(f"<li>{escape(r)}</li>" for r in remarks)}</ul>' if remarks else ""
     body = "".join(_section(i, *section, items, last if i == len(SECTIONS) else "") for i, section in enumerate(SECTIONS, 1))
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
             f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>A reproduction of <a href=\"https://aclanthology.org/2022.acl-long.70\">Learning Disentangled Semantic "
-            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {_ABOUT[profile]} Every number of ours is computed from the records of the runs.</p>"
+            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {_ABOUT[config.profile]} {editions} Every number of ours is computed from the records of the runs.</p>"
             f'<p class="lead">{escape(lead)}</p><nav>{links}</nav><h2 id="summary">What was found</h2>{summary}{body}</main></body></html>\n')
 
 # %% ../nbs/07d_report.ipynb #fa2d91a7
@@ -294,7 +296,7 @@ def report(
 ) -> Path: # the page
     "Write tables, figures and report.html. Raises `DataError` for a malformed record, `MissingData` outside a checkout (the paper's numbers are there)."
     out = Path(config.out or figures_dir() / config.profile)
-    results = collect(config.models, config.runs or runs_dir())
+    results = collect(config.models, config.runs or runs_dir(), config.edition)
     numbers = measures(results)
     figures, tables = all_figures(results, numbers), all_tables(results, numbers)
     items = {name: figure_html(f, write_figure(f, out)) for name, f in figures.items()}
@@ -302,9 +304,9 @@ def report(
     for name, table in tables.items():
         write_table(table, out)
         items[name] = table_html(table, name in folded)
-    lead, found = headline(numbers), findings(results, numbers)
+    lead, found = headline(numbers, config.edition), findings(results, numbers)
     text = f"{lead}\n" + "".join(f"\n{f.question}\n\n" + "".join(f"- {a}\n" for a in f.answers) for f in found)
-    html = page(config.profile, lead, found, items, unlike(results) + _gaps(results))
+    html = page(config, lead, found, items, unlike(results) + _gaps(results))
     for name, content in (("summary.md", text), ("report.html", html)):
         with atomic_write(out / name) as tmp: tmp.write_text(content, encoding="utf-8")
     return out / "report.html"

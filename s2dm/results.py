@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'STAGES', 'CONFIDENCE', 'LOSSES', 'ReportConfig',
-           'system_name', 'source_of', 'control_of', 'read_record', 'Results', 'collect', 'interval', 'paired', 'holm',
-           'measures', 'summarise', 'compare', 'against_baseline', 'main_effects', 'paper_values']
+           'system_name', 'source_of', 'shown_as', 'control_of', 'read_record', 'Results', 'collect', 'interval',
+           'paired', 'holm', 'measures', 'summarise', 'compare', 'against_baseline', 'main_effects', 'paper_values']
 
 # %% ../nbs/07a_results.ipynb #d58ca8f7
 import json, re
@@ -29,6 +29,7 @@ class ReportConfig(Config):
     "Parameters of the run 07_report."
     profile: str = param("small", "which runs; the report goes to figures/<profile>", choices=tuple(PROFILES))
     models: tuple[str, ...] = param((), "encoders; none given: those of the profile")
+    edition: str = param("refined", "edition of the systems in the tables", choices=EDITIONS)
     runs: str = param("", "folder of the runs; empty: runs/ of the checkout")
     out: str = param("", "folder of the report; empty: figures/<profile>")
 
@@ -60,6 +61,17 @@ def source_of(
 ) -> str: # name of a language
     "The language of the training questions."
     return SOURCES.get(dataset, "en")
+
+# %% ../nbs/07a_results.ipynb #7064e184
+def shown_as(
+    folder: str, # a system as in the folder's name
+    edition: str, # that of the tables
+) -> str: # a system as in the tables
+    "A system by its name in the tables."
+    variant, *more = folder.split("-")
+    if variant == "baseline": return folder
+    own = next((m for m in more if m in EDITIONS), "paper")
+    return "-".join([variant, *([] if own == edition else [own]), *(m for m in more if m not in EDITIONS)])
 
 # %% ../nbs/07a_results.ipynb #d39fed3d
 def control_of(
@@ -131,6 +143,7 @@ class Results:
     tables: dict[str, pd.DataFrame] # of stage 06: model, system, seed, and the columns of `ANALYSES`
     missing: pd.DataFrame # stage, model, system, seed; reason: what a run could not have, in its own words
     models: tuple[str, ...] = () # encoders that were asked for
+    edition: str = "paper" # of the systems that name none
 
 # %% ../nbs/07a_results.ipynb #b76c4392
 def _run_folders(root, models): # stage, model, system, seed, folder
@@ -158,12 +171,13 @@ def _joined(parts, columns): # of DataFrames; empty ones have the columns, too
 def collect(
     models: tuple[str, ...], # encoders
     root: str | Path | None = None, # folder of the runs; None: runs/ of the checkout
+    edition: str = "paper", # of the systems that name none
 ) -> Results:
     "Read every record of these encoders. Raises `DataError` for a malformed one."
     root, runs, scores, missing = Path(root or runs_dir()), [], [], []
     tables = {name: [] for name in ANALYSES}
     for stage, model, system, seed, folder in _run_folders(root, models):
-        run, file = dict(stage=stage, model=model, system=system, seed=seed), folder / "metrics.json"
+        run, file = dict(stage=stage, model=model, system=system and shown_as(system, edition), seed=seed), folder / "metrics.json"
         runs.append(run | dict(finished=file.is_file(), folder=str(folder)) | _record(folder))
         if not file.is_file(): continue
         found = read_record(file)
@@ -178,7 +192,7 @@ def collect(
                 tables[name].append(_rows(found["tables"][name], f"{file}: {name}", *ANALYSES[name]).assign(**here))
     about = ["stage", *_RUN]
     return Results(_joined([pd.DataFrame(runs)], [*about, "finished"]), _joined(scores, [*_RUN, *_SCORES[0], *_SCORES[1]]),
-                   {name: _joined(parts, [*_RUN, *sum(ANALYSES[name], [])]) for name, parts in tables.items()}, _joined([pd.DataFrame(missing)], [*about, "reason"]), models)
+                   {name: _joined(parts, [*_RUN, *sum(ANALYSES[name], [])]) for name, parts in tables.items()}, _joined([pd.DataFrame(missing)], [*about, "reason"]), models, edition)
 
 # %% ../nbs/07a_results.ipynb #1441a16c
 CONFIDENCE = .95

@@ -205,7 +205,7 @@ def reading_table(
             if len(rows): blocks.append((", ".join(DATASET_NAMES.get(d, d) for d in group), _printed(_complete(rows, systems, results, group), _columns(rows, group, by_language))))
     data = pd.concat([t for t in (table, below) if len(t)], ignore_index=True)
     notes = sorted({f"{s}: {n}" for s, n in zip(data["short"], data["note"]) if n})
-    return Table(name, *about[:1], f"{about[1]} {_HOW}", data.drop(columns="short"), blocks, notes)
+    return Table(name, *about[:1], f"{about[1]} {_HOW} Our S2DM: edition {results.edition}.", data.drop(columns="short"), blocks, notes)
 
 # %% ../nbs/07b_tables.ipynb #5cc6a2d9
 def _complete(rows, systems, results, datasets): # with a row for each system of the table

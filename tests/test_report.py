@@ -136,6 +136,20 @@ def test_malformed_records_name_the_file(tmp_path, stage, file, content, message
     assert str(folder / file) in str(error.value) and message in str(error.value)
 
 
+def test_the_edition_of_the_tables_goes_without_saying(tmp_path):
+    for system in ("baseline", "s2dm_sp", "s2dm_sp-refined", "s2dm_sp-refined-untrained", "vgvae_crl-refined"): leave(tmp_path, "finetune", "small", system, 0, {})
+    assert {*collect(("small",), tmp_path, "refined").runs["system"]} == {"baseline", "s2dm_sp-paper", "s2dm_sp", "s2dm_sp-untrained", "vgvae_crl"}
+    assert {*collect(("small",), tmp_path, "released").runs["system"]} == {"baseline", "s2dm_sp-paper", "s2dm_sp-refined", "s2dm_sp-refined-untrained", "vgvae_crl-refined"}
+
+
+def test_profiles_and_report_agree():
+    import yaml
+    from s2dm.results import PROFILES
+    for name, models in PROFILES.items():
+        said = yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text(encoding="utf-8"))
+        assert said["edition"] == ReportConfig().edition and tuple(said["models"]) == models
+
+
 def test_a_record_without_config_is_malformed(tmp_path):
     folder = leave(tmp_path, "evaluate", "small", "baseline", 0, dict(results=[]))
     (folder / "config.json").unlink()
@@ -308,7 +322,7 @@ def test_figure_1_reads_the_predictions(tmp_path):
 # --- the page
 
 def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
-    pages = [report(ReportConfig(runs=str(runs), out=str(tmp_path / name))) for name in "ab"]
+    pages = [report(ReportConfig(edition="paper", runs=str(runs), out=str(tmp_path / name))) for name in "ab"]
     files = {p.name: p.read_bytes() for p in pages[0].parent.iterdir()}
     assert files == {p.name: p.read_bytes() for p in pages[1].parent.iterdir()}
     assert {f"table{i}.{kind}" for i in range(1, 6) for kind in ("csv", "md", "tex")} | {f"figure{i}.{kind}" for i in range(1, 7) for kind in ("png", "pdf")} <= files.keys()
@@ -328,7 +342,7 @@ def test_report_without_runs_and_without_a_checkout(tmp_path, monkeypatch, quick
     html = report(ReportConfig(profile="paper", runs=str(tmp_path / "none"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
     assert "No S2DM_SP was evaluated yet" in html and "49.8" in html and "not run" in html or "other encoder" in html
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingData, match="checkout"): report(ReportConfig(runs=str(tmp_path / "none"), out=str(tmp_path / "out")))
+    with pytest.raises(MissingData, match="checkout"): report(ReportConfig(edition="paper", runs=str(tmp_path / "none"), out=str(tmp_path / "out")))
 
 
 def test_what_a_run_could_not_have_is_told_without_its_folders(tmp_path, quick):
@@ -336,7 +350,7 @@ def test_what_a_run_could_not_have_is_told_without_its_folders(tmp_path, quick):
     metrics = json.loads(folder.read_text()) | dict(missing=["bipar: /home/somebody/data/raw/bipar.json is not there; see https://example.org/a/b"])
     folder.write_text(json.dumps(metrics))
     leave(tmp_path / "runs", "evaluate", "small", "s2dm_sp", 4, None)
-    html = report(ReportConfig(runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
+    html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
     assert "bipar: …/bipar.json is not there; see https://example.org/a/b" in html and "somebody" not in html
     assert "evaluate, embedded, S2DM_SP, seed 4: began, and left no metrics.json." in html
 
@@ -355,5 +369,5 @@ def test_every_table_has_its_files_and_fits_its_data(several, tmp_path):
 def test_names_in_a_record_cannot_break_the_page(tmp_path, quick):
     rng = np.random.default_rng(0)
     leave(tmp_path / "runs", "analyse", "small", "baseline", 0, analysis(rng, "baseline", "<b>x</b>|y", ("svo", "a&b"), "svo"))
-    html = report(ReportConfig(runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
+    html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
     assert "<b>x</b>" not in html and "&lt;b&gt;x" in html
