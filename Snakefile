@@ -138,7 +138,7 @@ for target, folder in (("reproduce", f"{RUNS}/figures"), ("full", FIGURES)): # t
         input: records(target)
         output: f"{folder}/{NAME}/report.html"
         log: notebook=f"{RUNS}/report/{NAME}/{target}.ipynb", text=f"{RUNS}/report/{NAME}/{target}.log"
-        params: notebook="07_report", given=arguments(dict(profile=NAME, models=",".join(MODELS.values()))), figures=folder
+        params: notebook="07_report", given=arguments(dict(profile=NAME, models=",".join(MODELS.values()), edition=PROFILE["edition"])), figures=folder
         resources: mem_mb=PROFILE["mem_mb"], runtime=60
         message: f"07_report: {folder}/{NAME}/report.html"
         shell: RUN
