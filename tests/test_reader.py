@@ -92,7 +92,7 @@ def test_the_semantic_head_reads_what_s2dm_calls_the_meaning_of_a_token():
     s2dm, tokenizer = network(), wordpiece()
     reader = S2DMReader(bert(len(tokenizer)), tokenizer, s2dm, ReaderConfig(max_length=60, stride=16, query=12)).eval()
     h = torch.randn(2, 7, 16)
-    torch.testing.assert_close(reader.features(h), s2dm.semantic(h, torch.ones(2, 7, dtype=torch.bool), level="token"))
+    torch.testing.assert_close(reader.features(h), s2dm.config.latent_width ** .5 * s2dm.semantic(h, torch.ones(2, 7, dtype=torch.bool), level="token"))
 
 
 def test_the_head_is_precise_under_autocast():
