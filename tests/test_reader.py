@@ -83,7 +83,7 @@ def test_scores_and_loss_of_a_padded_batch_are_those_of_each_window_alone(head):
         torch.testing.assert_close(torch.stack([start[i, :n], end[i, :n]]), scores.float(), atol=1e-5, rtol=1e-4)
         for name, s, at in zip(("start", "end"), scores, (windows.start[i], windows.end[i])):
             assert loss[name][i].item() == pytest.approx((s.exp().sum().log() - s[at]).item(), abs=1e-4)
-    if head == "semantic": torch.testing.assert_close(seen[0].norm(dim=-1), torch.ones(seen[0].shape[:2]))
+    if head == "semantic": torch.testing.assert_close(seen[0].norm(dim=-1), seen[0].shape[-1] ** .5 * torch.ones(seen[0].shape[:2]))
     if head == "concat": assert torch.equal(seen[0][..., :16], reader.encoder(**{k: batch[k] for k in reader.inputs}).last_hidden_state)
 
 
