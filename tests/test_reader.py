@@ -62,7 +62,7 @@ def plain(reader, ids, types):
     seen = h.double()
     if reader.config.head != "baseline":
         f = (h.double() @ w["semantic.0.weight"].T + w["semantic.0.bias"]).clamp(min=0) @ w["semantic.2.weight"].T + w["semantic.2.bias"]
-        seen = f / f.square().sum(-1, keepdim=True).sqrt() if reader.config.head == "semantic" else torch.cat([seen, f], -1)
+        seen = f / f.square().mean(-1, keepdim=True).sqrt() if reader.config.head == "semantic" else torch.cat([seen, f], -1)
     return h, seen, (seen @ w["head.weight"].T + w["head.bias"]).T
 
 
