@@ -22,15 +22,13 @@ NAME = config.get("profile", "small")
 chosen([NAME], sorted(p.stem for p in Path(workflow.basedir, "profiles").glob("*.yaml") if p.stem != "systems"), "profile")
 PROFILE = read(NAME)
 
-
-def resolved(name, given): # the folder of a system in runs/, and its parameters; the profile says which edition the systems are that name none
-    variant, edition = given["variant"], given.get("edition", PROFILE["edition"])
-    if variant == "baseline": return name, given
-    return "-".join([variant, *[edition][:edition != "paper"], *name.removeprefix(variant).replace(f"-{edition}", "").split("-")[1:]]), given | {"edition": edition}
+def resolved(given): # folder in runs/ and parameters of a system; one that names no edition has the profile's
+    if given["variant"] != "baseline": given = given | {"edition": given.get("edition", PROFILE["edition"])}
+    return "-".join(given[k] for k in ("variant", "edition", "control", "head") if given.get(k, "paper") != "paper"), given
 
 
-FOLDER = {name: resolved(name, given)[0] for name, given in read("systems").items()} # name in systems.yaml -> folder
-SYSTEMS = dict(resolved(*item) for item in read("systems").items())
+FOLDER = {name: resolved(given)[0] for name, given in read("systems").items()} # name in systems.yaml -> folder
+SYSTEMS = dict(map(resolved, read("systems").values())) # folder -> parameters
 RUNS, FIGURES = (os.environ.get(f"S2DM_{what.upper()}") or what for what in ("runs", "figures"))
 MODELS = {name.replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
 CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used: the same numbers everywhere
@@ -39,15 +37,14 @@ CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, n
 def scope(name): # systems and seeds of a target
     part = PROFILE[name]
     systems = config["systems"].split(",") if "systems" in config else part["systems"]
-    return [FOLDER[name] for name in chosen(FOLDER if systems == "all" else systems, FOLDER, "system")], range(int(config.get("seeds", part["seeds"])))
+    return [*dict.fromkeys(FOLDER[name] for name in chosen(FOLDER if systems == "all" else systems, FOLDER, "system"))], range(int(config.get("seeds", part["seeds"])))
 
 
 def record(stage, model, system, seed): return f"{RUNS}/{stage}/{model}/{system}/seed{seed}/metrics.json"
 
 
 def s2dm_of(system): # the run of 03_pretrain that a system reads; None: it has no S2DM
-    variant, edition = SYSTEMS[system]["variant"], SYSTEMS[system].get("edition")
-    return None if variant == "baseline" else variant if edition == "paper" else f"{variant}-{edition}"
+    return resolved({k: v for k, v in SYSTEMS[system].items() if k in ("variant", "edition")})[0].removeprefix("baseline") or None
 
 
 def records(target): # every metrics.json that a report is made from
@@ -80,10 +77,8 @@ def before(stage): # what a run needs to be there
     return of
 
 
-# papermill, without a package that compiles a grammar whenever it is imported, for a check that nobody asks for: a second for each run
-PAPERMILL = shlex.quote(sys.executable) + """ -c 'import sys; sys.modules["rfc3987_syntax"] = None; from papermill.__main__ import papermill; papermill()'"""
 # the command of every run; one that fails says which notebook failed and where it lies
-RUN = (f"{CUDA}S2DM_FIGURES={{params.figures}} {PAPERMILL} --log-output --no-progress-bar nbs/{{params.notebook}}.ipynb {{log.notebook}} {{params.given}}"
+RUN = (f"{CUDA}S2DM_FIGURES={{params.figures}} {shlex.quote(sys.executable)} profiles/run.py {{log.text}}.lock --log-output --no-progress-bar nbs/{{params.notebook}}.ipynb {{log.notebook}} {{params.given}}"
        " > {log.text} 2>&1 || {{ status=$?; {{ echo; tail -n 25 {log.text}; echo; echo 'FAILED: nbs/{params.notebook}.ipynb {params.given}'; "
        "echo 'It lies, with its traceback, in {log.notebook}; what it printed, in {log.text}.'; echo 'Once the cause is gone, the same command goes on where it stopped.'; echo; }} >&2; exit $status; }}")
 
@@ -121,7 +116,6 @@ if "encoders" in PROFILE:
 
 for number, stage in enumerate(("pretrain", "finetune", "evaluate", "analyse"), 3):
     folder = f"{RUNS}/{stage}/{{model}}/{{system}}/seed{{seed}}"
-
     rule:
         name: stage
         input: before(stage)
@@ -139,7 +133,6 @@ for target, folder in (("reproduce", f"{RUNS}/figures"), ("full", FIGURES)): # t
         name: target
         default_target: target == "reproduce"
         input: f"{folder}/{NAME}/report.html", records(target) # a record that was thrown away is made again
-
     rule:
         name: f"report_{target}"
         input: records(target)

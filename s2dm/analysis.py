@@ -47,7 +47,7 @@ def _random_batch(config: S2DMConfig, pairs=6, words=5) -> dict: # sentences of 
     return dict(h=torch.randn(n, words, config.encoder_width, generator=draw, dtype=torch.float64), mask=there, word_mask=there, first=torch.arange(words).expand(n, -1),
                 ids=below(config.vocabulary, n, words), group=torch.arange(pairs).repeat(2), tags=below(config.tags, n, words), depths=below(4, n, words), distances=below(5, n, words, words))
 
-
+# %% ../nbs/06d_analysis.ipynb #024ef753
 def gradient_table(
     editions: tuple[str, ...] = EDITIONS, # readings of the paper
 ) -> pd.DataFrame: # edition, loss, module, norm
@@ -79,7 +79,7 @@ class AnalyseConfig(EvaluateConfig):
     corpora: tuple[str, ...] = param(CORPORA[1:], "parallel texts for geometry and retrieval; of the encoder small: synthetic", choices=CORPORA)
     sentences: int = param(250, "sentences of a corpus, of each language, among which translations are looked for", low=2)
     groups: int = param(100, "parallel sentences for silhouettes and probes; of the encoder small, whose are short: 250", low=10)
-    questions: int = param(200, "questions of a language whose best spans are restricted to constituents", low=1)
+    questions: int = param(100, "questions of a language whose best spans are restricted to constituents", low=1)
     samples: int = param(2000, "bootstrap samples of an interval", low=100)
     parser: str = param("", "http address of a CoreNLP server, {} for the language; empty: gold trees where there are any")
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
@@ -112,7 +112,7 @@ def system_vectors(
         model = S2DM(model.config)
     return TextVectors(encoder, model.to(encoder.device).eval(), cache)
 
-# %% ../nbs/06d_analysis.ipynb #8467484c
+# %% ../nbs/06d_analysis.ipynb #e9e65024
 @dataclass(frozen=True, init=False)
 class ReferenceConfig(AnalyseConfig):
     "A reader trained on questions in the language on which it is tested."
@@ -123,7 +123,7 @@ class ReferenceConfig(AnalyseConfig):
         "Where reader and predictions are: <reference>/language/seed."
         return Path(self.reference or runs_dir() / "reference" / self.model.strip("/").replace("/", "--")) / self.language.split()[0] / f"seed{self.seed}"
 
-
+# %% ../nbs/06d_analysis.ipynb #9477d527
 def generated_questions(
     language: str, # a preset, or a line such as "mine order=VOSX"
 ) -> Path: # a file in SQuAD's format
@@ -133,7 +133,7 @@ def generated_questions(
     with atomic_write(data_dir() / "synthetic" / "monolingual" / f"{grammar.language.name}.json") as tmp: tmp.write_text(text, encoding="utf-8")
     return data_dir() / "synthetic" / "monolingual" / f"{grammar.language.name}.json"
 
-
+# %% ../nbs/06d_analysis.ipynb #ac6d0eb6
 def train_reference(
     config: ReferenceConfig, # language, encoder, data
 ) -> Path: # the folder, with predictions.<dataset>.<language>.json
@@ -145,7 +145,7 @@ def train_reference(
     for name, context, question in wanted: write_json(config.folder("evaluate") / f"predictions.{name}.{_label(context, question)}.json", predict(reader, _questions(name, context, question, {})))
     return config.folder("evaluate")
 
-# %% ../nbs/06d_analysis.ipynb #7b712f55
+# %% ../nbs/06d_analysis.ipynb #a9526f80
 class _Tables: # tables of an analysis, and what is missing
     def __init__(self): self.tables, self.lacks, self.seconds = {}, {}, {}
 
@@ -161,7 +161,7 @@ class _Tables: # tables of an analysis, and what is missing
     def missing(self) -> list[str]: # one sentence for each reason
         return [f"{', '.join(what[:3])}{f' and {len(what) - 3} more' if len(what) > 3 else ''}: {why}" for why, what in self.lacks.items()]
 
-
+# %% ../nbs/06d_analysis.ipynb #0a3272e2
 def _versions(corpus): # language -> texts, and the language that the others are compared with
     if corpus == "synthetic": return parallel_generated(), Synthetic().source
     if corpus == "xnli15way": return parallel_xnli(), "en"
@@ -172,7 +172,7 @@ def _thin(versions, n): # evenly spaced sentences
     at = np.linspace(0, (size := len(next(iter(versions.values())))) - 1, min(n, size)).round().astype(int)
     return {lang: [texts[i] for i in at] for lang, texts in versions.items()}
 
-
+# %% ../nbs/06d_analysis.ipynb #7b712f55
 def _sts(config, vectors, out):
     for test in generated_tests() if config.corpora == ("synthetic",) else TESTS:
         found = out.attempt(f"sts {' '.join(test)}", lambda test=test: sts_table(vectors, [test], load_scored, config.samples))
@@ -217,7 +217,7 @@ def parser_for(
     if parser is None: raise MissingData("no parser: give the address of a CoreNLP server as parser, or call s2dm.analysis.analyse with parsers")
     return Kept(parser, data_dir() / "cache" / "parses" / f"{parser.name.replace(' ', '_')}.{language}.jsonl")
 
-
+# %% ../nbs/06d_analysis.ipynb #a6fc1139
 def _predictions(file: Path, ids, how: str) -> dict[str, str]: # raises MissingData
     if not file.is_file(): raise MissingData(how)
     found = read_predictions(file)
@@ -254,7 +254,7 @@ class _Answers: # what is known of one test after another
         some = questions.select(np.linspace(0, len(questions) - 1, min(self.config.questions, len(questions))).round().astype(int))
         self.out.add("decoding", [about | decoding_row(self.reader, some, trees, DATASETS[about["dataset"]], about["lang"])])
 
-
+# %% ../nbs/06d_analysis.ipynb #b7a2eb71
 def _answers(config, out, parsers):
     answers, place = _Answers(config, out, parsers), config.reader or config.folder("finetune") / "checkpoint"
     answers.reader = out.attempt("decoding", lambda: S2DMReader.from_pretrained(place)) if config.reader or place.is_dir() else None
@@ -263,7 +263,7 @@ def _answers(config, out, parsers):
     for name, context, question in tests(config.datasets, config.languages):
         if context == question: answers(name, context)
 
-# %% ../nbs/06d_analysis.ipynb #95516ccc
+# %% ../nbs/06d_analysis.ipynb #ff08b80d
 @dataclass
 class Analysis:
     "What was found about a system."
@@ -275,7 +275,7 @@ class Analysis:
 def _records(table: pd.DataFrame) -> list[dict]: # JSON has no nan
     return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in table.to_dict("records")]
 
-
+# %% ../nbs/06d_analysis.ipynb #95516ccc
 def analyse(
     config: AnalyseConfig, # which system, and what to look at
     encoder: Encoder | None = None, # None: the one that config.model names

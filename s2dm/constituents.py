@@ -30,6 +30,9 @@ from .reader import S2DMReader
 from .treebanks import tree_depths
 
 # %% ../nbs/06a_constituents.ipynb #fed684a6
+_ALOUD = "%‰#&@§" # punctuation to Unicode, words to a reader
+
+
 def trim(
     text: str, # a context
     start: int, # first character
@@ -37,7 +40,7 @@ def trim(
 ) -> tuple[int, int]: # the same without white space and punctuation at its edges; itself if nothing else is in it
     "The part of a span that is compared."
     a, b = start, end
-    def loose(c): return c.isspace() or unicodedata.category(c)[0] == "P"
+    def loose(c): return c.isspace() or (unicodedata.category(c)[0] == "P" and c not in _ALOUD)
     while a < b and loose(text[a]): a += 1
     while b > a and loose(text[b - 1]): b -= 1
     return (a, b) if a < b else (start, end)
@@ -96,32 +99,49 @@ def subtree_runs(
             if len(outer) == 1: found.append((i, j + 1))
     return found
 
-# %% ../nbs/06a_constituents.ipynb #8dc19f64
+# %% ../nbs/06a_constituents.ipynb #7c5ff4cd
+def _options(text, forms, i, at): # ways to go on from word i and character `at`: words taken, and where their text ends
+    if forms[i] and text.startswith(forms[i], at): yield 1, at + len(forms[i])
+    space = re.compile(r"\S*").match(text, at).end()
+    while space > at and unicodedata.category(text[space - 1])[0] == "P": space -= 1
+    for whole in (True, False): # all up to a space or punctuation, or a part of it, up to the next word
+        for n in range(2, min(5, len(forms) - i) + 1): # one word would be no contraction, but another text
+            rest = forms[i + n] if i + n < len(forms) else ""
+            end = space if whole else text.find(rest, at + 1, space) if rest else -1
+            if end > at and _contracted(text[at:end], forms[i:i + n]): yield n, end
+
+
+def _plain(c): return unicodedata.normalize("NFD", c.casefold())[:1] # without accent
+
+
+def _contracted(surface, forms): # could these words look like that? they share a first or last letter, and it is not simply one of them
+    alike = _plain(surface[0]) == _plain(forms[0][:1]) or _plain(surface[-1]) == _plain(forms[-1][-1:])
+    return alike and (surface not in forms or (surface == forms[0] != forms[-1] and surface.endswith(forms[-1]))) # Czech aby: aby, by
+
+# %% ../nbs/06a_constituents.ipynb #9d9f555c
 def align_words(
     text: str, # a sentence
     forms: Sequence[str], # its words
     where: str = "text", # for the message
 ) -> list[tuple[int, int]]: # start and end of each word; words of a contraction share theirs
     "The characters of words. Raises `DataError` if words and text do not belong together."
-    spans, at, i = [], 0, 0
-    while i < len(forms):
-        while at < len(text) and text[at].isspace(): at += 1
-        if forms[i] and text.startswith(forms[i], at): end, n = at + len(forms[i]), 1
-        else: n, end = _contraction(text, forms, i, at)
-        if end <= at: raise DataError(f"{where}: word {i + 1}, {forms[i]!r}, is not in its place: {text[at:at + 30]!r} is; expected the words of the text, in order")
-        spans += [(at, end)] * n
-        at, i = end, i + n
-    if text[at:].strip(): raise DataError(f"{where}: after the last word, {text[at:].strip()[:30]!r} is left")
-    return spans
+    def start(at): return at + len(text[at:]) - len(text[at:].lstrip())
+    if not forms: raise DataError(f"{where}: there are no words; expected at least one")
+    seen, path, best = set(), [(0, start(0), _options(text, forms, 0, start(0)))], 0
+    while path: # depth first; `path`: word, character, what has not been tried there
+        i, at, options = path[-1]
+        n, end = next(options, (0, 0))
+        if not n: path.pop(); continue
+        if (state := (i + n, start(end))) in seen: continue
+        seen.add(state)
+        if state == (len(forms), len(text)): return _spans([(i, at) for i, at, _ in path] + [state], text)
+        best = max(best, i + n)
+        if i + n < len(forms): path.append((*state, _options(text, forms, *state)))
+    raise DataError(f"{where}: {f'word {best + 1}, {forms[best]!r}, does not follow' if best < len(forms) else 'something follows the last word'}; expected the words of {text[:60]!r}, in order")
 
 
-def _contraction(text, forms, i, at): # how many words stand for the text from `at` on, and where that text ends
-    for n in range(2, min(5, len(forms) - i) + 1): # of one word it would not be a contraction, but another text
-        if i + n == len(forms): end = len(text)
-        else: end = text.find(forms[i + n], at + 1)
-        surface = text[at:max(end, at)].rstrip()
-        if surface and not any(c.isspace() or (unicodedata.category(c)[0] == "P" and c not in "-'’") for c in surface): return n, at + len(surface)
-    return 1, at
+def _spans(path, text): # of each word
+    return [(at, at + len(text[at:stop].rstrip())) for (i, at), (j, stop) in zip(path, path[1:]) for _ in range(j - i)]
 
 # %% ../nbs/06a_constituents.ipynb #6d535126
 def dependency_parse(
@@ -186,7 +206,24 @@ def _joined(parses: Iterable[Parse]) -> Parse: # of the sentences of a text
 _START = "java -mx8g -cp '*' edu.stanford.nlp.pipeline.StanfordCoreNLPServer -port 9000 -timeout 120000"
 
 
-class CoreNLP:
+class _Client: # asks a server
+    def _ask(self, text):
+        properties = dict(annotators="tokenize,ssplit,pos,parse", outputFormat="json", pipelineLanguage=self.language)
+        for _ in range(self.attempts):
+            try:
+                answer = requests.post(self.url, params=dict(properties=json.dumps(properties), pipelineLanguage=self.language), data=text.encode(),
+                                       headers={"Content-Type": "text/plain; charset=utf-8"}, timeout=self.timeout)
+                if answer.status_code == 200: return answer.json()
+                problem = f"status {answer.status_code}, {answer.text.strip()[:80]!r}"
+                if "timed out" not in problem and answer.status_code != 503: break
+            except requests.JSONDecodeError: raise DataError(f"CoreNLP at {self.url} answered {answer.text[:60]!r}; expected JSON (is it a CoreNLP server?)") from None
+            except requests.Timeout: problem = f"no answer within {self.timeout:g} s"
+            except requests.RequestException as error:
+                raise MissingData(f"no CoreNLP server at {self.url} ({type(error).__name__}): start one, in its folder, with `{_START}`") from None
+        raise DataError(f"CoreNLP at {self.url}, text {text[:40]!r}: {problem}. A longer timeout may help, here and in the server's own option -timeout")
+
+# %% ../nbs/06a_constituents.ipynb #298dfe80
+class CoreNLP(_Client):
     "Constituents by a Stanford CoreNLP server."
     name = "corenlp"
 
@@ -216,21 +253,6 @@ class CoreNLP:
         if token.get("originalText") and text[start:end] != token["originalText"]:
             raise DataError(f"{where}: the token {token['originalText']!r} is not in the text at {start}; {text[start:end]!r} is")
         return start, end
-
-    def _ask(self, text):
-        properties = dict(annotators="tokenize,ssplit,pos,parse", outputFormat="json", pipelineLanguage=self.language)
-        for _ in range(self.attempts):
-            try:
-                answer = requests.post(self.url, params=dict(properties=json.dumps(properties), pipelineLanguage=self.language), data=text.encode(),
-                                       headers={"Content-Type": "text/plain; charset=utf-8"}, timeout=self.timeout)
-                if answer.status_code == 200: return answer.json()
-                problem = f"status {answer.status_code}, {answer.text.strip()[:80]!r}"
-                if "timed out" not in problem and answer.status_code != 503: break
-            except requests.JSONDecodeError: raise DataError(f"CoreNLP at {self.url} answered {answer.text[:60]!r}; expected JSON (is it a CoreNLP server?)") from None
-            except requests.Timeout: problem = f"no answer within {self.timeout:g} s"
-            except requests.RequestException as error:
-                raise MissingData(f"no CoreNLP server at {self.url} ({type(error).__name__}): start one, in its folder, with `{_START}`") from None
-        raise DataError(f"CoreNLP at {self.url}, text {text[:40]!r}: {problem}. A longer timeout may help, here and in the server's own option -timeout")
 
 # %% ../nbs/06a_constituents.ipynb #302f2917
 class Stanza:

@@ -245,7 +245,7 @@ def spanning_trees(
         inside[rows[new], j[new]] = True
     return edges
 
-# %% ../nbs/06b_probes.ipynb #0b8ca86a
+# %% ../nbs/06b_probes.ipynb #ac54fb5e
 @dataclass
 class Trees:
     "Padded trees of sentences."
@@ -266,7 +266,7 @@ def _padded(rows, shape, dtype): # arrays side by side
     for target, row in zip(out, rows): target[tuple(map(slice, row.shape))] = row
     return torch.from_numpy(out)
 
-
+# %% ../nbs/06b_probes.ipynb #0b8ca86a
 def trees(
     data: ProbeData, # with heads, upos and depths
     seed: int = 0, # of the control task and of which sentences are taken

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -57,15 +58,26 @@ def place(tmp_path):
     return folder
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    "Whatever a test started ends with it."
+    yield
+    while STARTED:
+        try: os.killpg(STARTED.pop().pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+
+
 def start(place, *more, **env):
-    env = {**os.environ, **env}
-    return subprocess.Popen([sys.executable, "-m", "snakemake", *more], cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    STARTED.append(subprocess.Popen([sys.executable, "-m", "snakemake", *more], cwd=place, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True))
+    return STARTED[-1]
 
 
 def snakemake(place, *more, **env):
     process = start(place, *more, **env)
-    try: out = process.communicate(timeout=200)[0]
-    except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); raise
+    out = process.communicate()[0]
     return process.returncode, out
 
 
@@ -76,31 +88,45 @@ def counts(out): # job -> how many, from the plan
 def started(tmp_path): return [line.rpartition(" ")[0] for line in (tmp_path / "runs/log.txt").read_text().splitlines()]
 
 
-def test_systems_have_the_names_that_their_runs_use():
-    from s2dm.finetune import FinetuneConfig
+def test_systems_are_all_that_the_paper_compares_and_more():
     from s2dm.model import ABLATIONS
-    assert {name: FinetuneConfig(**given).system for name, given in SYSTEMS.items()} == {name: name for name in SYSTEMS}
-    assert set(ABLATIONS) | set(MAIN) < set(SYSTEMS) and {s.get("edition") for s in SYSTEMS.values()} == {None, "released", "refined"}
+    assert set(ABLATIONS) | set(MAIN) < set(SYSTEMS) and {s.get("edition") for s in SYSTEMS.values()} == {None, "paper", "released"}
     assert {s.get("head") for s in SYSTEMS.values()} == {None, "semantic", "concat"} and {s.get("control") for s in SYSTEMS.values()} == {None, "untrained", "trainable"}
+    for profile in ("small", "real", "paper"):
+        found = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text(encoding="utf-8"))
+        assert found["edition"] == "refined" and all(found[t]["systems"] == "all" or set(found[t]["systems"]) <= set(SYSTEMS) for t in ("reproduce", "full"))
 
 
-@pytest.mark.parametrize("more, runs, plan", [
-    (["full"], "small, full: 890 runs, 0 of them done", dict(pretrain=170, finetune=240, evaluate=240, analyse=240, report_full=1, full=1, total=892)),
-    (["--executor", "slurm"], "small, reproduce: 22 runs, 0 of them done", dict(pretrain=4, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
-    (["--profile", "profiles/gpu", "--config", "profile=real", "models=real-m", "seeds=2", "systems=baseline,s2dm_sp-refined,s2dm_sp-refined-untrained"], "real, reproduce: 20 runs",
-     dict(data=1, encoder=1, pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
-], ids=["full", "executor slurm", "real"])
-def test_a_dry_run_prints_the_plan(place, more, runs, plan):
-    code, out = snakemake(place, "--dry-run", *more)
+PLANS = {
+    "snakemake --dry-run": ("small, reproduce: 22 runs, 0 of them done", dict(pretrain=4, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
+    "snakemake --profile profiles/local --config profile=real": ("real, reproduce: 42 runs", dict(data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, report_reproduce=1, reproduce=1, total=46)),
+    "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full": ("paper, full: 430 runs", dict(data=1, pretrain=85, finetune=115, evaluate=115, analyse=115, report_full=1, full=1, total=433)),
+    "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
+    "snakemake --executor slurm --config systems=baseline,s2dm_sp,s2dm_sp-untrained seeds=2": ("small, reproduce: 20 runs", dict(pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=22)),
+}
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_a_dry_run_prints_the_plan(place, command):
+    "Of each command in the README, and one more."
+    runs, plan = PLANS[command]
+    code, out = snakemake(place, "--dry-run", "--printshellcmds", *command.split()[1:])
     assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
+    assert ("CUDA_VISIBLE_DEVICES= " in out) == ("profile=" not in command) # the embedded profile wants no GPU
+    if "full" in command: # runs go where the notebooks, given their parameters, leave them
+        from s2dm.finetune import FinetuneConfig
+        from s2dm.siamese import PretrainConfig
+        for number, kind in (("03_pretrain", PretrainConfig), ("04_finetune", FinetuneConfig)):
+            lines = re.findall(rf"nbs/{number}.ipynb (\S+) (-p .*?) > ", out)
+            assert len(lines) == plan[number[3:]] and len({file for file, _ in lines}) == len(lines)
+            for file, given in lines: assert kind(**dict(re.findall(r"-p (\S+) (\S+)", given))).folder(number[3:]) == Path(file).parent
 
 
-def test_the_paper_on_slurm_and_the_parameters_of_a_run(place):
-    code, out = snakemake(place, "--dry-run", "--printshellcmds", "--profile", "profiles/slurm", "--config", "profile=paper", "models=mbert", "systems=s2dm_sp-released-semantic")
-    assert code == 0 and counts(out) == dict(data=1, pretrain=1, finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=7) and "CUDA_VISIBLE_DEVICES" not in out
-    assert re.search("nbs/04_finetune.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p head semantic -p seed 0", out)
-    assert re.search("nbs/03_pretrain.ipynb .*-p model mbert -p variant s2dm_sp -p edition released -p seed 0", out)
-    assert yaml.safe_load((ROOT / "profiles/paper.yaml").read_text())["gpus"] == 1
+def test_commands_of_the_readme():
+    found = re.findall(r"^(?:snakemake|make reproduce).*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert set(found) == {"make reproduce", "make reproduce-full SEEDS=3", *list(PLANS)[:4]}
+    plan = subprocess.run("make --dry-run reproduce reproduce-full SEEDS=3", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "snakemake --cores 2 reproduce" in plan and "snakemake --cores 2 --config seeds=3 -- full" in plan and "runs/figures/small/report.html" in plan.replace(os.environ["S2DM_RUNS"], "runs")
 
 
 @pytest.mark.parametrize("more, says", [("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
@@ -109,11 +135,12 @@ def test_what_is_not_known_is_named(place, more, says):
     assert code == 1 and says in out
 
 
+@pytest.mark.timeout(900) # on a busy machine
 def test_failed_and_killed_runs(place, tmp_path):
     "One run fails, which names its notebook and leaves it; another is killed, with the whole call. The next call repeats nothing that was finished."
     two, runs = ["--config", "systems=baseline,s2dm_sp"], tmp_path / "runs"
-    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp")
-    failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp/seed0/checkpoint"
+    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp-refined")
+    failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp-refined/seed0/checkpoint"
     for _ in range(1500):
         if (failed / "run.log").exists() and "what went wrong" in (failed / "run.log").read_text() and held.exists(): break
         time.sleep(.1)
@@ -126,18 +153,43 @@ def test_failed_and_killed_runs(place, tmp_path):
     outputs = [o for cell in nbformat.read(failed / "run.ipynb", 4).cells if cell.cell_type == "code" for o in cell.outputs]
     assert any(o.output_type == "error" and o.evalue == "what went wrong" for o in outputs) and (failed / "checkpoint").is_dir()
     before = started(tmp_path)
-    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp 0", "finetune s2dm_sp 0"])
+    assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp-refined 0", "finetune s2dm_sp-refined 0"])
 
     code, out = snakemake(place, *two)
     assert code == 0, out[-3000:]
-    assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp 0", "evaluate s2dm_sp 0", "analyse s2dm_sp 0"])
+    assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp-refined 0", "evaluate s2dm_sp-refined 0", "analyse s2dm_sp-refined 0"])
     assert len((runs / "figures/small/report.html").read_text().splitlines()) == 7
-    metrics = json.loads((runs / "analyse/small/s2dm_sp/seed0/metrics.json").read_text())
-    assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
+    metrics = json.loads((runs / "analyse/small/s2dm_sp-refined/seed0/metrics.json").read_text())
+    assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp-refined/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
 
     (place / "nbs/04_finetune.ipynb").touch() # neither this nor another call repeats anything
     code, out = snakemake(place, *two)
     assert code == 0 and "Nothing to be done" in out and "7 runs, 7 of them done" in out
-    shutil.rmtree(runs / "finetune/small/s2dm_sp") # what is thrown away is made again, with all that stands on it
+    shutil.rmtree(runs / "finetune/small/s2dm_sp-refined") # what is thrown away is made again, with all that stands on it
     code, out = snakemake(place, "--dry-run", *two)
     assert code == 0 and counts(out) == dict(finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=5)
+
+
+@pytest.mark.timeout(900)
+def test_the_embedded_job_with_few_steps(tmp_path):
+    "The real notebooks, offline, for one system; killed while its reader is trained, and taken up again."
+    place, runs = tmp_path / "clone", tmp_path / "runs"
+    for part in ("nbs", "s2dm", "profiles", "data/paper"): shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for part in ("Snakefile", "settings.ini"): shutil.copy(ROOT / part, place)
+    profile = yaml.safe_load((place / "profiles/small.yaml").read_text(encoding="utf-8"))
+    profile["parameters"] = dict(pretrain=dict(max_steps=4), finetune=dict(max_steps=4), evaluate=dict(languages="svo_nadj", samples=200), analyse=dict(analyses="geometry"))
+    profile["reproduce"]["systems"] = ["s2dm_sp"]
+    (place / "profiles/small.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    offline = dict(PYTHONPATH=str(place), http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+    process = start(place, **offline)
+    for _ in range(2500):
+        if (runs / "finetune/small/s2dm_sp-refined/seed0/config.json").exists() or process.poll() is not None: break
+        time.sleep(.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    out = process.communicate()[0]
+    before = {path: path.read_bytes() for path in runs.glob("*/*/*/*/metrics.json")}
+    assert runs / "pretrain/small/s2dm_sp-refined/seed0/metrics.json" in before and len(before) == 1, out[-3000:]
+    code, out = snakemake(place, **offline)
+    assert code == 0, out[-3000:]
+    assert all(path.read_bytes() == content for path, content in before.items()) and len(list(runs.glob("*/*/*/*/metrics.json"))) == 4
+    assert "S2DM" in (runs / "figures/small/report.html").read_text(encoding="utf-8") and not (place / "figures").exists()
