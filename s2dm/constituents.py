@@ -304,7 +304,7 @@ class Kept:
         for key, text in tqdm(new.items(), desc=f"parsing with {self.name}", unit="text", delay=1):
             self.known[key], = self.parser([text])
             with FileLock(f"{self.file}.lock"), open(self.file, "a+b") as f: # behind a line that was cut off, on a line of its own
-                if f.tell() and os.pread(f.fileno(), 1, f.tell() - 1) != b"\n": f.write(b"\n")
+                if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b"\n": f.write(b"\n")
                 f.write(json.dumps([key, *self.known[key]]).encode() + b"\n")
         return [self.known[k] for k in keys]
 

@@ -55,7 +55,8 @@ class _Networks(nn.Module): # encoder, semantic network, span head
     def features(self, h: Tensor) -> Tensor: # [B,T,d] states -> what the head reads
         if self.kind == "baseline": return h
         location = self.semantic(h)
-        return F.normalize(widen(location), dim=-1) if self.kind == "semantic" else torch.cat([h, location], -1)
+        if self.kind == "concat": return torch.cat([h, location], -1)
+        return location.shape[-1] ** .5 * F.normalize(widen(location), dim=-1)
 
     def scores(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
         read = self.features(self.encoder(**{k: batch[k] for k in self.inputs if k in batch}).last_hidden_state)

@@ -62,7 +62,7 @@ def plain(reader, ids, types):
     seen = h.double()
     if reader.config.head != "baseline":
         f = (h.double() @ w["semantic.0.weight"].T + w["semantic.0.bias"]).clamp(min=0) @ w["semantic.2.weight"].T + w["semantic.2.bias"]
-        seen = f / f.square().sum(-1, keepdim=True).sqrt() if reader.config.head == "semantic" else torch.cat([seen, f], -1)
+        seen = f / f.square().mean(-1, keepdim=True).sqrt() if reader.config.head == "semantic" else torch.cat([seen, f], -1)
     return h, seen, (seen @ w["head.weight"].T + w["head.bias"]).T
 
 
@@ -83,7 +83,7 @@ def test_scores_and_loss_of_a_padded_batch_are_those_of_each_window_alone(head):
         torch.testing.assert_close(torch.stack([start[i, :n], end[i, :n]]), scores.float(), atol=1e-5, rtol=1e-4)
         for name, s, at in zip(("start", "end"), scores, (windows.start[i], windows.end[i])):
             assert loss[name][i].item() == pytest.approx((s.exp().sum().log() - s[at]).item(), abs=1e-4)
-    if head == "semantic": torch.testing.assert_close(seen[0].norm(dim=-1), torch.ones(seen[0].shape[:2]))
+    if head == "semantic": torch.testing.assert_close(seen[0].norm(dim=-1), seen[0].shape[-1] ** .5 * torch.ones(seen[0].shape[:2]))
     if head == "concat": assert torch.equal(seen[0][..., :16], reader.encoder(**{k: batch[k] for k in reader.inputs}).last_hidden_state)
 
 
@@ -92,7 +92,7 @@ def test_the_semantic_head_reads_what_s2dm_calls_the_meaning_of_a_token():
     s2dm, tokenizer = network(), wordpiece()
     reader = S2DMReader(bert(len(tokenizer)), tokenizer, s2dm, ReaderConfig(max_length=60, stride=16, query=12)).eval()
     h = torch.randn(2, 7, 16)
-    torch.testing.assert_close(reader.features(h), s2dm.semantic(h, torch.ones(2, 7, dtype=torch.bool), level="token"))
+    torch.testing.assert_close(reader.features(h), s2dm.config.latent_width ** .5 * s2dm.semantic(h, torch.ones(2, 7, dtype=torch.bool), level="token"))
 
 
 def test_the_head_is_precise_under_autocast():
