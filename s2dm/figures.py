@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 
@@ -368,11 +369,11 @@ def _points(table, kind, systems): # of the first of these systems that has them
 
 
 def _scatter(ax, points, languages, group):
-    colors = plt.get_cmap("turbo")(np.linspace(.05, .95, max(len(languages), 2)))
+    colors = sns.husl_palette(len(languages), s=.9, l=.5) # equally dark, so that none fades in grey
     for lang, color, marker in zip(languages, colors, _MARKERS * 3):
         here = points[points["lang"] == lang]
         dark = here[here["group"] == group]
-        ax.scatter(here["x"], here["y"], s=16, marker=marker, color=color, alpha=.45, lw=0, label=lang)
+        ax.scatter(here["x"], here["y"], s=16, marker=marker, color=color, alpha=.5, lw=0, label=lang)
         ax.scatter(dark["x"], dark["y"], s=62, marker=marker, color=color, edgecolor="k", lw=1.1, zorder=3)
     ax.set_xticks([])
     ax.set_yticks([])
