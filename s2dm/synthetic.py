@@ -645,7 +645,7 @@ class SyntheticConfig(Config):
     documents: int = param(7000, "documents of monolingual text in each language; dev: a twentieth", low=20)
     sentences: int = param(2500, "parallel sentences with trees for training; dev and test: a tenth each", low=10)
     questions: int = param(6000, "training questions in the source language", low=1)
-    held_out: int = param(750, "dev and test questions in each language", low=1)
+    held_out: int = param(500, "dev and test questions in each language", low=1)
     similar: int = param(240, "pairs of similar sentences of each track, for dev and for test", low=6)
     overlap: int = param(0, "percent of a passage's verbs and entities that occurred in an earlier sentence of it", low=0, high=80)
     seed: int = param(0, "seed of every choice", low=0, high=2**32 - 1)

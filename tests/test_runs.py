@@ -140,8 +140,8 @@ def test_from_the_embedded_encoder_to_answers(tmp_path):
     figures, runs = {p.name for p in (tmp_path / "figures").iterdir()}, tmp_path / "runs"
     assert {"pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
     found = json.loads((runs / "evaluate/small/s2dm_sp/seed0/metrics.json").read_text())
-    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("synthetic", "svo_nadj", 750), ("synthetic", "mine", 750)] and found["reader"]["system"] == "s2dm_sp"
-    assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.synthetic.mine.json").read_text())) == 750
+    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("synthetic", "svo_nadj", 500), ("synthetic", "mine", 500)] and found["reader"]["system"] == "s2dm_sp"
+    assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.synthetic.mine.json").read_text())) == 500
     vectors, reader = (e for e in EXAMPLES if "runs_dir" in e)
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", vectors + reader], cwd=ROOT, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=100)
     lines = out.stdout.strip().splitlines()
