@@ -1,5 +1,5 @@
 """Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab; and
-the tables in the notebooks' prose, from the csv in figures/ that a run has written:
+the result of the embedded experiment; and the tables in the notebooks' prose, from the csv in figures/ that a run has written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
     <!-- end -->
@@ -48,6 +48,11 @@ def data_table() -> str:
     return "\n".join(lines)
 
 
+def result() -> str:
+    "What came out of the embedded experiment: the first lines of its report's summary."
+    return "> " + (ROOT / "figures/small/summary.md").read_text(encoding="utf-8").partition("\n")[0]
+
+
 def readme() -> str:
     cfg, parts = settings(), [f"<!-- Made from nbs/index.ipynb by docs/{Path(__file__).name}: edit the notebook, then `make export`. -->"]
     for cell in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]:
@@ -58,7 +63,7 @@ def readme() -> str:
             text = "".join(t for o in cell["outputs"] if o["output_type"] == "stream" and o["name"] == "stdout" for t in o["text"])
             if text: source += f"\n\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}"
         parts.append(source)
-    return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()) + "\n"
+    return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()).replace("<!-- result -->", result()) + "\n"
 
 
 def number(text: str) -> str: # as a table shows it

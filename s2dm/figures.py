@@ -328,6 +328,8 @@ def figure5(
     fig, ax = plt.subplots(figsize=(max(6, 1 + .95 * len(tests)), 3.4), layout="constrained")
     for n, test in enumerate(paper_first): _gaps(ax, n, test, shown)
     ax.axhline(0, color=".3", lw=.8)
+    ax.use_sticky_edges = False # room beneath the lowest bar
+    ax.margins(x=.02, y=.05)
     ax.set_xticks(range(len(tests)), [t.replace("-", "–\n") if len(t) > 9 else t for t in paper_first])
     ax.grid(axis="x", visible=False)
     ax.set_ylabel("Pearson, percent")
