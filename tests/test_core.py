@@ -70,7 +70,7 @@ def test_configs_are_frozen_hashable_and_inherited():
 
 def test_model_is_a_preset_a_hub_id_or_a_folder(tmp_path):
     for model in ("mbert", "xlm100", "google-bert/bert-base-multilingual-cased", str(tmp_path)): assert RunConfig(model=model).model == model
-    with pytest.raises(ParameterError, match="model='bert-multi' is not possible. model is one of small, mbert"): RunConfig(model="bert-multi")
+    with pytest.raises(ParameterError, match="model='bert-multi' is not possible. model is one of small, real-s, real-m, mbert"): RunConfig(model="bert-multi")
 
 
 def test_seed_makes_numbers_repeatable():
