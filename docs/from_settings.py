@@ -1,4 +1,4 @@
-"""Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab; and
+"""Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab;
 the result of the embedded experiment; and the tables in the notebooks' prose, from the csv in figures/ that a run has written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->

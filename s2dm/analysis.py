@@ -23,7 +23,7 @@ from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import DATASETS, EvaluateConfig, predict, tests
 from .evaluation import _label, _questions
 from .finetune import finetune
-from .geometry import geometry_tables, parallel_xnli, retrieval_rows, sts_table
+from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
 from .metrics import check_predictions, read_predictions
 from .model import S2DM, S2DMConfig
 from .probes import predictability, probe_data, probe_table
@@ -167,11 +167,6 @@ def _versions(corpus): # language -> texts, and the language that the others are
     if corpus == "xnli15way": return parallel_xnli(), "en"
     return parallel_treebank("pud") if corpus == "pud" else parallel_text(corpus), "en"
 
-
-def _thin(versions, n): # evenly spaced sentences
-    at = np.linspace(0, (size := len(next(iter(versions.values())))) - 1, min(n, size)).round().astype(int)
-    return {lang: [texts[i] for i in at] for lang, texts in versions.items()}
-
 # %% ../nbs/06d_analysis.ipynb #7b712f55
 def _sts(config, vectors, out):
     for test in generated_tests() if config.corpora == ("synthetic",) else TESTS:
@@ -185,7 +180,7 @@ def _geometry(config, vectors, out):
         rows, points = geometry_tables(vectors, found[0], corpus, config.groups)
         out.add("geometry", rows)
         if "pca" not in out.tables: out.add("pca", points) # one picture
-        out.add("retrieval", retrieval_rows(vectors, _thin(found[0], config.sentences), corpus, found[1]))
+        out.add("retrieval", retrieval_rows(vectors, some_sentences(found[0], config.sentences), corpus, found[1]))
 
 
 def _probes(config, vectors, out):
