@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'VARIANTS', 'EDITIONS', 'PACKAGES', 'ParameterError', 'DataError', 'MissingData', 'check_choice',
            'project_root', 'data_dir', 'runs_dir', 'figures_dir', 'atomic_write', 'write_json', 'seed_everything',
-           'param', 'Config', 'RunConfig', 'versions', 'git_revision', 'device_name', 'peak_memory', 'RunRecord']
+           'param', 'Config', 'RunConfig', 'versions', 'git_revision', 'device_name', 'has_bfloat16', 'peak_memory',
+           'RunRecord']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
 import dataclasses, difflib, json, math, numbers, os, platform, random, subprocess, sys, time
@@ -246,6 +247,16 @@ def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores)"
 
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def has_bfloat16(
+    device: str, # "cuda" or "cpu"
+) -> bool:
+    "Does it multiply matrices of bfloat16 in hardware? Then they take less than half the time."
+    import torch
+
+    if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def peak_memory() -> dict[str, float]: # MiB

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .core import Config, DataError, ParameterError, atomic_write, param
+from .core import Config, DataError, ParameterError, atomic_write, has_bfloat16, param
 from .losses import objective
 
 # %% ../nbs/03b_fit.ipynb #3d73bf71
@@ -37,7 +37,7 @@ class FitConfig(Config):
     warmup: float = param(.1, "share of the steps in which the learning rate rises, before it falls to 0 in a straight line", low=0, high=1)
     weight_decay: float = param(.01, "decay of matrices; vectors (biases, norms) have none", low=0)
     clip: float = param(1., "largest norm of the gradient", low=0)
-    precision: str = param("auto", "of the forward pass; auto: bfloat16 on GPUs that have it", choices=("auto", "float32", "bfloat16"))
+    precision: str = param("auto", "of the forward pass; auto: bfloat16 on GPUs and processors that multiply it in hardware", choices=("auto", "float32", "bfloat16"))
     log_every: int = param(20, "steps between two lines of the log", low=1)
     evaluate_every: int = param(0, "steps between two evaluations; 0: once per epoch", low=0)
     patience: int = param(0, "evaluations without a better value after which to stop; 0: never stop early", low=0)
@@ -214,7 +214,7 @@ class _Log: # terms of the steps since the last line, and where lines go
 # %% ../nbs/03b_fit.ipynb #4643d682
 def _accelerator(precision: str) -> Accelerator:
     cuda = torch.cuda.is_available()
-    if precision == "auto": precision = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float32"
+    if precision == "auto": precision = "bfloat16" if has_bfloat16("cuda" if cuda else "cpu") else "float32"
     AcceleratorState._reset_state()  # accelerate remembers the precision of the first run in a process; a second one may want another
     # not every encoder uses all it has: BERT's pooler gets no gradient
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if precision == "bfloat16" else "no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])

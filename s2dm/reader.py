@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import __version__
-from .core import Config, DataError, MissingData, ParameterError, atomic_write, param, write_json
+from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
 from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder
 from .features import Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .losses import widen
@@ -220,7 +220,7 @@ class _Reading(_Shared): # data sets
     ) -> list[list[Answer]]: # of each question, the best first; none if no span of the context is among the n best
         "Answer all the questions. Long windows go first, so that memory runs out at once or never."
         device, order, found, training = self.head.weight.device, [], [], self.training
-        half = torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" and torch.cuda.is_bf16_supported() else nullcontext()
+        half = torch.autocast(device.type, torch.bfloat16) if has_bfloat16(device.type) else nullcontext()
         try:
             self.eval()
             for at in tqdm(length_batches(windows.lengths.tolist(), budget), desc="reading", unit="batch", delay=1, disable=not progress):
