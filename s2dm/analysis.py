@@ -32,7 +32,7 @@ from .siamese import PretrainConfig
 from .synthetic import Grammar, Synthetic, SyntheticConfig, parse_language, read_constituents
 from .synthetic import _reading_files
 from .treebanks import load_sentences
-from .vectors import TESTS, TextVectors, generated_tests, load_scored, parallel_generated, parallel_text, parallel_treebank
+from .vectors import TESTS, Remembered, TextVectors, generated_tests, load_scored, parallel_generated, parallel_text, parallel_treebank
 
 # %% ../nbs/06d_analysis.ipynb #84a07be7
 _TINY = dict(encoder_width=12, vocabulary=40, latent_width=6, mlp_width=8, decoder_width=8, max_positions=8, depth_rank=4)
@@ -169,6 +169,7 @@ def _versions(corpus): # language -> texts, and the language that the others are
 
 # %% ../nbs/06d_analysis.ipynb #7b712f55
 def _sts(config, vectors, out):
+    vectors = Remembered(vectors)
     for test in generated_tests() if config.corpora == ("synthetic",) else TESTS:
         found = out.attempt(f"sts {' '.join(test)}", lambda test=test: sts_table(vectors, [test], load_scored, config.samples))
         if found is not None: out.add("sts", found)
@@ -177,10 +178,11 @@ def _sts(config, vectors, out):
 def _geometry(config, vectors, out):
     for corpus in config.corpora:
         if not (found := out.attempt(f"geometry of {corpus}", lambda corpus=corpus: _versions(corpus))): continue
-        rows, points = geometry_tables(vectors, found[0], corpus, config.groups)
+        once = Remembered(vectors) # for both tables
+        rows, points = geometry_tables(once, found[0], corpus, config.groups)
         out.add("geometry", rows)
         if "pca" not in out.tables: out.add("pca", points) # one picture
-        out.add("retrieval", retrieval_rows(vectors, some_sentences(found[0], config.sentences), corpus, found[1]))
+        out.add("retrieval", retrieval_rows(once, some_sentences(found[0], config.sentences), corpus, found[1]))
 
 
 def _probes(config, vectors, out):

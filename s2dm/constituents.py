@@ -14,6 +14,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,10 @@ from .treebanks import tree_depths
 _ALOUD = "%‰#&@§" # punctuation to Unicode, words to a reader
 
 
+@cache
+def _loose(c): return c.isspace() or (unicodedata.category(c)[0] == "P" and c not in _ALOUD)
+
+
 def trim(
     text: str, # a context
     start: int, # first character
@@ -40,9 +45,8 @@ def trim(
 ) -> tuple[int, int]: # the same without white space and punctuation at its edges; itself if nothing else is in it
     "The part of a span that is compared."
     a, b = start, end
-    def loose(c): return c.isspace() or (unicodedata.category(c)[0] == "P" and c not in _ALOUD)
-    while a < b and loose(text[a]): a += 1
-    while b > a and loose(text[b - 1]): b -= 1
+    while a < b and _loose(text[a]): a += 1
+    while b > a and _loose(text[b - 1]): b -= 1
     return (a, b) if a < b else (start, end)
 
 
@@ -314,7 +318,11 @@ def places(
     text: str, # a predicted answer
 ) -> list[tuple[int, int]]: # all its places, also those that overlap; none for the empty answer
     "Where an answer stands."
-    return [(m.start(), m.start() + len(text)) for m in re.finditer(f"(?={re.escape(text)})", context)] if text else []
+    found, at = [], context.find(text) if text else -1
+    while at >= 0:
+        found.append((at, at + len(text)))
+        at = context.find(text, at + 1)
+    return found
 
 
 def share(

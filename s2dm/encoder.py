@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SCRATCH', 'PRECISIONS', 'scratch_folder', 'Location', 'find_encoder', 'Tokenized', 'first_subwords',
            'WordTokenizer', 'mbert_tokenizer', 'Encoder', 'load_encoder', 'Features', 'Batch', 'length_batches',
-           'FeatureCache', 'collate']
+           'usual_budget', 'FeatureCache', 'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
 import errno, hashlib, inspect, json, os, pickle, threading
@@ -139,8 +139,8 @@ def first_subwords(
 ) -> tuple[np.ndarray, np.ndarray]: # [W] int64 index of each word's first subword (0 if it was cut off), [W] bool false where it was cut off
     "Where each word's first subword is, and whether it is there at all."
     first, there = np.zeros(words, np.int64), np.zeros(words, bool)
-    present, at = np.unique(word, return_index=True)
-    first[present], there[present] = at, True
+    at = np.flatnonzero(np.diff(word, prepend=-1))
+    first[word[at]], there[word[at]] = at, True
     return first, there
 
 # %% ../nbs/02a_encoder.ipynb #7aa36990
@@ -316,6 +316,13 @@ def length_batches(
         room -= 1
     return batches
 
+
+def usual_budget(
+    device: str | torch.device, # what computes
+) -> int: # subwords of a batch, padding included
+    "What `length_batches` gets if nobody says more."
+    return 16384 if torch.device(device).type == "cuda" else 4096
+
 # %% ../nbs/02a_encoder.ipynb #2acf753d
 class _Store: # the files of a cache, up to the last complete batch
     def __init__(self, folder: Path, width: int, precision: str):
@@ -333,7 +340,8 @@ class _Store: # the files of a cache, up to the last complete batch
         ends = np.flatnonzero(index["end"] & (index["start"] + index["rows"] <= there))
         self.index = index[:ends[-1] + 1 if len(ends) else 0]
         self.rows = int(self.index["rows"].sum())
-        def mapped(file, dtype, width): return np.memmap(file, dtype, "r", shape=(self.rows, width)) if self.rows else np.empty((0, width), dtype)
+        def mapped(file, dtype, width): # as a plain array, whose slices cost less
+            return np.asarray(np.memmap(file, dtype, "r", shape=(self.rows, width))) if self.rows else np.empty((0, width), dtype)
         self._h, self._subwords = mapped(self.files[0], PRECISIONS[self.precision][1], self.width), mapped(self.files[1], np.int32, 2)
         keys = self.index["key"].tobytes()
         self._at = {keys[16 * i:16 * i + 16]: i for i in range(len(self.index))}

@@ -8,6 +8,7 @@ __all__ = ['pearson_interval', 'sts_table', 'silhouette', 'pca', 'parallel_xnli'
 
 # %% ../nbs/06c_geometry.ipynb #bc6e93e9
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,10 @@ from .sources import fetch, read_text
 from .vectors import KINDS, TextVectors, correlation, load_scored, retrieval_table
 
 # %% ../nbs/06c_geometry.ipynb #9071e9b7
+@lru_cache(maxsize=1)
+def _counts(n, samples, seed): return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples).astype(float) # [samples,n] how often each is drawn
+
+
 def pearson_interval(
     x, # [N] numbers
     y, # [N] numbers
@@ -33,8 +38,7 @@ def pearson_interval(
     x, y = (np.asarray(a, float) for a in (x, y))
     if len(x) != len(y) or len(x) < 2: raise ParameterError(f"{len(x)} and {len(y)} numbers; expected as many, at least two")
     x, y, n = *((a - a.mean()) / (a.std() or 1) for a in (x, y)), len(x)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)
-    mx, my, xx, yy, xy = (counts @ np.stack([x, y, x * x, y * y, x * y], 1) / n).T
+    mx, my, xx, yy, xy = (_counts(n, samples, seed) @ np.stack([x, y, x * x, y * y, x * y], 1) / n).T
     spread = (xx - mx**2).clip(0) * (yy - my**2).clip(0)
     r = np.where(spread > 1e-18, (xy - mx * my) / np.sqrt(spread.clip(1e-18)), 0.0)
     return tuple(np.quantile(r, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist())
@@ -67,12 +71,12 @@ def silhouette(
     names, at = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2 or len(at) != len(x): raise ParameterError(f"{len(x)} vectors in {len(names)} groups; expected a group for each, and at least two")
     unit, member = F.normalize(x.double(), dim=-1), F.one_hot(torch.from_numpy(at), len(names)).double().to(x.device)
-    total = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0) @ member # [N,groups] sums of distances
     size, own = member.sum(0), member.bool()
-    a = total[own] / (size[at] - 1).clamp(min=1)
+    total = size - unit @ (unit.T @ member) # [N,groups] sums of distances
+    a = (total[own] - 1 + unit.square().sum(1)) / (size[at] - 1).clamp(min=1) # without the distance to itself, which is 0 but for a vector of zeros
     b = (total / size).masked_fill(own, torch.inf).amin(1)
-    s = torch.where(size[at] > 1, (b - a) / torch.maximum(a, b).clamp(min=1e-12), 0.)
-    return float(s.mean())
+    far = torch.maximum(a, b)
+    return float(torch.where((size[at] > 1) & (far > 1e-9), (b - a) / far, 0.).mean()) # what is left of equal vectors is rounding
 
 # %% ../nbs/06c_geometry.ipynb #18eb73e5
 def pca(
@@ -82,10 +86,10 @@ def pca(
     "Principal components. Raises `ParameterError` if there are not that many."
     if min(x.shape) < components: raise ParameterError(f"{components} components of vectors {tuple(x.shape)}; expected at most {min(x.shape)}")
     centred = x.double() - x.double().mean(0)
-    u, s, v = torch.linalg.svd(centred, full_matrices=False)
-    sign = v[:components].gather(1, v[:components].abs().argmax(1, keepdim=True))[:, 0].sign()
-    variance = s.square()
-    return u[:, :components] * s[:components] * sign, variance[:components] / variance.sum().clamp(min=1e-300)
+    variance, v = torch.linalg.eigh(centred.T @ centred) # ascending
+    v = v[:, -components:].flip(1)
+    v *= v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
+    return centred @ v, variance[-components:].flip(0).clamp(min=0) / variance.sum().clamp(min=1e-300)
 
 # %% ../nbs/06c_geometry.ipynb #4b998e47
 def parallel_xnli(

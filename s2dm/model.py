@@ -130,12 +130,17 @@ class PosteriorNetworks(nn.Module):
         self.mu_y, self.kappa = network(c.latent_width), network(1)
         self.mu_z, self.logvar_z = network(c.latent_width), network(c.latent_width)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Posterior: # [N,T,d] and bool [N,T] -> [N,T,...]
+    def inputs(self, states: Tensor, mask: Tensor) -> Tensor: # [N,T,d] and bool [N,T] -> [N,T,d], what each network reads
         if states.shape[:-1] != mask.shape or states.shape[-1] != self.config.encoder_width:
             raise ParameterError(f"states {tuple(states.shape)} must be [N,T,{self.config.encoder_width}] and mask {tuple(mask.shape)} [N,T]")
-        h = blank(states, mask).to(self.kappa[0].weight.dtype)
-        mu_y, kappa, mu_z, logvar_z = (widen(net(h)) for net in (self.mu_y, self.kappa, self.mu_z, self.logvar_z))
-        return Posterior(F.normalize(mu_y, dim=-1), F.softplus(kappa[..., 0]) + self.config.kappa_min, mu_z, logvar_z)
+        return blank(states, mask).to(self.kappa[0].weight.dtype)
+
+    def location(self, h: Tensor) -> Tensor: return F.normalize(widen(self.mu_y(h)), dim=-1) # [N,T,d] -> [N,T,m]
+
+    def forward(self, states: Tensor, mask: Tensor) -> Posterior: # [N,T,d] and bool [N,T] -> [N,T,...]
+        h = self.inputs(states, mask)
+        kappa, mu_z, logvar_z = (widen(net(h)) for net in (self.kappa, self.mu_z, self.logvar_z))
+        return Posterior(self.location(h), F.softplus(kappa[..., 0]) + self.config.kappa_min, mu_z, logvar_z)
 
 # %% ../nbs/02d_model.ipynb #0c52940a
 @dataclass
@@ -351,7 +356,7 @@ class _Network(_Pretrained):
         level: str = "sentence", # or "token"
     ) -> Tensor: # [N,m], or [N,T,m] with zeros where `mask` is false
         "What sentences or subwords mean: the locations of y, unit vectors; of a sentence their mean."
-        return self._level(self.posteriors(states, mask).mu_y, mask, level)
+        return self._level(self.posteriors.location(self.posteriors.inputs(states, mask)), mask, level)
 
     def syntactic(
         self,
@@ -360,7 +365,7 @@ class _Network(_Pretrained):
         level: str = "sentence", # or "token"
     ) -> Tensor: # [N,m], or [N,T,m] with zeros where `mask` is false
         "How sentences or subwords are built: the means of z; of a sentence their mean."
-        return self._level(self.posteriors(states, mask).mu_z, mask, level)
+        return self._level(widen(self.posteriors.mu_z(self.posteriors.inputs(states, mask))), mask, level)
 
     def _level(self, x, mask, level):
         return masked_mean(x, mask) if check_choice(level, ("sentence", "token"), "level") == "sentence" else blank(x, mask)

@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from .core import ParameterError, check_choice
-from .encoder import FeatureCache, collate, length_batches
+from .encoder import FeatureCache, collate, length_batches, usual_budget
 from .losses import blank
 from .model import S2DM, at_words
 from .treebanks import tree_distances
@@ -69,7 +69,7 @@ def probe_data(
     sentences, at = sentences.select(whole), at[whole]
     count, words, means = cache.index["words"][at], {}, {}
     start, device = np.cumsum([0, *count]), next(model.parameters()).device if model else "cpu"
-    for rows in length_batches(cache.index["rows"][at], 8192):
+    for rows in length_batches(cache.index["rows"][at], usual_budget(device)):
         batch = collate([cache[i] for i in at[rows]]).to(device)
         there, place = batch.word_mask.cpu(), torch.from_numpy(np.concatenate([np.arange(start[i], start[i + 1]) for i in rows]))
         found = dict(encoder=blank(batch.h, batch.mask)) | (dict(y=model.semantic(batch.h, batch.mask, "token"), z=model.syntactic(batch.h, batch.mask, "token")) if model else {})
@@ -88,11 +88,13 @@ def ridge(
 ) -> Tensor: # [M,k] float64
     "Least squares with a ridge and an intercept, in closed form. Raises `ParameterError` if there is nothing to train on."
     if not len(x) or len(x) != len(y): raise ParameterError(f"{len(x)} inputs and {len(y)} outputs; expected as many, and at least one")
-    x, y, unseen = x.double(), y.double(), unseen.double()
-    mean, scale, bias = x.mean(0), x.std(0, correction=0).clamp(min=1e-9 * float(x.abs().max().clamp(min=1e-30))), y.mean(0)
-    x, unseen = (x - mean) / scale, (unseen - mean) / scale
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    return unseen @ torch.linalg.solve(gram, x.T @ (y - bias)) + bias
+    x, y, unseen, least = x.double(), y.double(), unseen.double(), 1e-9 * float(x.abs().max().clamp(min=1e-30))
+    mean, bias = x.mean(0), y.mean(0)
+    x = x - mean
+    gram = x.T @ x
+    scale = (gram.diagonal() / len(x)).sqrt().clamp(min=least)[:, None]
+    weight = torch.linalg.solve(gram / (scale * scale.T) + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - bias) / scale) / scale
+    return (unseen - mean) @ weight + bias
 
 
 def r_squared(
@@ -106,20 +108,26 @@ def r_squared(
 # %% ../nbs/06b_probes.ipynb #a301d46d
 def classify(
     x: Tensor, # [N,d]
-    labels: np.ndarray, # [N] class of each
+    labels: np.ndarray, # [N] class of each, or [N,K] of K tasks
     unseen: Tensor, # [M,d]
     penalty: float = 1e-3, # on the covariance, as a share of the mean variance
-) -> np.ndarray: # [M] the predicted classes
+) -> np.ndarray: # [M] or [M,K] the predicted classes
     "Classes by linear discriminants, in closed form."
-    names, at = np.unique(labels, return_inverse=True)
-    x, unseen, member = x.double(), unseen.double(), torch.eye(len(names), dtype=torch.float64)[at]
-    centre, share = x.mean(0), member.mean(0)
+    x, unseen = x.double(), unseen.double()
+    centre = x.mean(0)
     x, unseen = x - centre, unseen - centre
-    means = member.T @ x / member.sum(0)[:, None]
-    within = (x.T @ x - means.T @ (means * member.sum(0)[:, None])) / len(x)
-    total = x.square().mean().clamp(min=1e-30)
-    weight = torch.linalg.solve(within + penalty * total * torch.eye(x.shape[1], dtype=x.dtype), means.T)
-    return names[(unseen @ weight - (means.T * weight).sum(0) / 2 + share.log()).argmax(1).numpy()]
+    gram = x.T @ x
+    ridge = (penalty * gram.trace() / x.numel()).clamp(min=1e-30) * torch.eye(x.shape[1], dtype=x.dtype)
+
+    def one(labels):
+        names, at = np.unique(labels, return_inverse=True)
+        member = torch.eye(len(names), dtype=x.dtype)[at]
+        size = member.sum(0)[:, None]
+        means = member.T @ x / size
+        weight = torch.linalg.solve((gram - means.T @ (means * size)) / len(x) + ridge, means.T)
+        return names[(unseen @ weight - (means.T * weight).sum(0) / 2 + member.mean(0).log()).argmax(1).numpy()]
+
+    return one(labels) if labels.ndim == 1 else np.stack([one(column) for column in labels.T], 1)
 
 
 def majority(
@@ -146,6 +154,10 @@ def _row(level, task, of, metric, score, control, chance): # of the table
     return dict(level=level, task=task, of=of, metric=metric, score=score, control=control, selectivity=score - control, chance=chance)
 
 
+def _accuracy(x, labels, unseen, gold): # labels [N,2], gold [M,2] -> percent, of task and control
+    return (100 * np.mean(classify(x, labels, unseen) == gold, 0)).tolist()
+
+
 def word_probes(
     data: ProbeData, # vectors and labels
     source: str, # the language of which the probes for unseen languages are trained
@@ -155,15 +167,12 @@ def word_probes(
     train, forms, upos, rows = data.of_sentences(data.train), data.column("forms"), data.column("upos"), []
     known = data.of_sentences(np.asarray(data.sentences["lang"][:]) == source)
     place = np.concatenate([np.linspace(0, 1, n) for n in np.diff(data.start)])[:, None]
-    tags, places = control_labels(forms, upos, seed), control_labels(forms, place, seed)
+    tags, both = np.stack([upos, control_labels(forms, upos, seed)], 1), torch.from_numpy(np.concatenate([place, control_labels(forms, place, seed)], 1))
     for kind, x in data.words.items():
-        a, b = x[train], x[~train]
         for task, seen, new in (("upos", train, ~train), ("upos, unseen", train & known, ~train & ~known)):
             if not seen.any() or not new.any(): continue
-            accuracy = [100 * float(np.mean(classify(x[seen], y[seen], x[new]) == y[new])) for y in (upos, tags)]
-            rows.append(_row("token", task, kind, "accuracy", *accuracy, majority(upos[seen], upos[new])))
-        both = torch.from_numpy(np.concatenate([place, places], 1))
-        found = ridge(a, both[train], b)
+            rows.append(_row("token", task, kind, "accuracy", *_accuracy(x[seen], tags[seen], x[new], tags[new]), majority(upos[seen], upos[new])))
+        found = ridge(x[train], both[train], x[~train])
         rows.append(_row("token", "position", kind, "r2", *(r_squared(found[:, i], both[~train, i]) for i in (0, 1)), 0.0))
     return rows
 
@@ -187,8 +196,10 @@ def structural_probe(
     "Fit |B h|^2 to depths, or |B (h - h')|^2 to distances, up to an offset, by a loss that is linear where it is far (section 3.2, Eq. 8 and 10)."
     pairs = target.dim() == 3
     there = mask[:, :, None] & mask[:, None] & torch.ones(target.shape[1:], dtype=torch.bool).triu(1) if pairs else mask
-    scale = x[mask].std(0).clamp(min=1e-6 * float(x.abs().max().clamp(min=1e-30))) * x.shape[-1]**.5 # L-BFGS likes directions of one size
-    inputs, gold = x / scale if pairs else (x / scale)[mask], target[there].float()
+    words, gold, place = x[mask], target[there].float(), (mask.flatten().cumsum(0) - 1).view_as(mask) # padding would cost more than the words
+    n, *both = there.nonzero(as_tuple=True)
+    scale = words.std(0).clamp(min=1e-6 * float(x.abs().max().clamp(min=1e-30))) * x.shape[-1]**.5 # L-BFGS likes directions of one size
+    inputs, (i, j) = words / scale, [place[n, k] for k in both] if pairs else (None, None)
     B = torch.randn(x.shape[-1], rank, generator=torch.Generator().manual_seed(0)).div_(2 * rank**.5).requires_grad_()
     offset = torch.zeros((), requires_grad=True)
     solver = torch.optim.LBFGS([B, offset], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
@@ -196,7 +207,7 @@ def structural_probe(
     def closure():
         solver.zero_grad()
         points = inputs @ B
-        found = squared_distances(points)[there] if pairs else points.square().sum(-1)
+        found = (points.index_select(0, i) - points.index_select(0, j) if pairs else points).square().sum(-1)
         loss = torch.nn.functional.smooth_l1_loss(found + offset, gold) + penalty * B.square().sum()
         loss.backward()
         return loss
@@ -210,10 +221,9 @@ def ranks(
     mask: Tensor, # [...,S] bool, those that count
 ) -> Tensor: # [...,S] 1 .. number of those that count; equal ones share their mean rank
     "Ranks within each row."
-    other = mask[..., None, :]
-    less = ((x[..., None, :] < x[..., :, None]) & other).sum(-1)
-    same = ((x[..., None, :] == x[..., :, None]) & other).sum(-1)
-    return less + (same + 1) / 2
+    x = x.double().masked_fill(~mask, torch.inf).contiguous()
+    ordered = x.sort(-1).values
+    return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True) + 1) / 2
 
 
 def spearman(
@@ -222,7 +232,7 @@ def spearman(
     mask: Tensor, # [...,S] bool, those that count
 ) -> Tensor: # [...] -1 to 1; nan where fewer than two count or one side is constant
     "Spearman's correlation of each row."
-    a, b = (blank(ranks(v, mask).double(), mask) for v in (x, y))
+    a, b = (blank(ranks(v, mask), mask) for v in (x, y))
     n = mask.sum(-1, keepdim=True)
     a, b = (v.sub(v.sum(-1, keepdim=True) / n).masked_fill(~mask, 0) for v in (a, b))
     return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()
@@ -370,19 +380,25 @@ def roc_area(
     return 100 * float(area[(yes > 0) & (no > 0)].mean())
 
 # %% ../nbs/06b_probes.ipynb #efee8156
-def _order_rows(data, kind, x, names, first, seed): # what stands first, with all languages and with unseen ones
+def _orders(data, first, seed): # task -> [N,2] what stands first, and for the control task
+    found = {}
+    for task, relations in _ORDERS.items():
+        gold = dependent_first(data.sentences, relations)
+        found[task] = np.stack([gold, control_labels(first, gold, seed).clip(0)], 1)
+    return found
+
+
+def _order_rows(data, kind, x, orders): # with all languages and with unseen ones
     rows, lang = [], np.asarray(data.sentences["lang"][:])
-    for task in names:
-        gold = dependent_first(data.sentences, _ORDERS[task])
-        there, fake = gold >= 0, control_labels(first, gold, seed)
-        fake = np.where(fake < 0, 0, fake)
+    for task, y in orders.items():
+        gold, there = y[:, 0], y[:, 0] >= 0
         for unseen in (False, True):
             seen = [(data.train & there & (lang != name), ~data.train & there & (lang == name)) for name in sorted(set(lang))] if unseen else [(data.train & there, ~data.train & there)]
             seen = [(a, b) for a, b in seen if b.any() and len(set(gold[a])) == 2]
             if not seen: continue
-            right = [np.concatenate([classify(x[a], y[a], x[b]) == y[b] for a, b in seen]).mean() for y in (gold, fake)]
+            right = 100 * np.concatenate([classify(x[a], y[a], x[b]) == y[b] for a, b in seen]).mean(0)
             said = np.concatenate([np.full(b.sum(), majority(gold[a], gold[b])) for a, b in seen]).mean()
-            rows.append(_row("sentence", f"{task}, unseen" if unseen else task, kind, "accuracy", *(100 * float(r) for r in right), float(said)))
+            rows.append(_row("sentence", f"{task}, unseen" if unseen else task, kind, "accuracy", *right.tolist(), float(said)))
     return rows
 
 
@@ -394,19 +410,18 @@ def sentence_probes(
     "Language, order, length and content of sentences. Raises what `content_words` raises."
     s, train, rows = data.sentences, data.train, []
     lang, first, content = np.asarray(s["lang"][:]), [f[0] for f in s["forms"][:]], content_words(s, source)
-    length = np.diff(data.start)[:, None].astype(float)
-    fakes = {name: control_labels(first, y, seed) for name, y in (("language", lang), ("length", length), ("content", content.clip(0)))}
-    a, b = train & (content[:, 0] >= 0), ~train & (content[:, 0] >= 0)
+    languages, length = np.stack([lang, control_labels(first, lang, seed)], 1), np.diff(data.start).astype(float)
+    lengths, words = (torch.from_numpy(np.stack([y, control_labels(first, y, seed)], 1)) for y in (length, content.clip(0))) # [N,2], [N,2,K]
+    orders, a, b = _orders(data, first, seed), train & (content[:, 0] >= 0), ~train & (content[:, 0] >= 0)
     for kind, x in data.means.items():
-        accuracy = [100 * float(np.mean(classify(x[train], y[train], x[~train]) == y[~train])) for y in (lang, fakes["language"])]
-        if len(set(lang)) > 1: rows.append(_row("sentence", "language", kind, "accuracy", *accuracy, majority(lang[train], lang[~train])))
-        rows += _order_rows(data, kind, x, _ORDERS, first, seed)
-        r2 = [r_squared(ridge(x[train], torch.from_numpy(y[train]), x[~train]), torch.from_numpy(y[~train])) for y in (length, fakes["length"])]
-        rows.append(_row("sentence", "length", kind, "r2", *r2, 0.0))
+        if len(set(lang)) > 1: rows.append(_row("sentence", "language", kind, "accuracy", *_accuracy(x[train], languages[train], x[~train], languages[~train]), majority(lang[train], lang[~train])))
+        rows += _order_rows(data, kind, x, orders)
+        found = ridge(x[train], lengths[train], x[~train])
+        rows.append(_row("sentence", "length", kind, "r2", *(r_squared(found[:, i], lengths[~train, i]) for i in (0, 1)), 0.0))
         for task, seen, new in (("content", a, b), ("content, unseen", a & (lang == source), b & (lang != source))):
             if not new.any(): continue
-            area = [roc_area(ridge(x[seen], torch.from_numpy(y[seen]), x[new]), torch.from_numpy(y[new])) for y in (content, fakes["content"])]
-            rows.append(_row("sentence", task, kind, "auc", *area, 50.0))
+            found = ridge(x[seen], words[seen].flatten(1), x[new]).unflatten(1, (2, -1))
+            rows.append(_row("sentence", task, kind, "auc", *(roc_area(found[:, i], words[new, i]) for i in (0, 1)), 50.0))
     return rows
 
 # %% ../nbs/06b_probes.ipynb #faf59009
@@ -426,6 +441,7 @@ def predictability(
     rows, words = [], data.of_sentences(data.train)
     for vectors, train, suffix in ((data.means, data.train, ""), (data.words, words, ", words")):
         for a, x in vectors.items():
-            for b, y in vectors.items():
-                if a != b and b in ("y", "z"): rows.append({"from": a + suffix, "to": b + suffix, "r2": r_squared(ridge(x[train], y[train], x[~train]), y[~train])})
+            others = {b: y for b, y in vectors.items() if a != b and b in ("y", "z")}
+            found = ridge(x[train], torch.cat([y[train] for y in others.values()], 1), x[~train]).split([y.shape[1] for y in others.values()], 1)
+            rows += [{"from": a + suffix, "to": b + suffix, "r2": r_squared(r, y[~train])} for (b, y), r in zip(others.items(), found)]
     return pd.DataFrame(rows, columns=["from", "to", "r2"])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
-from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder
+from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, usual_budget
 from .features import Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .losses import widen
 from .model import S2DM, S2DMConfig
@@ -215,7 +215,7 @@ class _Reading(_Shared): # data sets
         self,
         windows: Windows, # of `windows`
         top_k: int = 1, # answers of a question, at most
-        budget: int = 16384, # subwords of a batch, padding included
+        budget: int | None = None, # subwords of a batch, padding included; None: what suits the device
         progress: bool = True, # a bar, if it takes more than a second
     ) -> list[list[Answer]]: # of each question, the best first; none if no span of the context is among the n best
         "Answer all the questions. Long windows go first, so that memory runs out at once or never."
@@ -223,7 +223,7 @@ class _Reading(_Shared): # data sets
         half = torch.autocast(device.type, torch.bfloat16) if has_bfloat16(device.type) else nullcontext()
         try:
             self.eval()
-            for at in tqdm(length_batches(windows.lengths.tolist(), budget), desc="reading", unit="batch", delay=1, disable=not progress):
+            for at in tqdm(length_batches(windows.lengths.tolist(), budget or usual_budget(device)), desc="reading", unit="batch", delay=1, disable=not progress):
                 batch = pad_windows(windows, at)
                 with half: scores = self.scores({k: batch[k].to(device) for k in self.inputs if k in batch})
                 found.append(best_spans(*scores, batch, self.config.n_best, self.config.longest))

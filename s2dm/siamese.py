@@ -32,7 +32,9 @@ from .similarity import load_similarity
 from .sources import CORPORA, REGISTRY
 from .synthetic import Synthetic
 from .treebanks import COLLECTIONS, PAPER, UPOS, load_pairs, tree_distances
-from .vectors import TESTS, TextVectors, generated_tests, parallel_generated, parallel_text, parallel_treebank, plot_retrieval, retrieval_table, similarity_table, sts_correlations
+from s2dm.vectors import (
+    TESTS, Remembered, TextVectors, generated_tests, parallel_generated, parallel_text, parallel_treebank, plot_retrieval, retrieval_table, similarity_table, sts_correlations,
+)
 
 # %% ../nbs/03a_siamese.ipynb #1ed1ac3c
 _LABELS = ("group", "lang", "forms", "upos", "heads", "depths")
@@ -284,20 +286,20 @@ NEW = ("sib200",) # parallel sentences that S2DM has not seen
 
 
 def _tables(vectors: TextVectors, untrained: TextVectors, config: PretrainConfig) -> tuple[dict[str, pd.DataFrame], list[str]]: # tables, and what is missing
-    tables, missing = {}, []
+    tables, missing, vectors, untrained = {}, [], Remembered(vectors), Remembered(untrained)
     def measure(name, table): # one more piece of a table, or a line in `missing`
-        try: part = table(vectors).assign(y_untrained=table(untrained)["y"])
+        try: part = table(vectors, None).assign(y_untrained=table(untrained, ("y",))["y"])
         except MissingData as error: return missing.append(str(error))
         tables[name] = pd.concat([*([tables[name]] if name in tables else []), part], ignore_index=True)
     generated = config.collections == ("synthetic",)
-    for test in generated_tests() if generated else TESTS: measure("sts", lambda v, test=test: similarity_table(v, [test]))
+    for test in generated_tests() if generated else TESTS: measure("sts", lambda v, kinds, test=test: similarity_table(v, [test], kinds=kinds))
     if generated:
-        measure("retrieval_synthetic", lambda v: retrieval_table(v, parallel_generated(), Synthetic().source))
+        measure("retrieval_synthetic", lambda v, kinds: retrieval_table(v, parallel_generated(), Synthetic().source, kinds))
         return tables, missing
     if "pud" in config.collections:
         languages = sorted({"en", *config.languages}) if config.languages else None
-        measure("retrieval_pud", lambda v: retrieval_table(v, parallel_treebank("pud", languages)))
-    for corpus in NEW: measure(f"retrieval_{corpus}", lambda v, corpus=corpus: retrieval_table(v, parallel_text(corpus)))
+        measure("retrieval_pud", lambda v, kinds: retrieval_table(v, parallel_treebank("pud", languages), kinds=kinds))
+    for corpus in NEW: measure(f"retrieval_{corpus}", lambda v, kinds, corpus=corpus: retrieval_table(v, parallel_text(corpus), kinds=kinds))
     return tables, missing
 
 # %% ../nbs/03a_siamese.ipynb #7a32213a
