@@ -138,8 +138,8 @@ def first_subwords(
     words: int, # W, words of the sentence
 ) -> tuple[np.ndarray, np.ndarray]: # [W] int64 index of each word's first subword (0 if it was cut off), [W] bool false where it was cut off
     "Where each word's first subword is, and whether it is there at all."
-    first, there = np.zeros(words, np.int64), np.zeros(words, bool)
-    at = np.flatnonzero(np.diff(word, prepend=-1))
+    word, first, there = np.asarray(word), np.zeros(words, np.int64), np.zeros(words, bool)
+    at = np.flatnonzero(np.append(-1, word[:-1])[:len(word)] != word)
     first[word[at]], there[word[at]] = at, True
     return first, there
 
