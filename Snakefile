@@ -30,7 +30,7 @@ def resolved(given): # folder in runs/ and parameters of a system; one that name
 FOLDER = {name: resolved(given)[0] for name, given in read("systems").items()} # name in systems.yaml -> folder
 SYSTEMS = dict(map(resolved, read("systems").values())) # folder -> parameters
 RUNS, FIGURES = (os.environ.get(f"S2DM_{what.upper()}") or what for what in ("runs", "figures"))
-MODELS = {name.replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
+MODELS = {name.strip("/").replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
 CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used: the same numbers everywhere
 
 

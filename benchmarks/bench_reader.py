@@ -1,6 +1,6 @@
 """Training and evaluation of a reader of 4 layers x 256 (random weights, mBERT's vocabulary), each against the plain way, in one run.
 
-    S2DM_MIRROR=... OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_reader.py [--parts training loss head evaluation gpu]
+    S2DM_MIRROR=... OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_reader.py [--parts training loss head evaluation]
 
 training    An epoch over XQuAD en in batches of 8, by the step of s2dm.fit (batch made, forward, backward, clipping, update), as TrainingBatches orders and pads it, against
             the same windows in random order, padded to 384. Only every n-th batch of each epoch, by length, is computed: they stand for all. Target: at least 1.8 times faster.
@@ -9,9 +9,8 @@ loss        Padding changes no loss: a batch padded to its longest window and to
 head        A training step with the frozen S2DM under the span head, against the baseline's head, on the same batches. Target: at most 5 % more.
 evaluation  Questions in 12 languages of XQuAD to answers: `reader.read` against the bare forward pass of the same model on the same windows, already padded in batches of
             similar length. Target: at least 0.9 of its throughput. Besides: `predict`, which splits the texts as well.
-gpu         With CUDA: mBERT's size, batches of 32 windows of 384, bfloat16: subwords/s and the share of the GPU's rate, that of its data sheet and that of one large product.
 
-The ways take turns in going first, and each ratio is taken within a round; times are by the clock, on a machine that others may use too.
+At the paper's size on a GPU: benchmarks/gpu.py. The ways take turns in going first, and each ratio is taken within a round; times are by the clock, on a machine that others may use too.
 """
 import argparse
 import os
@@ -27,7 +26,7 @@ from transformers import BertConfig, BertModel  # noqa: E402
 from s2dm.core import device_name, peak_memory, seed_everything  # noqa: E402
 from s2dm.encoder import length_batches, mbert_tokenizer  # noqa: E402
 from s2dm.evaluation import predict  # noqa: E402
-from s2dm.features import TrainingBatches, Windows, pad_windows  # noqa: E402
+from s2dm.features import SpanTokenizer, TrainingBatches, Windows, pad_windows  # noqa: E402
 from s2dm.fit import FitConfig, _accelerator, _optimizer, _train_step, rate  # noqa: E402
 from s2dm.model import S2DM, S2DMConfig  # noqa: E402
 from s2dm.reader import S2DMReader  # noqa: E402
@@ -35,7 +34,6 @@ from s2dm.reading import READING, load_reading  # noqa: E402
 
 CONFIG, HALVES, LENGTH = FitConfig(learning_rate=5e-4), dict(start=.5, end=.5), 384
 SMALL = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
-SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12} # dense bfloat16 (V100: float16) flops/s
 
 
 def widen(batch, length): # the same batch, with more padding
@@ -53,11 +51,10 @@ class Fixed(TrainingBatches):
 class Training:
     "A reader with its optimizer; `step` is one step of the training loop."
 
-    def __init__(self, tokenizer, head, accelerator, sizes=SMALL):
+    def __init__(self, tokenizer, head, accelerator, encoder=None):
         seed_everything(0)
-        config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)
-        encoder = BertModel(config, add_pooling_layer=False)
-        s2dm = S2DM(S2DMConfig(encoder_width=config.hidden_size, vocabulary=len(tokenizer))) if head != "baseline" else None
+        encoder = encoder or BertModel(BertConfig(vocab_size=len(tokenizer), **SMALL), add_pooling_layer=False)
+        s2dm = S2DM(S2DMConfig(encoder_width=encoder.config.hidden_size, vocabulary=len(tokenizer))) if head != "baseline" else None
         self.reader, self.accelerator = S2DMReader(encoder, tokenizer, s2dm).to(accelerator.device).train(), accelerator
         self.net, self.optimizer = accelerator.prepare(self.reader, _optimizer(self.reader, CONFIG, {}))
 
@@ -164,42 +161,7 @@ def evaluation(args, tokenizer, _):
     verdict("from text: predict / bare forward", [a / b for a, b in zip(times["forward"], times["predict"])], .9, least=True)
 
 
-def flops(reader, rows, length): # of a training step's products: 6 per weight and subword, attention's, and what the frozen S2DM needs (no gradient of weights)
-    encoder = sum(p.numel() for name, p in reader.encoder.named_parameters() if p.dim() > 1 and "embeddings" not in name)
-    frozen = sum(p.numel() for p in reader.semantic.parameters()) if reader.semantic is not None else 0
-    c = reader.encoder.config
-    return rows * length * (6 * encoder + 4 * frozen + 12 * c.num_hidden_layers * c.hidden_size * length)
-
-
-def large_product(n=8192): # flops/s of one
-    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3): a @ b
-    return 2 * n**3 / min(seconds(lambda: a @ b, cuda=True) for _ in range(10))
-
-
-def speed(side, data, rows): # seconds of a step with its batch made on the CPU, and with the batch on the device already
-    plan = [b for b in data.plan(0) if len(b) == rows]
-    for positions in plan[:5]: side.step(data, positions)
-    torch.cuda.synchronize()
-    whole = [seconds(lambda p=p: [side.step(data, x) for x in p], cuda=True) / len(p) for p in (plan[5:15], plan[15:25], plan[25:35])]
-    batch = {k: x.cuda() for k, x in data.load(plan[0]).items()}
-    bare = [seconds(lambda: _train_step(side.net, side.optimizer, batch, HALVES, CONFIG, side.accelerator, .1), cuda=True) for _ in range(10)]
-    return statistics.median(whole), statistics.median(bare)
-
-
-def gpu(args, tokenizer, windows):
-    if not torch.cuda.is_available(): return print("  skipped: there is no CUDA device here")
-    rows, sheet = 32, next((v for k, v in SHEET.items() if k in torch.cuda.get_device_name()), None)
-    peaks = {"the data sheet's": sheet, "a large product's": large_product()}
-    for kind in ("baseline", "semantic"):
-        side = Training(tokenizer, kind, _accelerator("bfloat16"), sizes={})
-        took, bare = speed(side, Fixed(windows, rows), rows)
-        done = flops(side.reader, rows, LENGTH) / took
-        shares = ", ".join(f"{100 * done / p:.0f} % of {where} {p / 1e12:.0f}" for where, p in peaks.items() if p)
-        print(f"  {kind:9}{1e3 * took:7.1f} ms a step ({1e3 * bare:.1f} with the batch on the GPU already), {rows * LENGTH / took:,.0f} subwords/s, {done / 1e12:.0f} TFLOP/s: {shares}", flush=True)
-
-
-PARTS = dict(training=training, loss=loss, head=head, evaluation=evaluation, gpu=gpu)
+PARTS = dict(training=training, loss=loss, head=head, evaluation=evaluation)
 
 if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -210,7 +172,7 @@ if __name__ == "__main__":
     args = ask.parse_args()
     warnings.simplefilter("ignore", UserWarning) # stand-ins
     tokenizer = mbert_tokenizer()
-    english = Windows(Training(tokenizer, "baseline", _accelerator("float32"), dict(SMALL, num_hidden_layers=0)).reader.split, load_reading("xquad", "en"))
+    english = Windows(SpanTokenizer(tokenizer), load_reading("xquad", "en"))
     print(f"XQuAD en: {len(english.gold)} questions, {len(english)} windows, batches of {args.batch}, {device_name()}, {torch.get_num_threads()} threads, {args.rounds} rounds")
     for part in args.parts:
         print(f"{part}:", flush=True)

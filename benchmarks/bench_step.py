@@ -48,9 +48,9 @@ def data(pairs, losses, folder): # PairData of sentences of about 25 words
 class Training:
     "A model with its optimizer; `step` is one step of the training loop."
 
-    def __init__(self, variant, accelerator):
+    def __init__(self, variant, accelerator, **settings):
         seed_everything(0)
-        self.model = Siamese(S2DM(S2DMConfig(variant=variant))).to(accelerator.device).train()
+        self.model = Siamese(S2DM(S2DMConfig(variant=variant, **settings))).to(accelerator.device).train()
         self.weights, self.accelerator = self.model.model.config.weights, accelerator
         self.net, self.optimizer = accelerator.prepare(self.model, _optimizer(self.model, CONFIG, {}))
 

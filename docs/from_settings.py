@@ -1,5 +1,5 @@
 """Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab;
-the result of the embedded experiment; and the tables in the notebooks' prose, from the csv in figures/ that a run has written:
+the result of the embedded experiment and the estimated GPU hours; and the tables in the prose of notebooks and of docs/*.md, from the csv that a run has written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
     <!-- end -->
@@ -53,6 +53,14 @@ def result() -> str:
     return "> " + (ROOT / "figures/small/summary.md").read_text(encoding="utf-8").partition("\n")[0]
 
 
+def gpu_hours() -> str:
+    "What the profile `paper` costs, by benchmarks/gpu.py --estimate."
+    with open(ROOT / "figures/gpu_hours.csv", encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
+    def total(target, column): return round(sum(float(row[column]) for row in rows if row["target"] == target))
+    cost = {target: f"`{target}` {total(target, 'hours_A100')} hours of an A100, {total(target, 'hours_H100')} of an H100, {total(target, 'disk_GB'):,} GB of disk" for target in ("reproduce", "full")}
+    return "; ".join(cost.values())
+
+
 def readme() -> str:
     cfg, parts = settings(), [f"<!-- Made from nbs/index.ipynb by docs/{Path(__file__).name}: edit the notebook, then `make export`. -->"]
     for cell in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]:
@@ -63,7 +71,7 @@ def readme() -> str:
             text = "".join(t for o in cell["outputs"] if o["output_type"] == "stream" and o["name"] == "stdout" for t in o["text"])
             if text: source += f"\n\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}"
         parts.append(source)
-    return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()).replace("<!-- result -->", result()) + "\n"
+    return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()).replace("<!-- result -->", result()).replace("<!-- gpu hours -->", gpu_hours()) + "\n"
 
 
 def number(text: str) -> str: # as a table shows it
@@ -100,7 +108,7 @@ def with_colab_cell(text: str, cfg: dict[str, str]) -> str:
 
 def main(check: bool):
     made = {path: with_colab_cell(path.read_text(encoding="utf-8"), settings()) for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
-    made[ROOT / "README.md"] = readme()
+    made |= {path: with_tables(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "docs").glob("*.md"))} | {ROOT / "README.md": readme()}
     stale = [path for path, text in made.items() if path.read_text(encoding="utf-8") != text]
     if check and stale: sys.exit(f"not what settings.ini, nbs/index.ipynb and figures/ make of it: {', '.join(p.name for p in stale)}; run `make export`")
     for path in stale: path.write_text(made[path], encoding="utf-8")

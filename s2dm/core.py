@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODELS', 'VARIANTS', 'EDITIONS', 'PACKAGES', 'ParameterError', 'DataError', 'MissingData', 'check_choice',
            'project_root', 'data_dir', 'runs_dir', 'figures_dir', 'atomic_write', 'write_json', 'seed_everything',
-           'param', 'Config', 'RunConfig', 'versions', 'git_revision', 'device_name', 'has_bfloat16', 'peak_memory',
+           'param', 'Config', 'RunConfig', 'versions', 'git_revision', 'has_bfloat16', 'device_name', 'peak_memory',
            'RunRecord']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
@@ -240,15 +240,7 @@ def git_revision() -> str | None: # e.g. "1a2b3c4d...", with "-dirty" after it i
     try: return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError): return None
 
-# %% ../nbs/00a_core.ipynb #51fb0d58
-def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores)"
-    "What the run computes on."
-    import torch
-
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
-
-
+# %% ../nbs/00a_core.ipynb #b16f0a02
 def has_bfloat16(
     device: str, # "cuda" or "cpu"
 ) -> bool:
@@ -259,6 +251,14 @@ def has_bfloat16(
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores, bfloat16)"
+    "What the run computes on."
+    import torch
+
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores{', bfloat16' if has_bfloat16('cpu') else ''})"
+
+# %% ../nbs/00a_core.ipynb #51fb0d58
 def peak_memory() -> dict[str, float]: # MiB
     "Highest memory use of this process so far, and of its GPU if it has one."
     import resource  # here, since Windows lacks it and nothing else needs it

@@ -32,7 +32,7 @@ _SQUAD = dict(epochs=3, batch=32, learning_rate=2e-5, data="squad/train", dev="s
 _REAL = dict(epochs=10, batch=32, learning_rate=5e-4, data="squadshifts/new_wiki,qamr/dev,qamr/test", dev="squadshifts/reddit")
 PRESETS = {
     "mbert": _SQUAD, "xlmr": _SQUAD, "xlm100": _SQUAD | dict(epochs=2, batch=16, learning_rate=3e-5),
-    "small": dict(epochs=3, batch=16, learning_rate=1e-3, head_scale=5, data="synthetic/train", dev="synthetic/dev"), "real-s": _REAL, "real-m": _REAL,
+    "small": dict(epochs=4, batch=16, learning_rate=1e-3, head_scale=5, data="synthetic/train", dev="synthetic/dev"), "real-s": _REAL, "real-m": _REAL,
 }
 CONTROLS = ("none", "untrained", "trainable")
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2dm.core import Config, ParameterError, RunConfig, RunRecord, atomic_write, param, runs_dir, seed_everything, write_json
+from s2dm.core import Config, ParameterError, RunConfig, RunRecord, atomic_write, has_bfloat16, param, runs_dir, seed_everything, write_json
 
 
 @dataclass(frozen=True, init=False)
@@ -120,3 +120,11 @@ def test_run_record_is_complete_only_at_the_end(tmp_path):
     assert config["versions"]["torch"].startswith("2.13.0") and config["peak_memory_mib"] > 10 and config["device"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"em": 1.0}
     with pytest.raises(ValueError): run.save({"em": float("nan")})
+
+
+@pytest.mark.parametrize("has, expected", [({}, False), (dict(avx512_f=True), False), (dict(avx512_bf16=True), True), (dict(amx_bf16=True, avx512_bf16=False), True)])
+def test_bfloat16_is_used_where_the_processor_multiplies_it(monkeypatch, has, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert has_bfloat16("cpu") is expected

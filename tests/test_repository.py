@@ -83,7 +83,7 @@ def copy(tmp_path_factory):
     "A copy of what nbdev reads and writes, exported and cleaned."
     folder = tmp_path_factory.mktemp("copy") / "s2dm"
     folder.mkdir()
-    for part in ("nbs", "s2dm", "docs", "figures"): shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for part in ("nbs", "s2dm", "docs", "figures", "data/paper"): shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for part in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / part, folder)
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, check=True, timeout=200)

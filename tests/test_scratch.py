@@ -74,10 +74,10 @@ def test_pairs_are_distinct_and_differ(tmp_path):
     assert load_parallel([f"{tmp_path}/en.txt|{tmp_path}/de.txt"] * 2) == [("a", "c"), ("b", "d"), ("no end", "ohne Ende")]
 
 
-def test_sib200_without_a_mirror_says_where_it_is(monkeypatch):
+@pytest.mark.parametrize("load, name, file", [(load_text, "sib200", "en"), (load_parallel, "sib200", "en"), (load_text, "commonvoice", "ar")])
+def test_text_that_only_a_mirror_has_says_so(monkeypatch, load, name, file):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    for load in (load_text, load_parallel):
-        with pytest.raises(MissingData, match="text/sib200/en.txt .*its publisher offers this text in other files only. Set S2DM_MIRROR"): load(["sib200"])
+    with pytest.raises(MissingData, match=f"text/{name}/{file}.txt .*its publisher offers this text in other files only. Set S2DM_MIRROR"): load([name])
 
 
 def test_further_pairs_are_of_one_line_of_other_languages_and_follow_the_seed(monkeypatch):
@@ -92,15 +92,31 @@ def test_further_pairs_are_of_one_line_of_other_languages_and_follow_the_seed(mo
 def test_registered_text(real, monkeypatch):
     monkeypatch.setattr(S, "load_sentences", lambda: treebanks.load_sentences(("partut-it",)))  # the rest takes long to parse
     monkeypatch.setattr(S, "load_pairs", lambda: treebanks.load_pairs(("partut-it",)))
-    text, pairs = load_text(S.REAL), load_parallel(S.REAL)
-    assert len(text) == len(set(text)) > 80_000 and all(s == s.strip() and s and "\r" not in s for s in text)
-    assert len(pairs) == len(set(pairs)) > 66_000 and {s for pair in pairs for s in pair} <= set(text)
+    text, pairs = load_text(S.REAL), load_parallel(S.PARALLEL)
+    assert len(text) == len(set(text)) > 200_000 and all(s == s.strip() and s and "\r" not in s for s in text)
+    assert len(pairs) == len(set(pairs)) > 100_000 and {s for pair in pairs for s in pair} <= set(text)
     english = {line for name in ("ntrex128/en.txt", "sib200/en.txt") for line in S._lines(fetch(f"text/{name}"))}
     ntrex, tatoeba = load_parallel(["ntrex128"]), load_parallel(["tatoeba"])
     assert len(load_text(["ntrex128"])) > 18 * 1900 and 17 * 1990 < len(ntrex) <= 17 * 1997 and all(a in english for a, _ in ntrex)
     ours = {line for path, source in REGISTRY.items() if source.corpus == "tatoeba" and path.endswith(".eng") for line in S._lines(fetch(path))}
     assert all(a in ours for a, _ in tatoeba) and len(tatoeba) > 14_000
-    assert [Counter(len(table) for table in S._tables(name)) for name in S.REAL] == [{2: 1}, {18: 1}, {18: 1}, {2: 17}]
+    assert [Counter(len(table) for table in S._tables(name)) for name in S.PARALLEL] == [{2: 1}, {18: 1}, {18: 1}, {2: 17}, {2: 1}, {2: 1}]
+
+
+def test_questions_come_with_the_contexts_that_readers_are_trained_on_and_no_benchmark(real):
+    from s2dm.finetune import FinetuneConfig, load_questions
+
+    config = FinetuneConfig(model="real-s", variant="baseline")
+    asked = [pair for name in S.QUESTIONS for pair in S._asked(name)]
+    questions = load_questions(config.data)
+    assert asked == [(c.strip(), q.strip()) for c, q in zip(questions["context"][:], questions["question"][:])]
+    assert not {f"{name}/{part}" for name, parts in S.QUESTIONS.items() for part in parts} & set(config.dev) and not {"xquad", "tydiqa", "bipar"} & set(S.TEXTS)
+
+
+def test_common_voice_is_text_without_translations(real):
+    lines = load_text(["commonvoice"])
+    assert len(lines) == len(set(lines)) > 100_000 and "后来信众捐资兴建宫庙落成。" in lines
+    with pytest.raises(ParameterError, match="'commonvoice' is no parallel text; expected any of ud, ntrex128, sib200, tatoeba, squadshifts, qamr, synthetic, or two paths"): load_parallel(["commonvoice"])
 
 
 # what is kept apart
@@ -299,18 +315,19 @@ def test_heads_that_start_alike(architecture):
 
 
 @pytest.mark.parametrize("architecture", S.ARCHITECTURES)
-def test_what_is_held_does_not_move(architecture):
-    "Embeddings, which are also the output's, and half of the heads; all other weights do."
+@pytest.mark.parametrize("embeddings", [True, False])
+def test_what_is_held_does_not_move(architecture, embeddings):
+    "Half of the heads and, if wanted, embeddings, which are also the output's; all other weights do."
     kind = S.ARCHITECTURES[architecture]
     model = new_model(architecture, 30, width=16, layers=2, heads=4, feed_forward=16, positions=16, alike=.5, initializer_range=.1)
-    S.hold_identity(model, 8)
+    S.hold_identity(model, 8, embeddings)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     batch = MaskedBatches([np.array([10, 11]), np.array([20, 21, 22])], [(0,), (0, 1)], 30, 20, positions=kind["positions"], types=kind["types"]).load([0, 1], torch.Generator().manual_seed(0))
     MaskedLM(model)(batch)["masked"].sum().backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1).step()
     after = model.state_dict()
     still = {name for name in before if torch.equal(after[name], before[name])}
-    assert any("word_embeddings" in name for name in still) and not {name for name in still if re.search(r"query|key|value|intermediate", name) and name.endswith("weight")}
+    assert any("word_embeddings" in name for name in still) == embeddings and not {name for name in still if re.search(r"query|key|value|intermediate", name) and name.endswith("weight")}
     for name in after:
         if re.search(r"(query|key)(_proj)?\.", name): assert torch.equal(after[name][:8], before[name][:8])
 
@@ -318,7 +335,7 @@ def test_what_is_held_does_not_move(architecture):
 # a run
 
 @pytest.mark.parametrize("params, says", [
-    (dict(texts="ud,sib20"), "'sib20' is no file and no corpus; expected any of ud, ntrex128, sib200, tatoeba, synthetic, or the path of a text file"),
+    (dict(texts="ud,sib20"), "'sib20' is no file and no corpus; expected any of ud, ntrex128, sib200, tatoeba, squadshifts, qamr, commonvoice, synthetic, or the path of a text file"),
     (dict(parallel="en.txt|nowhere.txt"), "'en.txt' is no file"), (dict(parallel="en.txt"), "'en.txt' has 1 files instead of 2"), (dict(texts="a|b"), "has 2 files instead of 1"),
     (dict(texts="", parallel=""), "texts and parallel are both empty"), (dict(architecture="brt"), "did you mean 'bert'"), (dict(tokenizer="unigram"), "choose one of bpe, wordpiece"),
     (dict(architecture="bert", width=100, heads=3), "width=100 is not possible with heads=3 and bert; expected a multiple of 3"), (dict(architecture="roformer", width=30, heads=10), "a multiple of 20"),

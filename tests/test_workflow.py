@@ -103,17 +103,25 @@ PLANS = {
     "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full": ("paper, full: 430 runs", dict(data=1, pretrain=85, finetune=115, evaluate=115, analyse=115, report_full=1, full=1, total=433)),
     "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
     "snakemake --executor slurm --config systems=baseline,s2dm_sp,s2dm_sp-untrained seeds=2": ("small, reproduce: 20 runs", dict(pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=22)),
+    "snakemake --profile profiles/gpu --config profile=paper --dry-run": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
+    "snakemake --profile profiles/gpu --config profile=paper models=mbert": ("paper, reproduce: 14 runs", dict(data=1, pretrain=2, finetune=4, evaluate=4, analyse=4, report_reproduce=1, reproduce=1, total=17)),
+    "snakemake --profile profiles/gpu --config profile=paper models=xlm100": ("paper, reproduce: 14 runs", dict(data=1, pretrain=2, finetune=4, evaluate=4, analyse=4, report_reproduce=1, reproduce=1, total=17)),
+    "snakemake --profile profiles/gpu --config profile=paper -- full": ("paper, full: 860 runs", dict(data=1, pretrain=170, finetune=230, evaluate=230, analyse=230, report_full=1, full=1, total=863)),
+    "snakemake --profile profiles/gpu --config profile=real models=real-m": ("real, reproduce: 42 runs", dict(data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, report_reproduce=1, reproduce=1, total=46)),
+    "snakemake --profile profiles/local --config profile=paper --until data": ("paper, reproduce: 28 runs", dict(data=1, total=1)),
+    "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --default-resources slurm_account=me slurm_partition=gpu": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
+    "snakemake --profile profiles/gpu --config profile=paper models=/encoders/mine systems=baseline,s2dm_sp": ("paper, reproduce: 7 runs", dict(data=1, pretrain=1, finetune=2, evaluate=2, analyse=2, report_reproduce=1, reproduce=1, total=10)),
 }
 
 
 @pytest.mark.parametrize("command", PLANS)
 def test_a_dry_run_prints_the_plan(place, command):
-    "Of each command in the README, and one more."
+    "Of each command in the README and in docs/gpu.md, and one more."
     runs, plan = PLANS[command]
     code, out = snakemake(place, "--dry-run", "--printshellcmds", *command.split()[1:])
     assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
     assert ("CUDA_VISIBLE_DEVICES= " in out) == ("profile=" not in command) # the embedded profile wants no GPU
-    if "full" in command: # runs go where the notebooks, given their parameters, leave them
+    if "mbert -- full" in command or "models=/" in command: # runs go where the notebooks, given their parameters, leave them
         from s2dm.finetune import FinetuneConfig
         from s2dm.siamese import PretrainConfig
         for number, kind in (("03_pretrain", PretrainConfig), ("04_finetune", FinetuneConfig)):
@@ -125,6 +133,8 @@ def test_a_dry_run_prints_the_plan(place, command):
 def test_commands_of_the_readme():
     found = re.findall(r"^(?:snakemake|make reproduce).*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert set(found) == {"make reproduce", "make reproduce-full SEEDS=3", *list(PLANS)[:4]}
+    page = re.findall(r"^snakemake.*", (ROOT / "docs/gpu.md").read_text(encoding="utf-8"), re.M)
+    assert page == list(PLANS)[5:]
     plan = subprocess.run("make --dry-run reproduce reproduce-full SEEDS=3", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert "snakemake --cores 2 reproduce" in plan and "snakemake --cores 2 --config seeds=3 -- full" in plan and "runs/figures/small/report.html" in plan.replace(os.environ["S2DM_RUNS"], "runs")
 
