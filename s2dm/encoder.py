@@ -348,11 +348,14 @@ class _Store: # the files of a cache, up to the last complete batch
 
     def __len__(self): return len(self.index)
 
+    def states(self, position: int) -> Tensor: # [S,d] the hidden states alone
+        _, start, rows, *_ = self.index[position]
+        return torch.from_numpy(self._h[start:start + rows].copy()).view(PRECISIONS[self.precision][0])
+
     def __getitem__(self, position: int) -> Features:
         _, start, rows, words, *_ = self.index[position]
-        h = torch.from_numpy(self._h[start:start + rows].copy()).view(PRECISIONS[self.precision][0])
         ids, word = self._subwords[start:start + rows].T
-        return Features(h, torch.from_numpy(ids.astype(np.int64)), *map(torch.from_numpy, first_subwords(word, words)))
+        return Features(self.states(position), torch.from_numpy(ids.astype(np.int64)), *map(torch.from_numpy, first_subwords(word, words)))
 
     @property
     def counts(self) -> dict[str, int]:

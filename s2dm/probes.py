@@ -379,7 +379,7 @@ def roc_area(
     area = ((rank * gold).sum(0) - yes * (yes + 1) / 2) / (yes * no)
     return 100 * float(area[(yes > 0) & (no > 0)].mean())
 
-# %% ../nbs/06b_probes.ipynb #efee8156
+# %% ../nbs/06b_probes.ipynb #6c0e4b1d
 def _orders(data, first, seed): # task -> [N,2] what stands first, and for the control task
     found = {}
     for task, relations in _ORDERS.items():
@@ -401,7 +401,7 @@ def _order_rows(data, kind, x, orders): # with all languages and with unseen one
             rows.append(_row("sentence", f"{task}, unseen" if unseen else task, kind, "accuracy", *right.tolist(), float(said)))
     return rows
 
-
+# %% ../nbs/06b_probes.ipynb #efee8156
 def sentence_probes(
     data: ProbeData, # vectors and labels
     source: str, # language whose content words are asked for

@@ -14,9 +14,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
@@ -27,7 +28,6 @@ from .core import MissingData, ParameterError, RunConfig, RunRecord, atomic_writ
 from .encoder import PRECISIONS, Encoder, FeatureCache, collate, load_encoder
 from .fit import Fit, FitConfig, fit
 from .model import ABLATIONS, S2DM, S2DMConfig, model_card
-from .plots import set_style
 from .similarity import load_similarity
 from .sources import CORPORA, REGISTRY
 from .synthetic import Synthetic
@@ -51,7 +51,7 @@ def distinct_sentences(
         return pairs.select_columns(["group", *mine]).rename_columns(mine)
     ids = np.array(pairs["sentence_id_s"][:] + pairs["sentence_id_t"][:])
     _, first, row = np.unique(ids, return_index=True, return_inverse=True)
-    return concatenate_datasets([side("s"), side("t")]).select(first), row.reshape(2, -1).T
+    return Dataset(concatenate_datasets([side("s"), side("t")]).with_format("arrow")[:].take(pa.array(first))), row.reshape(2, -1).T
 
 # %% ../nbs/03a_siamese.ipynb #04dc4c4d
 def grouped_batches(
@@ -78,10 +78,10 @@ class _Labelled: # sentences with features and labels; called with rows, it give
         self.cache, self.losses, self.at = cache, set(losses), cache.encode(sentences["forms"][:])
         self.lengths = cache.index["rows"][self.at]
         self.group = np.unique(sentences["group"][:], return_inverse=True)[1]
-        tag = {name: i for i, name in enumerate(UPOS)}
-        labels = {name: sentences[name][:] for name in ("heads", "depths")} | dict(tags=[[tag[t] for t in tags] for tags in sentences["upos"][:]])
-        self.labels = {name: np.concatenate([np.asarray(x, np.int64) for x in column]) for name, column in labels.items()}
-        self.start, self.trees = np.cumsum([0, *map(len, labels["heads"])]), {}
+        columns = sentences.with_format("arrow")
+        heads, depths, tags = (pc.list_flatten(columns[name][:]) for name in ("heads", "depths", "upos")) # of all words, one sentence behind the other
+        self.labels = {name: np.asarray(x, np.int64) for name, x in dict(heads=heads, depths=depths, tags=pc.index_in(tags, pa.array(UPOS))).items()}
+        self.start, self.trees = np.cumsum([0, *pc.list_value_length(columns["heads"][:]).to_pylist()]), {}
 
     def __call__(self, rows: np.ndarray) -> dict[str, Tensor]:
         batch = collate([self.cache[i] for i in self.at[rows]])._asdict() | dict(group=torch.from_numpy(self.group[rows]))
@@ -361,8 +361,12 @@ def _metrics(result, data) -> dict: # what the tables of the report read
 # %% ../nbs/03a_siamese.ipynb #842417aa
 def plot_curves(
     found: Fit, # as from `fit`
-) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
+) -> tuple: # the figure and its numbers, a DataFrame
     "Loss curves, one panel per term, and the correlations that select the model."
+    import matplotlib.pyplot as plt  # here, since most runs draw nothing
+
+    from s2dm.plots import set_style
+
     set_style()
     train = found.history.drop(columns=["epoch", "learning_rate"]).melt("step", var_name="panel")
     tests = found.evaluations.melt("step", var_name="panel") if len(found.evaluations) else train[:0]
@@ -382,7 +386,7 @@ def plot_curves(
 
 def figures(
     result: Pretrained, # as from `pretrain`
-) -> dict[str, tuple[plt.Figure, pd.DataFrame]]: # name -> figure and its numbers; empty in all processes but the first
+) -> dict[str, tuple]: # name -> figure and its numbers; empty in all processes but the first
     "Loss curves, and retrieval by language."
     if not result.tables: return {}
     return {"curves": plot_curves(result.fit)} | {name: plot_retrieval(table) for name, table in result.tables.items() if name.startswith("retrieval")}

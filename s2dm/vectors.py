@@ -12,7 +12,6 @@ import json, os, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +24,6 @@ from .core import DataError, MissingData, ParameterError, check_choice
 from .encoder import Encoder, FeatureCache, length_batches, load_encoder, usual_budget
 from .losses import masked_mean
 from .model import S2DM
-from .plots import set_style
 from .similarity import TRACKS, load_similarity
 from .sources import REGISTRY, fetch, read_text
 from .synthetic import Synthetic
@@ -41,9 +39,9 @@ def as_words(
     if not texts: raise ParameterError("there are no texts; expected at least one")
     for n, text in enumerate(texts):
         words = text.split() if isinstance(text, str) else text
-        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+        if words is text and not (isinstance(words, (list, tuple)) and all(isinstance(w, str) for w in words)):
             raise ParameterError(f"text {n} is {text!r:.60} ({type(text).__name__}); expected a string, or a list of words")
-        if not any(w.strip() for w in words): raise ParameterError(f"text {n} is empty; expected at least one word")
+        if not any(map(str.strip, words)): raise ParameterError(f"text {n} is empty; expected at least one word")
         found.append(list(words))
     return found
 
@@ -59,7 +57,7 @@ def _states(sentences, encoder, cache): # -> [N] subwords of each sentence, and 
     else:
         place = cache.encode(sentences)
         lengths = cache.index["rows"][place]
-        def states(at): return [cache[place[i]].h.float().to(encoder.device) for i in at]
+        def states(at): return [cache.states(place[i]).float().to(encoder.device) for i in at]
     full = sum(lengths >= encoder.split.limit - len(encoder.split.prefix) - len(encoder.split.suffix))
     if full: warnings.warn(f"{full} texts reach the {encoder.split.limit} subwords that {encoder.name} can read; what lies beyond was cut off", stacklevel=4)
     return lengths, states
@@ -301,8 +299,12 @@ def parallel_text(
 # %% ../nbs/03c_vectors.ipynb #e7e48b30
 def plot_retrieval(
     table: pd.DataFrame, # as from `retrieval_table`
-) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
+) -> tuple: # the figure and its numbers, a DataFrame
     "Accuracy of retrieval by language, a bar for each kind of vector."
+    import matplotlib.pyplot as plt  # here, since most runs draw nothing
+
+    from s2dm.plots import set_style
+
     set_style()
     labels = dict(mean="encoder, mean-pooled", y_untrained="y before training", y="semantic, y", z="syntactic, z")
     kinds = [k for k in labels if k in table]
