@@ -85,9 +85,8 @@ class AnalyseConfig(EvaluateConfig):
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
     references: tuple[str, ...] = param((), "generated languages whose own reader is trained now if it is not there")
 
-    def __init__(self, **params):
-        generated = params.get("model", "small") == "small"
-        super().__init__(**(dict(corpora="synthetic", groups=250) if generated else {}) | {k: v for k, v in params.items() if v is not None})
+    @classmethod
+    def presets(cls, chosen): return super().presets(chosen) | (dict(corpora="synthetic", groups=250) if chosen["model"] == "small" else {})
 
     def folder(self, stage: str) -> Path: # e.g. "analyse"
         "Where a stage keeps its record: runs/stage/model/system/seed, or runs/analyse/name of a named reader."

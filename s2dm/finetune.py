@@ -69,8 +69,11 @@ class FinetuneConfig(FitConfig, RunConfig):
     stride: int = param(128, "subwords of context that neighbouring windows share", low=0)
     query: int = param(64, "subwords of a question that are kept", low=1)
 
+    @classmethod
+    def presets(cls, chosen): return PRESETS.get(str(chosen["model"]), _SQUAD)
+
     def __init__(self, **params):
-        super().__init__(**PRESETS.get(str(params.get("model", "small")), _SQUAD) | {k: v for k, v in params.items() if v is not None})
+        super().__init__(**params)
         object.__setattr__(self, "head", self.head or self._usual)
         if (self.head == "baseline") != (self.variant == "baseline"): raise ParameterError(f"head={self.head!r} is not possible with variant={self.variant!r}.")
         if self.variant == "baseline" and self.control != "none": raise ParameterError(f"control={self.control!r} is not possible with variant='baseline', which has no S2DM.")
