@@ -171,10 +171,7 @@ class Config:
         for name, f in known.items(): object.__setattr__(self, name, _checked(f, params.get(name, f.default)))
 
     @classmethod
-    def presets(
-        cls,
-        chosen: dict[str, Any], # all parameters as given, or else their defaults; not checked yet
-    ) -> dict[str, Any] | None: # parameter -> value; None: this class has no presets, and None is no value
+    def presets(cls, chosen: dict[str, Any]) -> dict[str, Any] | None: # all parameters, given or default, not checked yet -> those that they decide; None: no presets, and None is no value
         "What parameters are that are not given, because of what others are."
         return None
 
