@@ -18,17 +18,16 @@ import pandas as pd
 import torch
 
 from .constituents import CoreNLP, GoldParser, Kept, Trees, boundary_row, constituent_rows, decoding_row, violation_row
-from .core import EDITIONS, MissingData, ParameterError, RunRecord, atomic_write, data_dir, param, runs_dir, seed_everything, write_json
+from .core import EDITIONS, MissingData, ParameterError, RunRecord, atomic_write, data_dir, param, runs_dir, write_json
 from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import DATASETS, EvaluateConfig, predict, tests
 from .evaluation import _label, _questions
-from .finetune import finetune
+from .finetune import finetune, pretrained_s2dm
 from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
 from .metrics import check_predictions, read_predictions
 from .model import S2DM, S2DMConfig
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
-from .siamese import PretrainConfig
 from .synthetic import Grammar, Synthetic, SyntheticConfig, parse_language, read_constituents
 from .synthetic import _reading_files
 from .treebanks import load_sentences
@@ -85,9 +84,8 @@ class AnalyseConfig(EvaluateConfig):
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
     references: tuple[str, ...] = param((), "generated languages whose own reader is trained now if it is not there")
 
-    def __init__(self, **params):
-        generated = params.get("model", "small") == "small"
-        super().__init__(**(dict(corpora="synthetic", groups=250) if generated else {}) | {k: v for k, v in params.items() if v is not None})
+    @classmethod
+    def presets(cls, chosen): return super().presets(chosen) | (dict(corpora="synthetic", groups=250) if chosen["model"] == "small" else {})
 
     def folder(self, stage: str) -> Path: # e.g. "analyse"
         "Where a stage keeps its record: runs/stage/model/system/seed, or runs/analyse/name of a named reader."
@@ -100,17 +98,7 @@ def system_vectors(
 ) -> TextVectors: # of the baseline: without a model
     "Encoder and S2DM of a system. Raises `MissingData` if the S2DM has not been trained yet, `DataError` if it belongs to another encoder."
     encoder = encoder or load_encoder(config.model)
-    cache = FeatureCache(encoder)
-    if config.variant == "baseline": return TextVectors(encoder, None, cache)
-    pretrained = PretrainConfig(model=config.model, variant=config.variant, edition=config.edition, seed=config.seed)
-    folder = Path(config.s2dm or pretrained.folder("pretrain") / "checkpoint")
-    if not (folder / "encoder.json").is_file():
-        raise MissingData(f"{folder} is not there: train the S2DM first, with nbs/03_pretrain.ipynb and the same model, variant, edition and seed, or name its folder as s2dm.")
-    model = TextVectors.from_pretrained(folder, encoder).model
-    if config.control == "untrained":
-        seed_everything(config.seed)
-        model = S2DM(model.config)
-    return TextVectors(encoder, model.to(encoder.device).eval(), cache)
+    return TextVectors(encoder, pretrained_s2dm(config, encoder, train=False), FeatureCache(encoder))
 
 # %% ../nbs/06d_analysis.ipynb #e9e65024
 @dataclass(frozen=True, init=False)

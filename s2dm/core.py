@@ -160,13 +160,20 @@ class Config:
     "Parameters that check themselves. Raises `ParameterError` for an unknown name, a wrong type or an impossible value."
 
     def __init__(self, **params):
-        known = {f.name: f for f in dataclasses.fields(self)}
+        known, given = {f.name: f for f in dataclasses.fields(self)}, {k: v for k, v in params.items() if v is not None}
+        preset = self.presets({name: f.default for name, f in known.items()} | given)
+        if preset is not None: params = preset | given
         for name in params:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f", did you mean {near[0]!r}?" if near else "."
                 raise ParameterError(f"unknown parameter {name!r}{hint} Allowed:\n{self.describe()}")
         for name, f in known.items(): object.__setattr__(self, name, _checked(f, params.get(name, f.default)))
+
+    @classmethod
+    def presets(cls, chosen: dict[str, Any]) -> dict[str, Any] | None: # all parameters, given or default, not checked yet -> those that they decide; None: no presets, and None is no value
+        "What parameters are that are not given, because of what others are."
+        return None
 
     @classmethod
     def from_notebook(

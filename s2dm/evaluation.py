@@ -54,9 +54,11 @@ class EvaluateConfig(FinetuneConfig):
     languages: tuple[str, ...] = param((), "languages of the contexts; none given: all")
     samples: int = param(10_000, "bootstrap samples of an interval", low=100)
 
+    @classmethod
+    def presets(cls, chosen): return super().presets(chosen) | (dict(datasets="synthetic") if chosen["model"] == "small" and not chosen["reader"] else {})
+
     def __init__(self, **params):
-        generated = not params.get("reader") and params.get("model", "small") == "small"
-        super().__init__(**(dict(datasets="synthetic") if generated else {}) | {k: v for k, v in params.items() if v is not None})
+        super().__init__(**params)
         tests(self.datasets, self.languages)
 
     @property

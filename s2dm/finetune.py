@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 
-from .core import ParameterError, RunConfig, RunRecord, check_choice, param, seed_everything
+from .core import MissingData, ParameterError, RunConfig, RunRecord, check_choice, param, seed_everything
 from .encoder import Encoder, load_encoder
 from .features import TrainingBatches, recovery
 from .fit import Fit, FitConfig, fit
@@ -69,8 +69,11 @@ class FinetuneConfig(FitConfig, RunConfig):
     stride: int = param(128, "subwords of context that neighbouring windows share", low=0)
     query: int = param(64, "subwords of a question that are kept", low=1)
 
+    @classmethod
+    def presets(cls, chosen): return PRESETS.get(str(chosen["model"]), _SQUAD)
+
     def __init__(self, **params):
-        super().__init__(**PRESETS.get(str(params.get("model", "small")), _SQUAD) | {k: v for k, v in params.items() if v is not None})
+        super().__init__(**params)
         object.__setattr__(self, "head", self.head or self._usual)
         if (self.head == "baseline") != (self.variant == "baseline"): raise ParameterError(f"head={self.head!r} is not possible with variant={self.variant!r}.")
         if self.variant == "baseline" and self.control != "none": raise ParameterError(f"control={self.control!r} is not possible with variant='baseline', which has no S2DM.")
@@ -88,16 +91,22 @@ class FinetuneConfig(FitConfig, RunConfig):
 def pretrained_s2dm(
     config: FinetuneConfig, # which
     encoder: Encoder, # the one it must have been trained on
+    train: bool = True, # now, if it is not there
 ) -> S2DM | None: # None for the baseline
-    "The S2DM of a system, trained now if need be. Raises `DataError` if it was trained on another encoder, `MissingData` if treebanks cannot be had."
+    """The S2DM of a system; of the control `untrained`, with new weights. Raises `DataError` if it was trained on another encoder, `MissingData` if it is not there
+    and treebanks cannot be had or `train` is false."""
     if config.variant == "baseline": return None
     wanted = PretrainConfig(model=config.model, variant=config.variant, edition=config.edition, seed=config.seed)
     folder, state = Path(config.s2dm or wanted.folder("pretrain") / "checkpoint"), PartialState(cpu=not torch.cuda.is_available())
     if not config.s2dm and not (folder / "encoder.json").is_file():
+        if not train: raise MissingData(f"{folder} is not there: train the S2DM first, with nbs/03_pretrain.ipynb and the same model, variant, edition and seed, or name its folder as s2dm.")
         if state.is_main_process: print(f"{folder} is not there: training the S2DM first")
         pretrain(wanted, encoder)
         state.wait_for_everyone() # the first process still writes
-    return TextVectors.from_pretrained(folder, encoder).model
+    s2dm = TextVectors.from_pretrained(folder, encoder).model
+    if config.control != "untrained": return s2dm
+    seed_everything(config.seed)
+    return S2DM(s2dm.config).to(encoder.device).eval()
 
 # %% ../nbs/04c_finetune.ipynb #64866ea2
 def _sum(module: torch.nn.Module) -> str: # which weights
@@ -111,8 +120,7 @@ def new_reader(
     seed_everything(config.seed) # weights that an encoder's files lack, such as a pooler that nobody reads
     encoder = load_encoder(config.model, PartialState(cpu=not torch.cuda.is_available()).device)
     s2dm = pretrained_s2dm(config, encoder)
-    seed_everything(config.seed) # the head, and an untrained S2DM
-    if config.control == "untrained": s2dm = S2DM(s2dm.config)
+    seed_everything(config.seed) # the head, which starts alike in all systems
     sizes = {k: getattr(config, k) for k in ("head", "max_length", "stride", "query")}
     sizes["max_length"] = min(sizes["max_length"], encoder.split.limit)
     reader = S2DMReader(encoder.model.requires_grad_(not config.freeze_encoder), encoder.split.tokenizer, s2dm, ReaderConfig(**sizes), frozen=config.control != "trainable")

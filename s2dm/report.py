@@ -18,6 +18,7 @@ from .figures import all_figures, write_figure
 from .results import (DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare, control_of, main_effects, measures, summarise,
                           system_name)
 from .tables import ALPHA, Cell, Table, all_tables, p_text, system_order, write_table
+from .tables import _number
 
 # %% ../nbs/07d_report.ipynb #967b4a5a
 def _signed(x, digits=1): return f"{x:+.{digits}f}".replace("-", "−") if round(x, digits) else f"{0:.{digits}f}"
@@ -88,7 +89,7 @@ def _separation(numbers): # sentences
         values = mean[row["model"], row["measure"], row["data"], row["unit"]]
         digits = 2 if values.abs().max() <= 1.5 else 1
         _, text = in_words(row, "", digits)
-        vectors = ", ".join(f"{name} {values[of]:.{digits}f}".replace("-", "−") for of, name in (("y", "y"), ("z", "z"), ("mean", "encoder")) if of in values)
+        vectors = ", ".join(f"{name} {_number(values[of], digits)}" for of, name in (("y", "y"), ("z", "z"), ("mean", "encoder")) if of in values)
         what = f"linear probe for {row['data']}" if row["measure"] == "probe" else f"{row['measure']}, {DATASET_NAMES.get(row['data'], row['data'])}"
         found.append(f"{system_name(row['unit'])}: {what} ({MODEL_NAMES.get(row['model'], row['model'])} encoder): {vectors}; y less z {text}.")
     return found
@@ -146,7 +147,7 @@ def headline(
     first = (f"S2DM_SP{f' (edition {edition})' * (edition != 'paper')} reaches {mean['s2dm_sp']:.1f} zero-shot EM on {DATASET_NAMES.get(data, data)} ({MODEL_NAMES.get(model, model)} encoder): " +
              "; ".join(_phrase(compare(table, reference), name) for reference, name in _HELD) + ".")
     sts = numbers[(numbers["measure"] == "STS, Pearson") & (numbers["system"] == "s2dm_sp") & (numbers["model"] == model)].groupby("of")["value"].mean().reindex(["y", "z", "mean"])
-    second = (f"Similarity of meaning across languages correlates at {sts['y']:.1f} with y, {sts['z']:.1f} with z and {sts['mean']:.1f} with the encoder's mean (Pearson, percent)."
+    second = (f"Similarity of meaning across languages correlates at {_number(sts['y'])} with y, {_number(sts['z'])} with z and {_number(sts['mean'])} with the encoder's mean (Pearson, percent)."
               if sts.notna().all() else "Whether y and z separate was not analysed.")
     return f"{first} {second}"
 

@@ -413,8 +413,11 @@ class ScratchConfig(FitConfig):
     log_every: int = param(50, "steps between two lines of the log", low=1)
     evaluate_every: int = param(1000, "steps between two evaluations; 0: once per epoch", low=0)
 
+    @classmethod
+    def presets(cls, chosen): return PRESETS.get(str(chosen["name"]), {})
+
     def __init__(self, **params):
-        super().__init__(**PRESETS.get(str(params.get("name", "small")), {}) | {k: v for k, v in params.items() if v is not None})
+        super().__init__(**params)
         unit = 2 * self.heads if self.architecture == "roformer" else self.heads # it rotates pairs of numbers
         if self.width % unit: raise ParameterError(f"width={self.width} is not possible with heads={self.heads} and {self.architecture}; expected a multiple of {unit}")
         if not self.texts + self.parallel: raise ParameterError("texts and parallel are both empty; expected some text to learn from")

@@ -214,8 +214,11 @@ class PretrainConfig(FitConfig, RunConfig):
     patience: int = param(3, "evaluations without a better value after which to stop; 0: never stop early", low=0)
     cache_precision: str = param("float16", "of the encoder's stored states", choices=tuple(PRECISIONS))
 
+    @classmethod
+    def presets(cls, chosen): return PRESETS.get(str(chosen["model"]), {})
+
     def __init__(self, **params):
-        super().__init__(**PRESETS.get(str(params.get("model", "small")), {}) | {k: v for k, v in params.items() if v is not None})
+        super().__init__(**params)
         if "synthetic" in self.collections and len(self.collections) > 1: raise ParameterError(f"collections={','.join(self.collections)!r} is not possible: generated treebanks and real ones have no sentences in common.")
         object.__setattr__(self, "overrides", tuple(f"{k}={v}".replace(",", "+") for k, v in sorted(_settings(self.overrides).items())))
         self.model_config()

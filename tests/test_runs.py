@@ -131,7 +131,7 @@ TINY = "-p max_steps 10 -p overrides latent_width=16,mlp_width=16,decoder_width=
 
 
 def test_from_the_embedded_encoder_to_answers(tmp_path):
-    "The README's way without network, mirror or GPU, with small numbers: S2DM, reader, its evaluation, also in a new language, and the examples that use them."
+    "The README's way without network, mirror or GPU, with small numbers: S2DM, reader, its evaluation, also in a new language, its analysis, and the examples that use them."
     run("03_pretrain", TINY, tmp_path)
     folder, = (tmp_path / "runs/pretrain/small").iterdir()
     folder.rename(folder.with_name("s2dm_sp"))
@@ -142,6 +142,12 @@ def test_from_the_embedded_encoder_to_answers(tmp_path):
     found = json.loads((runs / "evaluate/small/s2dm_sp/seed0/metrics.json").read_text())
     assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("synthetic", "svo_nadj", 500), ("synthetic", "mine", 500)] and found["reader"]["system"] == "s2dm_sp"
     assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.synthetic.mine.json").read_text())) == 500
+    out = papermill("06_analyse", "-p languages svo_nadj -p groups 50 -p sentences 30 -p questions 10 -p samples 100", tmp_path, OMP_NUM_THREADS="1", **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
+    found, folder = json.loads((runs / "analyse/small/s2dm_sp/seed0/metrics.json").read_text()), runs / "analyse/small/s2dm_sp/seed0"
+    names = {"sts", "geometry", "pca", "retrieval", "probes", "predictability", "gradients", "boundaries", "constituents", "decoding"}
+    assert names == set(found["tables"]) == {p.stem for p in folder.glob("*.csv")} and [r["questions"] for r in found["tables"]["decoding"]] == [10]
+    assert len(found["missing"]) == 1 and "no monolingual reader" in found["missing"][0] and {r["kind"] for r in found["tables"]["sts"]} == {"mean", "y", "z"}
     vectors, reader = (e for e in EXAMPLES if "runs_dir" in e)
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", vectors + reader], cwd=ROOT, env={**os.environ, **OFFLINE}, capture_output=True, text=True, timeout=100)
     lines = out.stdout.strip().splitlines()
@@ -167,7 +173,7 @@ def test_from_real_text_to_answers(tmp_path, mirror_folder):
     ("01_data", "-p corpora xqad", "did you mean 'xquad'?"), ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
     ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, real-s, real-m, mbert, xlm100, xlmr, a hub id"),
     ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"), ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"), ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
-    ("05_evaluate", "-p languages xx", "language='xx' is not possible"), ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?")])
+    ("05_evaluate", "-p languages xx", "language='xx' is not possible"), ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?"), ("06_analyse", "-p analyses umap", "choose one of sts, geometry")])
 def test_wrong_parameters_stop_a_run_at_once(notebook, parameters, says, tmp_path):
     out = papermill(notebook, parameters, tmp_path)
     assert out.returncode != 0 and "ParameterError" in out.stderr and says in out.stderr and not (tmp_path / "runs").exists()
@@ -183,6 +189,11 @@ def test_full_run_up_to_the_error_it_gives_without_data(tmp_path):
 def test_evaluation_without_a_reader_says_what_to_run(tmp_path):
     out = papermill("05_evaluate", "-p variant baseline", tmp_path)
     assert out.returncode != 0 and "MissingData" in out.stderr and "train the reader first, with nbs/04_finetune.ipynb" in out.stderr and not (tmp_path / "runs").exists()
+
+
+def test_an_analysis_without_an_s2dm_says_what_to_run(tmp_path):
+    out = papermill("06_analyse", "-p variant s2dm_pos", tmp_path)
+    assert out.returncode != 0 and "MissingData" in out.stderr and "train the S2DM first, with nbs/03_pretrain.ipynb" in out.stderr and not (tmp_path / "runs").exists()
 
 
 def test_full_run_refuses_training_data_that_is_not_squad(tmp_path):
