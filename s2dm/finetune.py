@@ -29,7 +29,7 @@ from .vectors import TextVectors
 
 # %% ../nbs/04c_finetune.ipynb #3425f1af
 _SQUAD = dict(epochs=3, batch=32, learning_rate=2e-5, data="squad/train", dev="squad/dev")
-_REAL = dict(epochs=10, batch=32, learning_rate=5e-4, data="squadshifts/new_wiki,qamr/dev,qamr/test", dev="squadshifts/reddit")
+_REAL = dict(epochs=2, batch=16, learning_rate=1e-3, head_scale=5, data="squadshifts/new_wiki,qamr/dev,qamr/test", dev="squadshifts/reddit")
 PRESETS = {
     "mbert": _SQUAD, "xlmr": _SQUAD, "xlm100": _SQUAD | dict(epochs=2, batch=16, learning_rate=3e-5),
     "small": dict(epochs=4, batch=16, learning_rate=1e-3, head_scale=5, data="synthetic/train", dev="synthetic/dev"), "real-s": _REAL, "real-m": _REAL,
