@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'WEIGHTS', 'pair_sum', 'blank', 'masked_mean', 'widen', 'bag_of_words_loss', 'kl_z', 'kl_y', 'decoder_inputs',
-           'hardest_negatives', 'semantic_discrimination_loss', 'word_position_loss', 'part_of_speech_loss',
-           'tree_depth_loss', 'tree_distance_loss', 'objective']
+           'hardest_negatives', 'semantic_discrimination_loss', 'violating_discrimination_loss', 'word_position_loss',
+           'part_of_speech_loss', 'tree_depth_loss', 'tree_distance_loss', 'objective']
 
 # %% ../nbs/02c_losses.ipynb #8ce42a25
 from collections.abc import Iterable, Mapping
@@ -205,6 +205,13 @@ def decoder_inputs(y: Tensor, # [2B,m] semantic vectors: the sources, then their
     return torch.stack([torch.cat([y, z], -1), torch.cat([swapped, z], -1)])
 
 # %% ../nbs/02c_losses.ipynb #549e611b
+def _candidates(y, group, candidates, candidate_group): # [N+C,m] all that may be a negative, and [N,N+C] bool, true where it may not be
+    bank = y if candidates is None else torch.cat([y, candidates])
+    bank_group = group if candidates is None else torch.cat([group, candidate_group])
+    # DEVIATION 3: groups are excluded, where the paper limits negatives to sentences with one translation
+    return bank, (group[:, None] == bank_group) | (bank_group < 0)
+
+
 @_full_precision
 def hardest_negatives(y: Tensor, # [N,m] semantic vectors
     group: Tensor, # [N] integers from 0, equal for translations of the same sentence
@@ -212,10 +219,7 @@ def hardest_negatives(y: Tensor, # [N,m] semantic vectors
     candidate_group: Tensor | None = None, # [C] their groups; a negative number: no candidate, such as an empty slot of a memory
     ) -> tuple[Tensor, Tensor]: # [N,m] the negatives, [N] bool, false where no candidate was admissible (and the vector means nothing)
     "For each sentence the vector of the most similar sentence, by cosine, that is no translation of it (section 3.2, below Eq. 5)."
-    bank = y if candidates is None else torch.cat([y, candidates])
-    bank_group = group if candidates is None else torch.cat([group, candidate_group])
-    # DEVIATION 3: groups are excluded, where the paper limits negatives to sentences with one translation
-    akin = (group[:, None] == bank_group) | (bank_group < 0)
+    bank, akin = _candidates(y, group, candidates, candidate_group)
     with torch.no_grad():
         similarity = F.normalize(y, dim=-1) @ F.normalize(bank, dim=-1).mT
         chosen = similarity.masked_fill(akin, -torch.inf).argmax(1)
@@ -237,6 +241,22 @@ def semantic_discrimination_loss(y: Tensor, # [2B,m] semantic vectors: the sourc
     apart = F.cosine_similarity(y, blank(negatives, found), dim=-1)
     # DEVIATION 4: a sentence may have no negative at all
     return pair_sum(blank(F.relu(margin - together + apart), found))
+
+# %% ../nbs/02c_losses.ipynb #5d1c0a72
+@_full_precision
+def violating_discrimination_loss(y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
+    group: Tensor, # [2B] integers from 0, equal for translations of the same sentence
+    candidates: Tensor | None = None, # [C,m] further semantic vectors, as in `hardest_negatives`
+    candidate_group: Tensor | None = None, # [C] their groups; a negative number: no candidate
+    margin: float = .4, # delta of Eq. 5, in units of cosine
+    ) -> Tensor: # [B] one value per pair
+    "SDL with every negative that breaks the margin: the mean of their hinges, 0 if there is none (Eq. 5 after Hermans et al. 2017)."
+    B, (bank, akin) = len(y) // 2, _candidates(y, group, candidates, candidate_group)
+    together = F.cosine_similarity(y[:B], y[B:], dim=-1).repeat(2)
+    apart = F.normalize(y, dim=-1) @ F.normalize(bank, dim=-1).mT
+    # DEVIATION 10: not the hardest negative alone
+    hinges = F.relu(margin - together[:, None] + apart).masked_fill(akin, 0.)
+    return pair_sum(hinges.sum(1) / (hinges > 0).sum(1).clamp(min=1))
 
 # %% ../nbs/02c_losses.ipynb #37e405ab
 @_full_precision

@@ -40,8 +40,8 @@ _VARIANTS = {name: dict(losses=losses, paired="single" not in name) for name, lo
 # %% ../nbs/02d_model.ipynb #8e880fca
 _EDITIONS = {
     "paper": {},
-    "released": dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", wpl_layers=4, distance_rank=32),
-    "refined": dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", z_level="token"),
+    "released": dict(pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations", wpl_layers=4, distance_rank=32),
+    "refined": dict(pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations", z_level="token"),
 }
 for _edition, _weights in L.WEIGHTS.items():
     _EDITIONS[_edition] |= {f"weight_{name}": weight for name, weight in _weights.items()}
@@ -88,7 +88,7 @@ class S2DMConfig(_Weights):
     depth_rank: int = param(128, "rank of the tree probe B (of the one for depths, if there are two)", low=1)
     distance_rank: int = param(0, "rank of a second tree probe, for distances; 0: one B for both", low=0)
     sdl_vectors: str = param("samples", "what SDL compares: y, or the averaged locations", choices=("samples", "locations"))
-    crossed: bool = param(True, "SDL compares each sentence with the negative of its translation, as Eq. 5 is printed")
+    negatives: str = param("crossed", "what SDL keeps a sentence apart from: the hardest negative of its translation (Eq. 5 as printed), its own hardest, or all that break the margin", choices=("crossed", "own", "violating"))
     margin: float = param(.4, "margin of SDL, in units of cosine", low=0)
 
     def __init__(self, **settings):
@@ -400,6 +400,7 @@ class S2DM(_Network):
         if self.heads: terms |= self.heads(_head_inputs(batch, u, c.z_level), batch)
         if c.paired: terms = {name: L.pair_sum(term) for name, term in terms.items()}
         if "SDL" in c.losses:
-            negatives = L.hardest_negatives(u.compared, batch["group"], candidates, candidate_group)
-            terms["SDL"] = L.semantic_discrimination_loss(u.compared, *negatives, c.margin, c.crossed)
+            known = u.compared, batch["group"], candidates, candidate_group
+            terms["SDL"] = (L.violating_discrimination_loss(*known, c.margin) if c.negatives == "violating" else
+                            L.semantic_discrimination_loss(u.compared, *L.hardest_negatives(*known), c.margin, c.negatives == "crossed"))
         return {name: terms[name] for name in c.losses}

@@ -132,6 +132,22 @@ def slow_sdl(d, crossed, margin=.4, extra=None, extra_group=None):
     return torch.stack(out)
 
 
+def slow_violating(d, margin=.4, extra=None, extra_group=None):
+    y, group = list(d["y"]), d["group"].tolist()
+    bank = y + ([] if extra is None else list(extra))
+    bank_group = group + ([] if extra is None else extra_group.tolist())
+    sim = lambda a, b: (a * b).sum() / (a.norm() * b.norm())
+    out, B = [], len(y) // 2
+    for s in range(B):
+        total = 0 * y[s].sum()
+        for i in (s, s + B):
+            hinges = [margin - sim(y[s], y[s + B]) + sim(y[i], v) for v, g in zip(bank, bank_group) if g != group[i] and g >= 0]
+            violating = [h for h in hinges if h > 0]
+            if violating: total = total + sum(violating) / len(violating)
+        out.append(total)
+    return torch.stack(out)
+
+
 def slow_wpl(d):
     out = []
     for n in range(len(d["mask"])):
@@ -193,6 +209,7 @@ CASES = {
     "KL_y": Case(lambda d: L.kl_y(d["loc"], d["kappa"], d["mask"]), slow_kl_y, ("kappa",), {"loc": (1,), "kappa": (1,)} | MASK),
     "SDL": Case(lambda d: sdl(d, True), lambda d: slow_sdl(d, True), ("y",), {}, per_pair=True),
     "SDL_own": Case(lambda d: sdl(d, False), lambda d: slow_sdl(d, False), ("y",), {}, per_pair=True),
+    "SDL_violating": Case(lambda d: L.violating_discrimination_loss(d["y"], d["group"]), slow_violating, ("y",), {}, per_pair=True),
     "WPL": Case(lambda d: L.word_position_loss(d["positions"], d["mask"]), slow_wpl, ("positions",), {"positions": (1,)} | MASK),
     "POS": Case(lambda d: L.part_of_speech_loss(d["scores"], d["tags"], d["mask"]), slow_pos, ("scores",), {"scores": (1,), "tags": (1,)} | MASK),
     "STL_depth": Case(lambda d: L.tree_depth_loss(d["probed"], d["depths"], d["mask"]), slow_depth, ("probed",),
@@ -320,7 +337,7 @@ def test_half_precision(case, how):
     "Under autocast and with half-precision arguments the result is float32, and as near to the truth as the rounded arguments and products allow."
     exact = make(dtype=torch.float32)
     exact["group"] = torch.arange(3).repeat(2)
-    if case in (CASES["SDL"], CASES["SDL_own"]):
+    if case in (CASES["SDL"], CASES["SDL_own"], CASES["SDL_violating"]):
         exact["y"] = torch.eye(4)[torch.tensor([0, 1, 2, 0, 1, 2])] + .1 * exact["y"]
     truth, true_grads = value_and_grads(case, exact)
     d = exact
@@ -527,25 +544,33 @@ def test_negatives_are_never_translations(seed, B, languages, crossed, C):
             assert F.cosine_similarity(y[i], negatives[i], dim=0) == pytest.approx(F.cosine_similarity(y[i, None], admissible).max().item(), abs=1e-12)
     loss = L.semantic_discrimination_loss(y, negatives, found, crossed=crossed)
     assert_close(loss, slow_sdl(dict(y=y, group=group), crossed, extra=extra if C else None, extra_group=extra_group), rtol=1e-9, atol=1e-10)
+    every = L.violating_discrimination_loss(y, group, *memory)
+    assert_close(every, slow_violating(dict(y=y, group=group), extra=extra if C else None, extra_group=extra_group), rtol=1e-9, atol=1e-10)
+    assert (every <= L.semantic_discrimination_loss(y, negatives, found, crossed=False) + 1e-12).all()  # a mean is at most the hardest
+    empty = torch.cat([extra, y.detach()]), torch.cat([extra_group, torch.full((2 * B,), -1)])  # slots of a memory that nothing is in
+    assert_close(L.violating_discrimination_loss(y, group, *empty), L.violating_discrimination_loss(y, group, extra, extra_group))
 
 
 def test_twenty_translations_of_one_sentence_have_no_negative():
     y = (torch.ones(20, 8) + .01 * torch.randn(20, 8, generator=torch.Generator().manual_seed(0))).requires_grad_()
     negatives, found = L.hardest_negatives(y, torch.zeros(20, dtype=torch.long))
     loss = L.semantic_discrimination_loss(y, negatives, found)
-    assert (~found).sum() == 20 and (loss == 0).all()
-    loss.sum().backward()
+    every = L.violating_discrimination_loss(y, torch.zeros(20, dtype=torch.long))
+    assert (~found).sum() == 20 and (loss == 0).all() and (every == 0).all()
+    (loss + every).sum().backward()
     assert (y.grad == 0).all()
 
 
-@pytest.mark.parametrize("crossed", [True, False])
-def test_sdl_is_zero_exactly_when_the_margin_holds(crossed):
+@pytest.mark.parametrize("negatives", ["crossed", "own", "violating"])
+def test_sdl_is_zero_exactly_when_the_margin_holds(negatives):
     "Pairs on orthogonal axes are told apart by 1; the hinge opens where that gap falls below the margin."
     for gap, holds in ((1., True), (.41, True), (.39, False), (0., False)):
         angle = torch.tensor(1 - gap, dtype=torch.float64).acos()  # cosine with the other pair is 1 - gap, within the pair 1
         a, b = torch.tensor([1., 0], dtype=torch.float64), torch.stack([angle.cos(), angle.sin()])
         y = torch.stack([a, b, a, b]).requires_grad_()
-        loss = L.semantic_discrimination_loss(y, *L.hardest_negatives(y, torch.tensor([0, 1, 0, 1])), crossed=crossed)
+        group = torch.tensor([0, 1, 0, 1])
+        loss = (L.violating_discrimination_loss(y, group) if negatives == "violating" else
+                L.semantic_discrimination_loss(y, *L.hardest_negatives(y, group), crossed=negatives == "crossed"))
         assert_close(loss, torch.full((2,), 2 * max(0., .4 - gap), dtype=torch.float64))
         loss.sum().backward()
         assert (y.grad == 0).all().item() == (holds or gap == 0.)
@@ -555,6 +580,26 @@ def test_own_negatives_are_the_harder_reading():
     for seed in range(20):
         d = make(N=12, seed=seed)
         assert (sdl(d, False) >= sdl(d, True) - 1e-12).all()
+
+
+def test_where_all_begins_alike_the_hardest_negative_ends_in_one_point_and_all_violating_ones_do_not():
+    "What edition refined is for: vectors with a large common part and a linear map that is trained with SDL alone."
+    g = torch.Generator().manual_seed(0)
+    meaning, group, mean_cosine, sdl = torch.randn(64, 32, generator=g), torch.arange(64).repeat(2), {}, {}
+    x = 4 + torch.cat([meaning, meaning]) + 2.5 * torch.randn(128, 32, generator=g)  # two noisy versions of each meaning, far from the origin
+    hardest = lambda y: L.semantic_discrimination_loss(y, *L.hardest_negatives(y, group), crossed=False)
+    for name, loss in dict(hardest=hardest, violating=lambda y: L.violating_discrimination_loss(y, group)).items():
+        torch.manual_seed(0)
+        net = torch.nn.Linear(32, 32)
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss(net(x)).mean().backward()
+            optimizer.step()
+        y = F.normalize(net(x).detach(), dim=-1)
+        mean_cosine[name], sdl[name] = (y @ y.mT).mean().item(), hardest(y).mean().item()
+    assert mean_cosine["hardest"] > .95 and abs(mean_cosine["violating"]) < .1
+    assert sdl["hardest"] > .78 and sdl["violating"] < .7  # twice the margin is .8: even what it does not minimise is smaller
 
 
 def test_gradient_reaches_negatives_of_the_batch_and_of_a_memory():

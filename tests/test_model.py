@@ -81,11 +81,11 @@ def largest(net): return max(0. if p.grad is None else p.grad.abs().max().item()
 def test_editions_are_what_the_documentation_says():
     paper, released, refined = (S2DMConfig(edition=e).as_dict() for e in EDITIONS)
     differ = lambda a: {k: v for k, v in a.items() if v != paper[k] and k != "edition"}
-    assert differ(released) == dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", wpl_layers=4, distance_rank=32,
+    assert differ(released) == dict(pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations", wpl_layers=4, distance_rank=32,
                                     weight_KL_y=.01, weight_KL_z=.001)
-    assert differ(refined) == dict(pooling="parameters", kappa_min=100., crossed=False, sdl_vectors="locations", z_level="token", weight_KL_y=.01, weight_KL_z=.001)
+    assert differ(refined) == dict(pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations", z_level="token", weight_KL_y=.01, weight_KL_z=.001)
     assert paper == S2DMConfig().as_dict()
-    wanted = dict(pooling="samples", kappa_min=0., crossed=True, sdl_vectors="samples", wpl_layers=3, distance_rank=0, z_level="sentence", posterior="vmf",
+    wanted = dict(pooling="samples", kappa_min=0., negatives="crossed", sdl_vectors="samples", wpl_layers=3, distance_rank=0, z_level="sentence", posterior="vmf",
                   latent_width=200, margin=.4, depth_rank=128, tags=17)
     assert {k: paper[k] for k in wanted} == wanted and {v for k, v in paper.items() if k.startswith("weight_")} == {1.}
 
@@ -99,7 +99,7 @@ def test_the_notebook_has_a_row_for_each_setting_of_an_edition():
 
 
 OTHER = dict(losses=("RL",), paired=False, encoder_width=5, vocabulary=9, tags=3, max_positions=2, latent_width=7, posterior="power_spherical", kappa_min=3.,
-             pooling=None, z_level=None, mlp_layers=2, mlp_width=3, decoder_width=4, wpl_layers=2, depth_rank=5, distance_rank=6, sdl_vectors=None, crossed=None,
+             pooling=None, z_level=None, mlp_layers=2, mlp_width=3, decoder_width=4, wpl_layers=2, depth_rank=5, distance_rank=6, sdl_vectors=None, negatives=None,
              margin=.1, **{f"weight_{name}": .5 for name in ALL})
 
 
@@ -108,7 +108,7 @@ OTHER = dict(losses=("RL",), paired=False, encoder_width=5, vocabulary=9, tags=3
 def test_a_setting_can_be_overridden_alone(edition, name):
     base = dict(edition=edition, variant="s2dm_single_sp") if name == "paired" else dict(edition=edition)
     before = S2DMConfig(**base).as_dict()
-    two = dict(pooling=("samples", "parameters"), z_level=("sentence", "token"), sdl_vectors=("samples", "locations"), crossed=(True, False), paired=(True, False))
+    two = dict(pooling=("samples", "parameters"), z_level=("sentence", "token"), sdl_vectors=("samples", "locations"), negatives=("own", "violating"), paired=(True, False))
     value = next(v for v in two[name] if v != before[name]) if name in two else OTHER[name]
     after = S2DMConfig(**base, **{name: value}).as_dict()
     assert {k for k in after if after[k] != before[k]} == {name} and after[name] == value
@@ -131,7 +131,7 @@ def test_variants_set_losses_and_pairs():
     (dict(variant="baseline"), "choose one of"), (dict(losses=()), "at least one"), (dict(losses="RL,RL"), "each once"), (dict(losses="RL,XL"), "choose one of"),
     (dict(latent_width=1), "from 2"), (dict(kappa_min=-1), "from 0"), (dict(weight_RL=-1.), "from 0"), (dict(posterior="gauss"), "choose one of"),
     (dict(margin=float("nan")), "margin"), (dict(paired=False), "CRL and SDL"), (dict(variant="s2dm_single_pos", losses="SDL"), "SDL"),
-    (dict(latent_width=2.5), "latent_width"), (dict(crossed=1), "crossed")])
+    (dict(latent_width=2.5), "latent_width"), (dict(negatives="all"), "choose one of")])
 def test_impossible_settings(settings, message):
     with pytest.raises(ParameterError, match=re.escape(message)): S2DMConfig(**settings)
 
@@ -291,7 +291,8 @@ def test_bags_divergences_and_sdl_by_hand(settings):
     assert_close(terms["KL_z"], L.pair_sum(L.kl_z(q.mu_z, q.logvar_z, q_mask)))
     assert_close(terms["KL_y"], L.pair_sum(L.kl_y(q.mu_y, q.kappa, q_mask)))
     n, found = L.hardest_negatives(u.compared, b["group"])
-    assert_close(terms["SDL"], L.semantic_discrimination_loss(u.compared, n, found, .4, c.crossed))
+    if c.negatives == "violating": assert_close(terms["SDL"], L.violating_discrimination_loss(u.compared, b["group"]))
+    else: assert_close(terms["SDL"], L.semantic_discrimination_loss(u.compared, n, found, .4, c.negatives == "crossed"))
 
 
 @pytest.mark.parametrize("settings", READINGS)
@@ -349,8 +350,10 @@ def test_negatives_come_from_a_memory_too():
     alone = model.loss_terms(b, u)
     everyone = u.y.detach(), torch.full((6,), 99)  # each sentence itself, under another name: its hardest negative has cosine 1
     assert_close(model.loss_terms(b, u, *everyone)["SDL"], torch.full((3,), .8))  # y_s meets the negative of y_t, which is y_t
-    own = model_of(variant="vgvae_sdl", crossed=False).loss_terms(b, u, *everyone)["SDL"]
+    own = model_of(variant="vgvae_sdl", negatives="own").loss_terms(b, u, *everyone)["SDL"]
     assert_close(own, 2 * (1.4 - F.cosine_similarity(u.y[:3], u.y[3:])))
+    every = model_of(variant="vgvae_sdl", negatives="violating").loss_terms(b, u, *everyone)["SDL"]
+    assert_close(every, L.violating_discrimination_loss(u.y, b["group"], *everyone))
     same = model.loss_terms(b, u, u.y.detach(), b["group"])
     assert_close(same["SDL"], alone["SDL"])
 
