@@ -195,7 +195,8 @@ def _settings(overrides) -> dict[str, str]: # setting -> value; raises Parameter
     return found
 
 # %% ../nbs/03a_siamese.ipynb #1efddbea
-PRESETS = {"small": dict(collections="synthetic", selection="synthetic", epochs=1, learning_rate=1e-3)} # of an encoder; for all others the paper's
+_REAL = dict(epochs=3, learning_rate=1e-3)
+PRESETS = {"small": dict(collections="synthetic", selection="synthetic", epochs=1, learning_rate=1e-3), "real-s": _REAL, "real-m": _REAL} # for all other encoders the paper's
 SELECTION = {"zh_sts": "Chinese STS, dev (no licence stated)", "synthetic": "generated pairs, dev"}
 
 

@@ -262,7 +262,7 @@ def test_systems_that_differ_have_folders_that_differ():
 
 
 def test_learning_rate_and_settings():
-    assert PretrainConfig(model="real-s").learning_rate == 5e-5 and PretrainConfig(model="mbert", learning_rate=.1).learning_rate == .1
+    assert PretrainConfig(model="xlm100").learning_rate == 5e-5 and PretrainConfig(model="real-s").epochs == 3 and PretrainConfig(model="mbert", learning_rate=.1).learning_rate == .1
     model = PretrainConfig(edition="released", overrides="kappa_min=1,weight_KL_y=0.5,losses=RL+KL_y").model_config(vocabulary=7)
     assert (model.kappa_min, model.weight_KL_y, model.losses, model.pooling, model.vocabulary) == (1, .5, ("RL", "KL_y"), "parameters", 7)
 
