@@ -248,6 +248,16 @@ def test_questions_from_files_and_what_is_none(parts, tmp_path):
     with pytest.raises(ParameterError, match="some questions have the same id"): finetune(config(parts, dev=f"{parts / 'questions.json'},{parts / 'questions.json'}"))
 
 
+def test_the_table_of_settings_says_what_the_presets_are():
+    cells = json.loads((ROOT / "nbs/04c_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
+    rows = next(t for t in ("".join(c["source"]) for c in cells) if t.startswith("## Settings")).splitlines()
+    rows = [[cell.strip() for cell in r.strip("|").split("|")] for r in rows if r.startswith("|") and r.count("|") == 6][2:]
+    said = {name: (int(epochs), int(batch), float(rate)) for names, epochs, batch, rate, _ in rows for name in names.removesuffix(", ours").split(", ")}
+    asked = lambda name: (FinetuneConfig(model=name).epochs, FinetuneConfig(model=name).batch, FinetuneConfig(model=name).learning_rate)
+    assert said.pop("others") == asked("some/encoder") and {*said, "xlmr"} == set(PRESETS)
+    assert said == {name: asked(name) for name in said}
+
+
 def test_presets_name_english_questions():
     for name in {n for preset in PRESETS.values() for n in (*preset["data"].split(","), *preset["dev"].split(","))}:
         corpus, part = name.split("/")
