@@ -377,11 +377,11 @@ def window_lengths(n=2000): # of windows as long as SQuAD's
     return Text(400, 0).lengths(n, w["window_mean"], w["window_sd"], 24, 384)
 
 
-def disk(name, target, cost): # GB: what is shared, and what each run leaves
+def disk(name, target, cost): # GB: what is shared, and what each run leaves: weights to go on from, the best ones of S2DM, and those that the next stage reads
     n, w = runs(target), work()
     cache = w["ud_subwords"] * (2 * FULL[name]["width"] + 8)
-    return dict(encoder=4 * cost["weights"] / GB, cache=cache / GB, pretrain=20 * cost["s2dm"] / GB, finetune=16 * cost["weights"] / GB,
-                all=(4 * cost["weights"] + cache + n["pretrain"] * 20 * cost["s2dm"] + n["finetune"] * 16 * cost["weights"]) / GB)
+    return dict(encoder=4 * cost["weights"] / GB, cache=cache / GB, pretrain=12 * cost["s2dm"] / GB, finetune=8 * cost["weights"] / GB,
+                all=(4 * cost["weights"] + cache + n["pretrain"] * 12 * cost["s2dm"] + n["finetune"] * 8 * cost["weights"]) / GB)
 
 
 def save(name, rows): # figures/name.csv

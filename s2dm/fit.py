@@ -241,9 +241,9 @@ class _Saved: # a model in training: where it stands, in memory and on the disk
             if name.startswith("optimizer."): state.setdefault(int(name.split(".")[1]), {})[name.split(".")[2]] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | dict(state=state))
 
-    def save(self):
+    def save(self, done: bool = False): # done: there will be no further step
         if self.accelerator.is_main_process:
-            state = {f"optimizer.{i}.{name}": t for i, s in self.optimizer.state_dict()["state"].items() for name, t in s.items()}
+            state = {} if done else {f"optimizer.{i}.{name}": t for i, s in self.optimizer.state_dict()["state"].items() for name, t in s.items()}
             _save(self.folder / "fit.safetensors", {f"model.{k}": t for k, t in _weights(self.model).items()} | state,
                   dict(identity=self.identity, progress=vars(self.progress)))
         self.saved = time.monotonic()
@@ -319,7 +319,7 @@ def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, tot
             bar.set_postfix(loss=f"{line['loss']:.4g}", **({metric: f"{p.best:.4g}"} if p.best_step else {}))
             if due: log.write(p.step, "evaluation", run.evaluate(evaluate, metric, config.patience))
             p.seconds = before + time.monotonic() - started
-            if last or p.stopped or time.monotonic() - run.saved >= config.checkpoint_seconds: run.save()
+            if last or p.stopped or time.monotonic() - run.saved >= config.checkpoint_seconds: run.save(last or p.stopped)
             if last or p.stopped: break
     finally:
         bar.close()

@@ -139,6 +139,7 @@ def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(where, s
     assert "the last good checkpoint" in str(error.value)
     kept = load_file(tmp_path / "fit.safetensors")
     assert all(t.isfinite().all() for t in kept.values()) and int(kept["model.seen"]) == 8 * 4
+    assert any(k.startswith("optimizer.") for k in kept)
 
 
 def test_the_best_evaluation_chooses_the_weights_and_patience_ends_the_run(tmp_path):
@@ -151,6 +152,7 @@ def test_the_best_evaluation_chooses_the_weights_and_patience_ends_the_run(tmp_p
     net, found = train(tmp_path, evaluate=evaluate, metric="value", evaluate_every=6, patience=2)
     assert list(found.evaluations.step) == [6, 12, 18, 24] and (found.best_step, found.steps) == (12, 24)
     assert all(torch.equal(t, snapshots[1][k]) for k, t in net.state_dict().items()) and not net.training
+    assert all(k.startswith("model.") for k in load_file(tmp_path / "fit.safetensors"))  # no optimizer: there will be no further step
     again, after = train(tmp_path, evaluate=evaluate, metric="value", evaluate_every=6, patience=2) # finished: nothing is evaluated again
     assert same(net, again) and after.evaluations.equals(found.evaluations)
 

@@ -74,20 +74,15 @@ def test_tables_of_the_estimate_fit_together():
         for gpu in ("H100", "A100"): assert float(total[f"hours_{gpu}"]) == pytest.approx(sum(runs[r["stage"]] * float(r[f"min_{gpu}"]) for r in mine) / 60, rel=.01)
         m = {k: float(v) for k, v in memory[total["encoder"]].items() if k != "encoder"}
         assert float(total["disk_GB"]) == pytest.approx(m["download_GB"] + m["cache_GB"] + runs["pretrain"] * m["s2dm_run_GB"] + runs["finetune"] * m["reader_run_GB"], rel=.01)
-        assert m["reader_run_GB"] == pytest.approx(4 * m["download_GB"], rel=.01) and m["together_GB"] == pytest.approx(m["states_GB"] + m["activations_GB"], rel=.01)
+        assert m["reader_run_GB"] == pytest.approx(2 * m["download_GB"], rel=.01) and m["together_GB"] == pytest.approx(m["states_GB"] + m["activations_GB"], rel=.01)
     with open(ROOT / "data/paper/in_text.csv", encoding="utf-8", newline="") as f: paper = {row["quantity"]: float(row["value"]) for row in csv.DictReader(f)}
     for name in memory: assert float(memory[name]["million_weights"]) == pytest.approx(paper[f"mrc_params_{name}"], rel=.02) # the paper's own count
 
 
-def test_other_commands_of_the_page(tmp_path, capsys):
-    measure, delete, load = COMMANDS
+def test_other_commands_of_the_page():
+    measure, load = COMMANDS
     assert measure == "python benchmarks/gpu.py --json runs/gpu.json" and load.startswith("python -c ")
     exec(load.split('"')[1].replace("mbert", "small"), {})
-    for name in ("done/metrics.json", "done/fit.safetensors", "done/checkpoint/model.safetensors", "going/fit.safetensors"):
-        (tmp_path / "runs/finetune" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "runs/finetune" / name).touch()
-    subprocess.run(delete, shell=True, cwd=tmp_path, check=True)
-    assert {str(p.relative_to(tmp_path / "runs/finetune")) for p in tmp_path.rglob("*") if p.is_file()} == {"done/metrics.json", "done/checkpoint/model.safetensors", "going/fit.safetensors"}
 
 
 def test_own_questions_are_read_as_the_page_says(tmp_path, capsys):
