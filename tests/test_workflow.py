@@ -102,7 +102,7 @@ PLANS = {
     "snakemake --profile profiles/local --config profile=real": ("real, reproduce: 42 runs", dict(data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, report_reproduce=1, reproduce=1, total=46)),
     "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full": ("paper, full: 430 runs", dict(data=1, pretrain=85, finetune=115, evaluate=115, analyse=115, report_full=1, full=1, total=433)),
     "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
-    "snakemake --executor slurm --config systems=baseline,s2dm_sp,s2dm_sp-untrained seeds=2": ("small, reproduce: 20 runs", dict(pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=22)),
+    "snakemake --executor slurm --jobs 32 --config systems=baseline,s2dm_sp,s2dm_sp-untrained seeds=2": ("small, reproduce: 20 runs", dict(pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=22)),
     "snakemake --profile profiles/gpu --config profile=paper --dry-run": ("paper, reproduce: 28 runs", dict(data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1, total=31)),
     "snakemake --profile profiles/gpu --config profile=paper models=mbert": ("paper, reproduce: 14 runs", dict(data=1, pretrain=2, finetune=4, evaluate=4, analyse=4, report_reproduce=1, reproduce=1, total=17)),
     "snakemake --profile profiles/gpu --config profile=paper models=xlm100": ("paper, reproduce: 14 runs", dict(data=1, pretrain=2, finetune=4, evaluate=4, analyse=4, report_reproduce=1, reproduce=1, total=17)),
@@ -145,17 +145,25 @@ def test_what_is_not_known_is_named(place, more, says):
     assert code == 1 and says in out
 
 
+@pytest.mark.parametrize("how, side_by_side", [(["--cores", "1"], 1), (["--cores", "3"], 3), (["--profile", "profiles/local"], os.cpu_count()), (["--profile", "profiles/gpu"], os.cpu_count())])
+def test_as_many_runs_side_by_side_as_asked_for(place, how, side_by_side):
+    "At first five runs need nothing: the baseline's fine-tuning and pre-training four times."
+    for line in start(place, *how).stdout:
+        if found := re.match(r"Execute (\d+) jobs", line): break
+    assert found and int(found[1]) == min(5, side_by_side)
+
+
 @pytest.mark.timeout(900) # on a busy machine
 def test_failed_and_killed_runs(place, tmp_path):
     "One run fails, which names its notebook and leaves it; another is killed, with the whole call. The next call repeats nothing that was finished."
     two, runs = ["--config", "systems=baseline,s2dm_sp"], tmp_path / "runs"
-    process = start(place, *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp-refined")
+    process = start(place, "--cores", "2", *two, FAIL="evaluate/baseline", HOLD="finetune/s2dm_sp-refined")
     failed, held = runs / "evaluate/small/baseline/seed0", runs / "finetune/small/s2dm_sp-refined/seed0/checkpoint"
     for _ in range(1500):
         if (failed / "run.log").exists() and "what went wrong" in (failed / "run.log").read_text() and held.exists(): break
         time.sleep(.1)
     time.sleep(3) # for Snakemake to notice
-    code, out = snakemake(place, *two)
+    code, out = snakemake(place, "--cores", "2", *two)
     assert code == 1 and "another call of snakemake works in" in out
     os.killpg(process.pid, signal.SIGKILL)
     out = process.communicate()[0]
@@ -165,7 +173,7 @@ def test_failed_and_killed_runs(place, tmp_path):
     before = started(tmp_path)
     assert sorted(before) == sorted(["finetune baseline 0", "evaluate baseline 0", "pretrain s2dm_sp-refined 0", "finetune s2dm_sp-refined 0"])
 
-    code, out = snakemake(place, *two)
+    code, out = snakemake(place, "--cores", "2", *two)
     assert code == 0, out[-3000:]
     assert sorted(started(tmp_path)[len(before):]) == sorted(["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp-refined 0", "evaluate s2dm_sp-refined 0", "analyse s2dm_sp-refined 0"])
     assert len((runs / "figures/small/report.html").read_text().splitlines()) == 7
@@ -173,7 +181,7 @@ def test_failed_and_killed_runs(place, tmp_path):
     assert metrics == dict(figures=str(runs / "analyse/small/s2dm_sp-refined/seed0/figures"), gpu="") and {line.split("=")[1] for line in (runs / "log.txt").read_text().splitlines()} == {"1"}
 
     (place / "nbs/04_finetune.ipynb").touch() # neither this nor another call repeats anything
-    code, out = snakemake(place, *two)
+    code, out = snakemake(place, "--cores", "2", *two)
     assert code == 0 and "Nothing to be done" in out and "7 runs, 7 of them done" in out
     shutil.rmtree(runs / "finetune/small/s2dm_sp-refined") # what is thrown away is made again, with all that stands on it
     code, out = snakemake(place, "--dry-run", *two)
@@ -199,7 +207,7 @@ def test_the_embedded_job_with_few_steps(tmp_path):
     out = process.communicate()[0]
     before = {path: path.read_bytes() for path in runs.glob("*/*/*/*/metrics.json")}
     assert runs / "pretrain/small/s2dm_sp-refined/seed0/metrics.json" in before and len(before) == 1, out[-3000:]
-    code, out = snakemake(place, **offline)
+    code, out = snakemake(place, "--cores", "2", **offline)
     assert code == 0, out[-3000:]
     assert all(path.read_bytes() == content for path, content in before.items()) and len(list(runs.glob("*/*/*/*/metrics.json"))) == 4
     assert "S2DM" in (runs / "figures/small/report.html").read_text(encoding="utf-8") and not (place / "figures").exists()
