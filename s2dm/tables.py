@@ -52,7 +52,7 @@ def write_table(
     folder: str | Path, # where to
 ) -> Path: # the csv
     "Write `name`.csv (data), `name`.md and `name`.tex (as printed)."
-    md, tex = [f"**{table.title}.** {table.caption}"], [f"% {table.title}"]
+    md, tex = [f"**{table.title}{'' if table.title.endswith('?') else '.'}** {table.caption}"], [f"% {table.title}"]
     for heading, cells in table.blocks:
         text = cells.map(str)
         tex += [f"% {heading}"] * bool(heading) + [text.to_latex(index=False, escape=True, multicolumn_format="c").replace("±", r"$\pm$").replace("–", "--").replace("−", "$-$")]
