@@ -1,10 +1,12 @@
 """Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab;
-the result of the embedded experiment and the estimated GPU hours; and the tables in the prose of notebooks and of docs/*.md, from the csv that a run has written:
+the result of the embedded experiment and the estimated GPU hours; and the tables in the prose of notebooks and of docs/*.md, from what a run has written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
     <!-- end -->
+    <!-- table figures/real/languages.md -->
+    <!-- end -->
 
-(file, then the columns to show; none: all). With `--check` nothing is written; what differs is named, and the exit status is 1."""
+(a csv, then the columns to show, none: all; or a page, as it is). With `--check` nothing is written; what differs is named, and the exit status is 1."""
 import csv
 import json
 import re
@@ -82,6 +84,7 @@ def number(text: str) -> str: # as a table shows it
 def table(match: re.Match) -> str:
     "A table between its two comments, from its file."
     file, *columns = match[1].split()
+    if file.endswith(".md"): return f"<!-- table {file} -->\n{(ROOT / file).read_text(encoding='utf-8').strip()}\n<!-- end -->"
     with open(ROOT / file, encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
     columns = columns or list(rows[0])
     lines = [columns, ["---"] * len(columns), *([number(row[c]) for c in columns] for row in rows)]

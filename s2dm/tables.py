@@ -349,6 +349,7 @@ def losses_table(
 # %% ../nbs/07b_tables.ipynb #3142473b
 #: name -> title, caption, table of stage 06, rows, columns, value, decimals
 DETAILS = {
+    "languages": ("Reading by language", "EM and F1, percent, question and context in one language; with the controls.", "scores", ["dataset", "lang"], ["system", "metric"], "score", 1),
     "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores.", "sts", ["corpus", "part"], ["system", "kind"], "pearson", 1),
     "retrieval": ("Translation retrieval by language", "Nearest neighbour among the translations, percent, mean of both directions.", "retrieval", ["corpus", "lang"], ["system", "kind"], "mean", 1),
     "probes": ("Linear probes", "Score of a linear probe, percent; the csv has the control task (Hewitt and Liang, 2019) and chance.", "probes", ["level", "task", "metric"], ["system", "of"], "score", 1),
@@ -360,8 +361,9 @@ DETAILS = {
     "gradients": ("Which loss reaches which module", "Norm of each loss's gradient in a tiny S2DM with random weights; 0: the loss does not reach the module.", "gradients", ["edition", "loss"], ["module"], "norm", None)}
 
 
-#: what is done to a table of stage 06 before it is printed
+#: what is done to a table of stage 05 or 06 before it is printed
 _PREPARED = {
+    "languages": lambda t: t[t["context"] == t["question"]].rename(columns=dict(context="lang", em="EM", f1="F1")).melt(["model", "system", "dataset", "lang", "seed"], ["EM", "F1"], "metric", "score"),
     "constituents": lambda t: t[t["of"] == "predicted"],
     "decoding": lambda t: pd.concat([t.assign(answers="free"), t.assign(answers="constituents", em=t["em_constituents"])], ignore_index=True),
     "probes": lambda t: t.assign(of=t["of"].replace("encoder", "mean")), "selectivity": lambda t: t.assign(of=t["of"].replace("encoder", "mean"))}
@@ -371,10 +373,10 @@ def detail_table(
     results: Results, # all there is
     name: str, # key of `DETAILS`
 ) -> Table:
-    "A table of the analyses, averaged over seeds."
+    "A table of the evaluations or analyses, averaged over seeds."
     title, caption, source, rows, columns, value, digits = DETAILS[name]
-    found = results.tables.get(source, pd.DataFrame())
-    if not len(found): return Table(name, title, caption, pd.DataFrame(columns=[*rows, *columns, value]), [], ["There are no analyses (stage 06) with this table."])
+    found = results.scores if source == "scores" else results.tables.get(source, pd.DataFrame())
+    if not len(found): return Table(name, title, caption, pd.DataFrame(columns=[*rows, *columns, value]), [], [f"There are no {'evaluations (stage 05)' if source == 'scores' else 'analyses (stage 06) with this table'}."])
     found = _PREPARED.get(name, lambda t: t)(found)
     keys = ["model", *dict.fromkeys(["system", *columns] if "system" in columns else columns), *rows]
     data, blocks = _as_met(summarise(found, tuple(keys), value).rename(columns=dict(mean=value)), found, keys), []

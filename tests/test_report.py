@@ -13,9 +13,9 @@ from scipy import stats
 from s2dm.core import DataError, MissingData
 from s2dm.figures import all_figures, boundary_example, draw_tree, figure1, figure5, figure6
 from s2dm.report import findings, headline, report, unlike
-from s2dm.results import ReportConfig, collect, compare, control_of, against_baseline, holm, interval, main_effects, measures, paired, summarise
+from s2dm.results import ReportConfig, collect, compare, control_of, against_baseline, holm, interval, main_effects, measures, paired, shown_as, summarise
 from s2dm.synthetic import SyntheticConfig
-from s2dm.tables import all_tables, constituents_table, graded, reading_table, separation_table, versus_table
+from s2dm.tables import all_tables, constituents_table, detail_table, graded, reading_table, separation_table, versus_table
 
 PIXEL = b"\x89PNG\r\n\x1a\n" + b"\0" * 20  # no picture, but as long as the head of one
 
@@ -50,6 +50,17 @@ def em(root, system, seed, languages=LANGUAGES):
     "Zero-shot EM, from the file."
     rows = json.loads((root / f"evaluate/small/{system}/seed{seed}/metrics.json").read_text())["results"]
     return np.mean([r["em"] for r in rows if r["context"] != "svo" and r["context"] in languages])
+
+
+def test_reading_by_language_has_every_score_averaged_over_seeds(runs, several):
+    table = detail_table(several, "languages").data.set_index(["system", "metric", "lang"])["score"]
+    systems = sorted(p.name for p in (runs / "evaluate/small").iterdir())
+    assert len(table) == len(systems) * 2 * len(LANGUAGES)
+    for system in systems:
+        scores = [json.loads(p.read_text())["results"] for p in (runs / "evaluate/small" / system).glob("*/metrics.json")]
+        for metric in ("em", "f1"):
+            for i, lang in enumerate(r["context"] for r in scores[0]):
+                assert table[shown_as(system, several.edition), metric.upper(), lang] == pytest.approx(np.mean([s[i][metric] for s in scores]))
 
 
 # --- statistics
