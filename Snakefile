@@ -31,6 +31,7 @@ FOLDER = {name: resolved(given)[0] for name, given in read("systems").items()} #
 SYSTEMS = dict(map(resolved, read("systems").values())) # folder -> parameters
 RUNS, FIGURES = (os.environ.get(f"S2DM_{what.upper()}") or what for what in ("runs", "figures"))
 MODELS = {name.strip("/").replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
+REFERENCES = PROFILE.get("references", "") if {"all", "baseline"} & {*config.get("systems", "all").split(",")} else "" # the baseline's analysis trains these readers
 CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used: the same numbers everywhere
 
 
@@ -59,7 +60,7 @@ PRETRAINED = {s2dm_of(name): {k: v for k, v in given.items() if k in ("variant",
 
 def given(stage): # the parameters of a run, as papermill takes them
     def of(w):
-        system = PRETRAINED[w.system] if stage == "pretrain" else SYSTEMS[w.system]
+        system = (PRETRAINED if stage == "pretrain" else SYSTEMS)[w.system] | (dict(references=REFERENCES) if REFERENCES and (stage, w.system) == ("analyse", "baseline") else {})
         return arguments(dict(model=MODELS[w.model], **system, seed=w.seed) | PROFILE.get("parameters", {}).get(stage, {}))
     return of
 
@@ -73,6 +74,7 @@ def before(stage): # what a run needs to be there
         if stage == "finetune" and s2dm_of(w.system): need += [record("pretrain", w.model, s2dm_of(w.system), w.seed)]
         if stage in ("evaluate", "analyse"): need += [record("finetune", w.model, w.system, w.seed)]
         if stage == "analyse": need += [record("evaluate", w.model, w.system, w.seed)]
+        if REFERENCES and stage == "analyse" and w.system != "baseline": need += [record("analyse", w.model, "baseline", w.seed)]
         return need if len(need) or not PROFILE.get("data") else [ancient(f"{RUNS}/data/metrics.json")]
     return of
 
