@@ -341,7 +341,7 @@ def test_a_run_leaves_record_model_encoder_and_card(tmp_path):
     result = toy_run(epochs=2)
     assert {p.name for p in result.folder.iterdir()} == {"config.json", "metrics.json", "fit.safetensors", "best.safetensors", "checkpoint", "tensorboard"}
     metrics, config = (json.loads((result.folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
-    assert config["parameters"]["learning_rate"] == 5e-5 and "wall_time_s" in config and metrics["examples"] == 36
+    assert config["parameters"]["learning_rate"] == 1e-3 and "wall_time_s" in config and metrics["examples"] == 36
     assert metrics["encoder"]["revision"] == "r1" and len(metrics["evaluations"]) == 2 and metrics["retrieval_pud"][0]["lang"] == "de"
     assert max(e["y"] for e in metrics["evaluations"]) == next(e["y"] for e in metrics["evaluations"] if e["step"] == metrics["best_step"])
     card = (result.folder / "checkpoint/README.md").read_text()
