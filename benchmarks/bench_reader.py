@@ -23,7 +23,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from transformers import BertConfig, BertModel  # noqa: E402
 
-from s2dm.core import device_name, peak_memory, seed_everything  # noqa: E402
+from s2dm.core import device_name, has_bfloat16, peak_memory, seed_everything  # noqa: E402
 from s2dm.encoder import length_batches, mbert_tokenizer  # noqa: E402
 from s2dm.evaluation import predict  # noqa: E402
 from s2dm.features import SpanTokenizer, TrainingBatches, Windows, pad_windows  # noqa: E402
@@ -147,7 +147,8 @@ def evaluation(args, tokenizer, _):
     device = reader.head.weight.device
 
     @torch.no_grad()
-    def forward(batches): return [reader.scores(b) for b in batches]
+    def forward(batches): # in the precision in which `read` computes
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device.type)): return [reader.scores(b) for b in batches]
     ready = {language: [{k: x.to(device) for k, x in pad_windows(w, at).items()} for at in length_batches(w.lengths.tolist(), args.budget)] for language, w in windows.items()}
     times = alternate({"forward": [lambda b=b: forward(b) for b in ready.values()], "read": [lambda w=w: reader.read(w, budget=args.budget, progress=False) for w in windows.values()],
                        "predict": [lambda q=q: predict(reader, q, progress=False) for q in questions.values()]}, max(3, args.rounds // 2), warm=0)
