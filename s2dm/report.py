@@ -25,7 +25,7 @@ def _signed(x, digits=1): return f"{x:+.{digits}f}".replace("-", "−") if round
 
 
 def in_words(
-    row, # of `compare`: difference, low, high, p, pairs
+    row, # of `compare`: difference, low, high, p, p_holm, pairs
     unit: str = "points", # of the difference
     digits: int = 1, # decimals
 ) -> tuple[str, str]: # "it rises", "it falls", "no change can be told", ...; the numbers
@@ -34,9 +34,9 @@ def in_words(
     if row["pairs"] < 2: return "a single difference", f"{size}; one seed, no test possible"
     numbers = f"{size}, 95 % interval {_signed(row['low'], digits)} to {_signed(row['high'], digits)}"
     if pd.isna(row["p"]): return "no test possible", f"{numbers}, {row['pairs']} paired seeds, all with the same difference"
-    p = p_text(row["p"])
-    told = "no change can be told" if row["p"] >= ALPHA else "it rises" if row["difference"] > 0 else "it falls"
-    return told, f"{numbers}, p {p if p.startswith('<') else '= ' + p}, {row['pairs']} paired seeds"
+    p, corrected = p_text(row["p"]), p_text(row["p_holm"])
+    told = "no change can be told" if row["p_holm"] >= ALPHA else "it rises" if row["difference"] > 0 else "it falls"
+    return told, f"{numbers}, p {p if p.startswith('<') else '= ' + p}{f', corrected {corrected}' * (corrected != p)}, {row['pairs']} paired seeds"
 
 # %% ../nbs/07d_report.ipynb #75310a48
 class Finding(NamedTuple):

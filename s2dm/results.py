@@ -296,19 +296,23 @@ def summarise(
     return pd.DataFrame(rows, columns=[*keys, "mean", "low", "high", "runs"])
 
 
+def _corrected(tests, together): # Holm's correction for the tests that agree in these columns
+    return tests.assign(p_holm=tests.groupby(together)["p"].transform(holm) if len(tests) else np.nan)
+
+
 def compare(
     table: pd.DataFrame, # as from `measures`
     reference: Callable[[str, set[str]], str | None], # system, all systems -> the one it is held against
     keys: tuple[str, ...] = ("model", *_WHAT), # what must be the same of both
     value: str = "value", # column to compare
-) -> pd.DataFrame: # keys, system, reference, difference, low, high, p, pairs
+) -> pd.DataFrame: # keys, system, reference, difference, low, high, p, pairs; p_holm: p corrected for the systems with the same keys and reference
     "Each system against another, seed by seed."
     rows = []
     for name, part in table.groupby(list(keys), sort=True):
         by = {system: s.groupby("seed")[value].mean() for system, s in part.groupby("system", sort=True)}
         rows += [dict(zip(keys, name)) | dict(system=system, reference=other) | paired(by[system], by[other])
                  for system in by if (other := reference(system, {*by})) in by and other != system]
-    return pd.DataFrame(rows, columns=[*keys, "system", "reference", "difference", "low", "high", "p", "pairs"])
+    return _corrected(pd.DataFrame(rows, columns=[*keys, "system", "reference", "difference", "low", "high", "p", "pairs"]), [*keys, "reference"])
 
 
 def against_baseline(system: str, there: set[str]) -> str: # what was asked about, what there is
@@ -334,7 +338,7 @@ def _effect(by, loss): # per seed
 def main_effects(
     table: pd.DataFrame, # as from `measures`
     wanted: tuple[tuple[str, str], ...] | None = None, # measures and vectors, such as ("STS, Pearson", "y"); None: all
-) -> pd.DataFrame: # model, data, measure, of, loss, difference, low, high, p, pairs
+) -> pd.DataFrame: # model, data, measure, of, loss, difference, low, high, p, pairs; p_holm: p corrected for the losses
     "What each loss adds, over all systems with and without it."
     rows = []
     for name, part in table.groupby(["model", *_WHAT], sort=True):
@@ -342,7 +346,7 @@ def main_effects(
         by = {system: s.groupby("seed")["value"].mean() for system, s in part.groupby("system", sort=True)}
         rows += [dict(zip(["model", *_WHAT], name)) | dict(loss=loss) | paired(effect, 0 * effect)
                  for loss in ("CRL", "SDL", "WPL", "POS", "STL") if (effect := _effect(by, loss)) is not None and len(effect.dropna())]
-    return pd.DataFrame(rows, columns=["model", *_WHAT, "loss", "difference", "low", "high", "p", "pairs"])
+    return _corrected(pd.DataFrame(rows, columns=["model", *_WHAT, "loss", "difference", "low", "high", "p", "pairs"]), ["model", *_WHAT])
 
 # %% ../nbs/07a_results.ipynb #f7b5e3ae
 def paper_values(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .core import atomic_write
-from .results import (DATASET_NAMES, MODEL_NAMES, PROFILES, Results, against_baseline, compare, control_of, holm, main_effects, paper_values, source_of, summarise,
+from .results import (DATASET_NAMES, MODEL_NAMES, PROFILES, Results, against_baseline, compare, control_of, main_effects, paper_values, source_of, summarise,
                           system_name)
 
 # %% ../nbs/07b_tables.ipynb #935450b7
@@ -106,7 +106,7 @@ def _as_met(table, source, columns): # rows in the order in which their names fi
 def graded(
     results: Results, # all there is
     numbers: pd.DataFrame, # `measures` of them
-) -> pd.DataFrame: # model, system, dataset, lang (or avg), metric; ours, low, high, runs; difference to the baseline, difference_low, difference_high, p, pairs
+) -> pd.DataFrame: # model, system, dataset, lang (or avg), metric; ours, low, high, runs; difference to the baseline, difference_low, difference_high, p, p_holm, pairs
     "EM and F1 of each system, data set and language, with interval and test."
     same = results.scores[results.scores["context"] == results.scores["question"]].rename(columns=dict(context="lang"))
     long = same.melt([*_PLACE[:4], "seed"], ["em", "f1"], "metric", "value") if len(same) else pd.DataFrame(columns=[*_PLACE, "seed", "value"])
@@ -150,7 +150,7 @@ def _number(x, digits=1): # with a minus sign; no minus before a zero; digits No
 
 def _ours(part): # rows of one cell: a metric, or em and f1
     if part["ours"].isna().any() or not len(part): return Cell("–" if not len(part) else part["short"].iloc[0], why="" if not len(part) else part["note"].iloc[0])
-    text = "/".join(_number(x) + "*" * bool(p < ALPHA) for x, p in zip(part["ours"], part["p"]))
+    text = "/".join(_number(x) + "*" * bool(p < ALPHA) for x, p in zip(part["ours"], part["p_holm"]))
     half = (part["high"] - part["low"]) / 2
     return Cell(text, "±" + "/".join(map(_number, half)) if half.notna().all() else "")
 
@@ -172,7 +172,7 @@ _PAPER_DATA = {"table2": ("xquad", "mlqa", "tydiqa"), "table3": ("xquad", "mlqa"
 _SYSTEMS = {"table2": _MAIN, "table3": ["baseline", "lakm", "s2dm_pos", "s2dm_sp"], "table4": _MAIN, "table5": ["s2dm_pos", "s2dm_single_pos", "s2dm_sp", "s2dm_single_sp"]}
 _TITLES = {"table2": ("Table 2", "Average EM and F1 on XQuAD, MLQA and TyDi QA."), "table3": ("Table 3", "EM/F1 by language on XQuAD and MLQA."),
            "table4": ("Table 4", "EM/F1 by language on TyDi QA-GoldP."), "table5": ("Table 5", "Siamese and single networks: average EM and F1.")}
-_HOW = "Ours: mean over seeds ± half of the 95 % interval; * differs from the baseline with the same seeds (paired t test, p < 0.05). One run has no interval and no test."
+_HOW = "Ours: mean over seeds ± half of the 95 % interval; * differs from the baseline with the same seeds (paired t test, p < 0.05 after Holm's correction for the systems compared). One run has no interval and no test."
 
 
 def _languages(table, dataset): # in the order of the table: source, others, average
@@ -268,11 +268,12 @@ def _main_rows(table): # of the systems to be printed: the paper's and the contr
     return table[main] if (main & (table["system"] != "baseline")).any() else table
 
 
-def _versus(part, name, digits=1): # the printed columns of a comparison
+def _versus(part, name, digits=1, corrected=True): # the printed columns of a comparison
     def signed(x): return "+" * (round(x, digits) > 0) + _number(x, digits)
     difference = [signed(d) + (f" [{signed(a)}, {signed(b)}]" if pd.notna(a) else " (one seed)" if n == 1 else "")
                   for d, a, b, n in zip(part["difference"], part["low"], part["high"], part["pairs"])]
-    return {(name, "difference [95 %]"): difference, (name, "p"): [p_text(p) for p in part["p"]]}
+    return {(name, "difference [95 %]"): difference, (name, "p"): [p_text(p) for p in part["p"]]} | (
+        {(name, "p (Holm)"): [p_text(p) for p in part["p_holm"]]} if corrected else {})
 
 
 def p_text(
@@ -294,7 +295,6 @@ def versus_table(
     keys, data = ["model", "data", "measure", "of", "system"], summarise(table)
     for label, reference in (("baseline", against_baseline), ("control", control_of)):
         test = compare(table, reference)
-        test["p_holm"] = test.groupby(["model", "data", "measure", "of"])["p"].transform(holm) if len(test) else np.nan
         data = data.merge(test.rename(columns={c: f"{label}_{c}" for c in ("reference", "difference", "low", "high", "p", "p_holm", "pairs")}), "left", on=keys)
     data = data.sort_values("system", key=lambda c: c.map(system_order), kind="stable").sort_values("measure", key=lambda c: c.map([*wanted].index), kind="stable")
     blocks = []
@@ -303,8 +303,7 @@ def versus_table(
         cells = {("", "system"): [*map(system_name, part["system"])], ("", "runs"): [*map(str, part["runs"])],
                  ("", measure): [Cell(_number(m), f"±{_number(h)}" if pd.notna(h) else "") for m, h in zip(part["mean"], half)]}
         for label, heading in (("baseline", "against the baseline"), ("control", "against the untrained control")):
-            cells |= _versus(part.filter(like=f"{label}_").rename(columns=lambda c, n=label: c.removeprefix(f"{n}_")), heading) | {
-                (heading, "p (Holm)"): [p_text(p) for p in part[f"{label}_p_holm"]]}
+            cells |= _versus(part.filter(like=f"{label}_").rename(columns=lambda c, n=label: c.removeprefix(f"{n}_")), heading)
         blocks.append((f"{_model(model)}, {DATASET_NAMES.get(dataset, dataset)}: {measure}", pd.DataFrame(cells)))
     return Table(name, title, caption, data, blocks, [] if blocks else ["There are no runs with these numbers yet."])
 
@@ -327,7 +326,7 @@ def separation_table(
         cells = {("", measure): [DATASET_NAMES.get(d, d) for d in part["data"]], ("", "system"): [*map(system_name, part["system"])], ("", "runs"): [*map(str, part["runs"])]}
         digits = 2 if part[["mean", "y", "z"]].abs().max().max() <= 1.5 else 1 # shares and correlations, or percent
         cells |= {("vector", head): [_number(x, digits) for x in part[kind]] for kind, head in (("mean", "encoder"), ("y", "y"), ("z", "z"))}
-        blocks.append((f"{_model(model)}: {measure}", pd.DataFrame(cells | _versus(part, "y less z", digits))))
+        blocks.append((f"{_model(model)}: {measure}", pd.DataFrame(cells | _versus(part, "y less z", digits, corrected=False))))
     caption = "What the encoder's mean, the semantic vector y and the syntactic vector z hold. y should lead in meaning (similarity, retrieval, content), z in syntax. The csv has all systems."
     return Table("separation", "Do y and z separate?", caption, data, blocks, [] if blocks else ["There are no analyses (stage 06) yet."])
 
@@ -343,7 +342,7 @@ def losses_table(
         cells = {("", "loss"): [*part["loss"]], ("", "runs"): [*map(str, part["pairs"])]} | _versus(part, "with it, less without it")
         blocks.append((f"{_model(model)}, {DATASET_NAMES.get(dataset, dataset)}: {measure}{f' of {of}' if of else ''}", pd.DataFrame(cells)))
     caption = ("CRL, SDL, WPL: mean over the four pairs of systems that differ in this loss alone. POS, STL: S2DM_POS, S2DM_SP against the same losses without it. "
-               "Intervals and tests over seeds.")
+               "Intervals and tests over seeds; Holm's correction is for the losses.")
     return Table("losses", "Which losses matter?", caption, data, blocks, [] if blocks else ["Not run: the ablations of Figure 3 (`make reproduce-full`)."])
 
 # %% ../nbs/07b_tables.ipynb #3142473b
