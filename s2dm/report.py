@@ -118,7 +118,7 @@ def findings(
     numbers: pd.DataFrame, # `measures` of them
 ) -> list[Finding]:
     "What was found, question by question, in sentences made of the numbers."
-    effects = _losses(numbers) or ["Not known: the ablations of Figure 3 were not run (`make reproduce-full` runs them)."]
+    effects = _losses(numbers) or ["Not known: the ablations of Figure 3 were not run (`make reproduce-full` runs them, on the embedded encoder)."]
     boundaries = ("answers that are constituents", "violations", "boundary errors")
     return [Finding("Does zero-shot reading change?", _changes(numbers, ("EM, zero-shot", "F1, zero-shot")) or ["No reader was evaluated: run 04_finetune and 05_evaluate."]),
             Finding("Do answers respect constituents more often?", _changes(numbers, boundaries) or ["Not analysed: run 06_analyse."]),

@@ -343,7 +343,7 @@ def losses_table(
         blocks.append((f"{_model(model)}, {DATASET_NAMES.get(dataset, dataset)}: {measure}{f' of {of}' if of else ''}", pd.DataFrame(cells)))
     caption = ("CRL, SDL, WPL: mean over the four pairs of systems that differ in this loss alone. POS, STL: S2DM_POS, S2DM_SP against the same losses without it. "
                "Intervals and tests over seeds; Holm's correction is for the losses.")
-    return Table("losses", "Which losses matter?", caption, data, blocks, [] if blocks else ["Not run: the ablations of Figure 3 (`make reproduce-full`)."])
+    return Table("losses", "Which losses matter?", caption, data, blocks, [] if blocks else ["Not run: the ablations of Figure 3 (`make reproduce-full` runs them, on the embedded encoder)."])
 
 # %% ../nbs/07b_tables.ipynb #3142473b
 #: name -> title, caption, table of stage 06, rows, columns, value, decimals
