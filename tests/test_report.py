@@ -267,6 +267,19 @@ def test_summarise_and_compare_keep_models_apart(several):
     assert np.allclose(found["small"], found["other"]) and len(summarise(both)) == 2 * len(summarise(numbers))
 
 
+def test_many_systems_ask_for_a_smaller_p():
+    rng = np.random.default_rng(0)
+    gains = dict(baseline=0, s2dm_sp=1.5, s2dm_pos=.3, vgvae=.1)
+    rows = [dict(model="small", system=s, seed=k, data="synthetic", measure=m, of="", value=40 + gain + rng.normal()) for m in ("EM, zero-shot", "F1, zero-shot") for s, gain in gains.items() for k in range(6)]
+    for measure, found in compare(pd.DataFrame(rows), against_baseline).groupby("measure"):  # each measure is a family of its own
+        p = sorted(found["p"])
+        assert np.allclose(sorted(found["p_holm"]), np.minimum(np.maximum.accumulate([3 * p[0], 2 * p[1], p[2]]), 1)), measure
+    noisy = [dict(model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="", value=40 + gain * (s != "baseline"))
+             for s in ("baseline", "s2dm_sp", "s2dm_pos", "vgvae") for k, gain in enumerate((1.5, 2, .3, 1.2))] # p = 0.039
+    alone, among_others = headline(pd.DataFrame(noisy[:8])), headline(pd.DataFrame(noisy))
+    assert "it rises" in alone and "corrected" not in alone and "no change can be told" in among_others and "p = 0.039, corrected 0.118" in among_others
+
+
 def test_unlike_settings_are_told(tmp_path):
     for system, epochs in (("baseline", 3), ("s2dm_sp", 2)): leave(tmp_path, "finetune", "small", system, 0, {}, epochs=epochs)
     assert unlike(collect(("small",), tmp_path)) == ["finetune, embedded: runs differ in epochs (2, 3)."]
