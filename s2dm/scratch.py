@@ -375,7 +375,7 @@ def masked_accuracy(
 
 # %% ../nbs/02e_scratch.ipynb #b37dd35d
 PRESETS = {
-    "small": dict(texts="", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, initializer_range=.1, hold="all", masked=.2, budget=2048, epochs=3),
+    "small": dict(texts="", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, initializer_range=.1, hold="all", masked=.2, budget=2048, epochs=8),
     "real-s": {}, "real-m": dict(vocabulary=32_000, layers=8, width=384, heads=8, feed_forward=1536, initializer_range=.06, budget=16_384, epochs=10)}
 
 
