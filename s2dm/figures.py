@@ -19,7 +19,7 @@ from matplotlib.textpath import TextPath
 
 from .core import atomic_write
 from .plots import save_figure, set_style
-from .results import DATASET_NAMES, LOSSES, MODEL_NAMES, Results, paper_values, read_record, summarise, system_name
+from .results import DATASET_NAMES, LOSSES, MODEL_NAMES, Results, paper_values, prediction_files, read_record, summarise, system_name
 from .synthetic import Grammar, SyntheticConfig, Word, draw_passage
 
 # %% ../nbs/07c_figures.ipynb #34c59207
@@ -143,20 +143,12 @@ def boundary_example(
     return fallback or []
 
 # %% ../nbs/07c_figures.ipynb #2b9153d6
-def _predictions(results): # of the baseline with the lowest seed: language -> id -> text
-    runs = results.runs[(results.runs["stage"] == "evaluate") & (results.runs["system"] == "baseline") & results.runs["finished"]] if len(results.runs) else ()
-    for folder in runs["folder"] if len(runs) else ():
-        files = sorted(Path(folder).glob("predictions.synthetic.*.json"))
-        if files: return {f.name.split(".")[2]: read_record(f) for f in files}
-    return {}
-
-
 def figure1(
     results: Results, # for the predictions
 ) -> Figure:
     "Answer spans and constituents: the paper's two examples, and one of ours."
     set_style()
-    ours = boundary_example(_predictions(results))
+    ours = boundary_example({f.name.split(".")[2]: read_record(f) for f in prediction_files(results)})
     crossed = bool(ours and ours[1][3])
     titles = ["(c) generated, source language svo", f"(d) generated, {ours[1][0]}: " + ("the prediction crosses a boundary" if crossed else "the same sentence")] if ours else []
     panels = [*PAPER_EXAMPLES, *[(title, *example[1:]) for title, example in zip(titles, ours)]]

@@ -129,11 +129,12 @@ def geometry_tables(
     lang, group = np.repeat(list(versions), n), np.tile(np.arange(n), len(versions))
     for kind, x in vectors([t for texts in versions.values() for t in texts], KINDS if vectors.model else KINDS[:1]).items():
         place, share = pca(x)
+        place = place.cpu().numpy().round(4) # a picture shows no more, and the records of many runs stay small
         rows.append(dict(corpus=corpus, kind=kind, silhouette_language=silhouette(x, lang), silhouette_meaning=silhouette(x, group),
                          variance_1=float(share[0]), variance_2=float(share[1]), sentences=n, languages=len(versions)))
         if kind != "z":
             kept = group < shown
-            points.append(pd.DataFrame(dict(corpus=corpus, kind=kind, lang=lang[kept], group=group[kept], x=place[kept, 0].tolist(), y=place[kept, 1].tolist())))
+            points.append(pd.DataFrame(dict(corpus=corpus, kind=kind, lang=lang[kept], group=group[kept], x=place[kept, 0], y=place[kept, 1])))
     return pd.DataFrame(rows), pd.concat(points, ignore_index=True)
 
 # %% ../nbs/06c_geometry.ipynb #4dd413da

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import atomic_write, figures_dir, runs_dir
 from .figures import all_figures, write_figure
-from .results import (DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare, control_of, main_effects, measures, summarise,
+from .results import (DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare, control_of, main_effects, measures, open_records, save_records, summarise,
                           system_name)
 from .tables import ALPHA, Cell, Table, all_tables, p_text, system_order, write_table
 from .tables import _number
@@ -297,9 +297,11 @@ def report(
 ) -> Path: # the page
     "Write tables, figures and report.html. Raises `DataError` for a malformed record, `MissingData` outside a checkout (the paper's numbers are there)."
     out = Path(config.out or figures_dir() / config.profile)
-    results = collect(config.models, config.runs or runs_dir(), config.edition)
-    numbers = measures(results)
-    figures, tables = all_figures(results, numbers), all_tables(results, numbers)
+    with open_records(config.runs or runs_dir()) as root:
+        results = collect(config.models, root, config.edition)
+        numbers = measures(results)
+        figures, tables = all_figures(results, numbers), all_tables(results, numbers)
+        save_records(results, root, out / "records.tar.xz")
     items = {name: figure_html(f, write_figure(f, out)) for name, f in figures.items()}
     folded = {name for *_, names in SECTIONS for name in names.partition("|")[2].split()}
     for name, table in tables.items():

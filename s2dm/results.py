@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'STAGES', 'CONFIDENCE', 'LOSSES', 'ReportConfig',
-           'system_name', 'source_of', 'shown_as', 'control_of', 'read_record', 'Results', 'collect', 'interval',
-           'paired', 'holm', 'measures', 'summarise', 'compare', 'against_baseline', 'main_effects', 'paper_values']
+           'system_name', 'source_of', 'shown_as', 'control_of', 'read_record', 'Results', 'collect',
+           'prediction_files', 'save_records', 'open_records', 'interval', 'paired', 'holm', 'measures', 'summarise',
+           'compare', 'against_baseline', 'main_effects', 'paper_values']
 
 # %% ../nbs/07a_results.ipynb #d58ca8f7
-import json, re
-from collections.abc import Callable
+import json, re, tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .core import EDITIONS, Config, DataError, MissingData, check_choice, param, project_root, runs_dir
+from .core import EDITIONS, Config, DataError, MissingData, atomic_write, check_choice, param, project_root, runs_dir
 
 # %% ../nbs/07a_results.ipynb #45864c9d
 #: encoders of each profile
@@ -30,7 +33,7 @@ class ReportConfig(Config):
     profile: str = param("small", "which runs; the report goes to figures/<profile>", choices=tuple(PROFILES))
     models: tuple[str, ...] = param((), "encoders; none given: those of the profile")
     edition: str = param("refined", "edition of the systems in the tables", choices=EDITIONS)
-    runs: str = param("", "folder of the runs; empty: runs/ of the checkout")
+    runs: str = param("", "folder of the runs, or records.tar.xz of a report; empty: runs/ of the checkout")
     out: str = param("", "folder of the report; empty: figures/<profile>")
 
     def __init__(self, **params):
@@ -193,6 +196,42 @@ def collect(
     about = ["stage", *_RUN]
     return Results(_joined([pd.DataFrame(runs)], [*about, "finished"]), _joined(scores, [*_RUN, *_SCORES[0], *_SCORES[1]]),
                    {name: _joined(parts, [*_RUN, *sum(ANALYSES[name], [])]) for name, parts in tables.items()}, _joined([pd.DataFrame(missing)], [*about, "reason"]), models, edition)
+
+# %% ../nbs/07a_results.ipynb #7e1b5a90
+def prediction_files(
+    results: Results, # all there is
+) -> list[Path]: # one per language
+    "The predictions of the baseline on generated text, of the lowest seed that left any: those that Figure 1 shows."
+    runs = results.runs[(results.runs["stage"] == "evaluate") & (results.runs["system"] == "baseline") & results.runs["finished"]] if len(results.runs) else results.runs
+    found = (sorted(Path(folder).glob("predictions.synthetic.*.json")) for folder in (runs["folder"] if len(runs) else ()))
+    return next(filter(None, found), [])
+
+
+def save_records(
+    results: Results, # as from `collect`
+    root: str | Path, # folder of the runs, the one that `collect` read
+    path: str | Path, # the archive, .tar.xz
+):
+    "Keep what a report is made from: `config.json` and `metrics.json` of every run, and the predictions of one."
+    files = [Path(folder) / name for folder in results.runs.get("folder", ()) for name in ("config.json", "metrics.json")] + prediction_files(results)
+    with atomic_write(path) as tmp, tarfile.open(tmp, "w:xz") as tar:
+        for file in filter(Path.is_file, files): tar.add(file, file.relative_to(root).as_posix(), filter=lambda f: f.replace(uid=0, gid=0, uname="", gname="", deep=False))
+
+
+@contextmanager
+def open_records(
+    path: str | Path, # folder of the runs, or an archive as from `save_records`
+) -> Iterator[Path]: # a folder; that of an archive is gone after the block
+    "The folder of the records, unpacked if need be. Raises `DataError` for a file that is no archive of them."
+    if not Path(path).is_file():
+        yield Path(path)
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(path) as tar: tar.extractall(folder, filter="data") # nothing outside of the folder
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise DataError(f"{path}: {error}; expected a folder of runs, or the records.tar.xz of a report (cut off?)") from None
+        yield Path(folder)
 
 # %% ../nbs/07a_results.ipynb #1441a16c
 CONFIDENCE = .95
