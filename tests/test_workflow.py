@@ -193,6 +193,18 @@ def test_failed_and_killed_runs(place, tmp_path):
     assert code == 0 and counts(out) == dict(finetune=1, evaluate=1, analyse=1, report_reproduce=1, reproduce=1, total=5)
 
 
+def test_committed_records_are_runs_that_are_not_repeated(place, tmp_path):
+    "As the README says: unpacked into runs/. All systems are in them with the same seeds, and nothing is left to do but the report."
+    archive, found = ROOT / "figures/small/records.tar.xz", {}
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    subprocess.run(["tar", "-xJf", archive, "-C", tmp_path / "runs"], check=True)
+    for path in (tmp_path / "runs").glob("evaluate/small/*/seed*/metrics.json"): found.setdefault(path.parent.parent.name, set()).add(path.parent.name)
+    seeds = len(found["baseline"])
+    assert all(them == {f"seed{k}" for k in range(seeds)} for them in found.values())
+    code, out = snakemake(place, "--dry-run", "--config", f"seeds={seeds}", "--", "full")
+    assert code == 0 and counts(out) == dict(report_full=1, full=1, total=2) and len(found) == len(SYSTEMS), out[-3000:]
+
+
 @pytest.mark.timeout(900)
 def test_the_embedded_job_with_few_steps(tmp_path):
     "The real notebooks, offline, for one system; killed while its reader is trained, and taken up again."
