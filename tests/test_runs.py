@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import MIRROR, ROOT
 
@@ -36,7 +37,9 @@ def test_every_command_of_the_readme_is_known_here():
                         "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name real-s", "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p model real-s",
                         "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert",
                         "snakemake --dry-run", "make reproduce-full SEEDS=3", "snakemake --profile profiles/local --config profile=real", # these are in test_workflow
-                        "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full", "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run"]
+                        "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full", "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run",
+                        "papermill nbs/07_report.ipynb runs/07_report.ipynb -p runs figures/small/records.tar.xz -p out runs/figures/again",
+                        "tar -xJf figures/small/records.tar.xz -C runs"] # in test_workflow, too
 
 
 def test_make_help_lists_the_targets():
@@ -119,6 +122,17 @@ def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, m
     for name, value in OFFLINE.items(): monkeypatch.setenv(name, value)
     tables = survey(DataConfig(corpora="mlqa"))
     assert [tuple(row) for row in tables["reading"][["lang_context", "lang_question", "questions"]].values] == [("hi", "zh", 1)] and len(tables["missing"]) == 97
+
+
+def test_the_committed_report_comes_from_the_committed_records(tmp_path):
+    "Every table, sentence and number behind a figure in figures/small/, by the README's command."
+    command = next(c for c in COMMANDS if "07_report" in c).replace("runs/07_report.ipynb", str(tmp_path / "run.ipynb")).replace("runs/figures/again", str(tmp_path / "again"))
+    out, kept = shell(command, **OFFLINE), ROOT / "figures/small"
+    assert out.returncode == 0, out.stderr[-3000:]
+    made = {kind: sorted((tmp_path / "again").glob(f"*.{kind}")) for kind in ("csv", "md", "tex", "png", "pdf", "html", "xz")}
+    assert all(made.values()) and len(made["csv"]) > 20 and all((kept / path.name).exists() for paths in made.values() for path in paths)
+    for path in made["csv"]: pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(kept / path.name), rtol=1e-9, obj=path.name)
+    for path in made["md"] + made["tex"]: assert path.read_text(encoding="utf-8") == (kept / path.name).read_text(encoding="utf-8"), path.name
 
 
 def run(stage, more, tmp_path, **env):
