@@ -181,7 +181,7 @@ def correlation(
         centred = a - a.mean()
         norm = np.linalg.norm(centred)
         return centred / norm if norm > 1e-9 * np.linalg.norm(a) else 0 * a
-    def pearson(a, b): return float(unit(a) @ unit(b))
+    def pearson(a, b): return round(float(unit(a) @ unit(b)), 10) # later digits depend on where the arrays lie in memory
     x, y = pd.Series(np.asarray(x, float)), pd.Series(np.asarray(y, float))
     return pearson(x.values, y.values), pearson(x.rank().values, y.rank().values)
 
