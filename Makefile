@@ -43,7 +43,7 @@ reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; 
 	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
 	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
 
-encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (some half an hour)
+encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour)
 	mkdir -p runs
 	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small
 	rm -rf s2dm/embedded

@@ -9,7 +9,7 @@ __all__ = ['PROFILES', 'MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'S
            'compare', 'against_baseline', 'main_effects', 'paper_values']
 
 # %% ../nbs/07a_results.ipynb #d58ca8f7
-import json, re, tarfile
+import json, lzma, re, tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,8 +202,8 @@ def prediction_files(
     results: Results, # all there is
 ) -> list[Path]: # one per language
     "The predictions of the baseline on generated text, of the lowest seed that left any: those that Figure 1 shows."
-    runs = results.runs[(results.runs["stage"] == "evaluate") & (results.runs["system"] == "baseline") & results.runs["finished"]] if len(results.runs) else results.runs
-    found = (sorted(Path(folder).glob("predictions.synthetic.*.json")) for folder in (runs["folder"] if len(runs) else ()))
+    runs = results.runs[(results.runs["stage"] == "evaluate") & (results.runs["system"] == "baseline") & results.runs["finished"].astype(bool)]
+    found = (sorted(Path(folder).glob("predictions.synthetic.*.json")) for folder in runs.get("folder", ()))
     return next(filter(None, found), [])
 
 
@@ -223,13 +223,14 @@ def open_records(
     path: str | Path, # folder of the runs, or an archive as from `save_records`
 ) -> Iterator[Path]: # a folder; that of an archive is gone after the block
     "The folder of the records, unpacked if need be. Raises `DataError` for a file that is no archive of them."
-    if not Path(path).is_file():
-        yield Path(path)
+    path = Path(path)
+    if not path.is_file() and path.suffix != ".xz": # a folder, which need not be there yet
+        yield path
         return
     with TemporaryDirectory() as folder:
         try:
             with tarfile.open(path) as tar: tar.extractall(folder, filter="data") # nothing outside of the folder
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except (tarfile.TarError, lzma.LZMAError, OSError, EOFError, ValueError) as error:
             raise DataError(f"{path}: {error}; expected a folder of runs, or the records.tar.xz of a report (cut off?)") from None
         yield Path(folder)
 

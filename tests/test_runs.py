@@ -125,7 +125,7 @@ def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, m
 
 
 def test_the_committed_report_comes_from_the_committed_records(tmp_path):
-    "Every table, sentence and number behind a figure in figures/small/, by the README's command."
+    "Every table, sentence and number behind a figure of the report in figures/small/, by the README's command."
     command = next(c for c in COMMANDS if "07_report" in c).replace("runs/07_report.ipynb", str(tmp_path / "run.ipynb")).replace("runs/figures/again", str(tmp_path / "again"))
     out, kept = shell(command, **OFFLINE), ROOT / "figures/small"
     assert out.returncode == 0, out.stderr[-3000:]
