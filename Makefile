@@ -43,12 +43,16 @@ reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; 
 	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
 	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
 
-encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour)
+encoder: ENCODER = $(or $(S2DM_RUNS),runs)/encoder/small/seed0
+encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)
 	mkdir -p runs
-	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small
+	S2DM_FIGURES=figures/small $(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small -p fresh $(if $(wildcard $(ENCODER)/metrics.json),True,False)
+	rm -rf s2dm/embedded.new
+	cp -r $(ENCODER)/checkpoint s2dm/embedded.new
+	cp $(ENCODER)/config.json s2dm/embedded.new/run.json
 	rm -rf s2dm/embedded
-	cp -r runs/encoder/small/seed0/checkpoint s2dm/embedded
-	cp runs/encoder/small/seed0/config.json s2dm/embedded/run.json
+	mv s2dm/embedded.new s2dm/embedded
+	cp s2dm/embedded/run.json figures/small/records/encoder_small.json
 
 data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and figures/
 	mkdir -p runs
@@ -69,5 +73,6 @@ lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network
 	  | sed -E '/^(nvidia-|cuda-|triton)/d' >> requirements.new
 	mv requirements.new requirements.lock
 
-clean: ## remove the environment, caches and runs; downloads in data/raw stay
-	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis data/cache runs *.egg-info
+clean: ## remove the environment, caches, generated data and runs; downloads in data/raw stay
+	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis data/cache data/synthetic *.egg-info
+	find runs -mindepth 1 ! -name .gitkeep -delete

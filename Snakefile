@@ -32,13 +32,14 @@ SYSTEMS = dict(map(resolved, read("systems").values())) # folder -> parameters
 RUNS, FIGURES = (os.environ.get(f"S2DM_{what.upper()}") or what for what in ("runs", "figures"))
 MODELS = {name.strip("/").replace("/", "--"): name for name in str(config.get("models", ",".join(PROFILE["models"]))).split(",")} # folder -> encoder
 REFERENCES = PROFILE.get("references", "") if {"all", "baseline"} & {*config.get("systems", "all").split(",")} else "" # the baseline's analysis trains these readers
-CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used: the same numbers everywhere
+CUDA = "" if PROFILE["gpus"] else "CUDA_VISIBLE_DEVICES= " # no GPU asked for, none used, whether there is one or not
 
 
 def scope(name): # systems and seeds of a target
-    part = PROFILE[name]
+    part, seeds = PROFILE[name], str(config.get("seeds", PROFILE[name]["seeds"]))
+    if not seeds.isdecimal() or int(seeds) < 1: raise WorkflowError(f"seeds={seeds} is not possible; give their number, 1 or more")
     systems = config["systems"].split(",") if "systems" in config else part["systems"]
-    return [*dict.fromkeys(FOLDER[name] for name in chosen(FOLDER if systems == "all" else systems, FOLDER, "system"))], range(int(config.get("seeds", part["seeds"])))
+    return [*dict.fromkeys(FOLDER[name] for name in chosen(FOLDER if systems == "all" else systems, FOLDER, "system"))], range(int(seeds))
 
 
 def record(stage, model, system, seed): return f"{RUNS}/{stage}/{model}/{system}/seed{seed}/metrics.json"
@@ -144,6 +145,5 @@ for target, folder in (("reproduce", f"{RUNS}/figures"), ("full", FIGURES)): # t
         resources: mem_mb=PROFILE["mem_mb"], runtime=60
         message: f"07_report: {folder}/{NAME}/report.html"
         shell: RUN
-
     if workflow.is_main_process: # the plan in one line
         print(f"{NAME}, {target}: {len(records(target))} runs, {sum(map(os.path.exists, records(target)))} of them done", file=sys.stderr)

@@ -73,6 +73,7 @@ def readme() -> str:
             text = "".join(t for o in cell["outputs"] if o["output_type"] == "stream" and o["name"] == "stdout" for t in o["text"])
             if text: source += f"\n\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}"
         parts.append(source)
+    parts = [re.sub(r"\]\((?!https?:|\.\./)(\S+\.ipynb)\)", r"](nbs/\1)", part).replace("](../", "](") for part in parts] # links as seen from the root
     return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()).replace("<!-- result -->", result()).replace("<!-- gpu hours -->", gpu_hours()) + "\n"
 
 

@@ -225,7 +225,7 @@ SECTIONS = (
     ("Which losses matter?", "Section 5.1, and how far each loss reaches.", "figure3 losses gradients |"),
     ("Siamese or single?", "Section 5.2: a network without translations.", "figure4 table5 |"),
     ("Do y and z separate?", "Section 5.3, (1) and (2): similarity of meaning, geometry, and what probes find in each vector.", "figure5 figure6 separation geometry | sts retrieval probes selectivity predictability"),
-    ("Boundaries", "Section 5.3, (3): do predicted answers match the syntax of the target language?", "boundaries_paper boundaries | constituents violations decoding"),
+    ("Boundaries", "Section 5.3, (3): do predicted answers match the syntax of the target language?", "boundaries_paper boundaries errors | constituents violations decoding"),
     ("The runs", "Machine, time, versions and revision of every run that the numbers come from.", "| runs"))
 
 _STYLE = """

@@ -227,6 +227,7 @@ def open_records(
     if not path.is_file() and path.suffix != ".xz": # a folder, which need not be there yet
         yield path
         return
+    if not hasattr(tarfile, "data_filter"): raise DataError(f"{path}: this Python cannot unpack an archive safely (3.10.12, 3.11.4 and newer can); unpack it with tar, and give the folder")
     with TemporaryDirectory() as folder:
         try:
             with tarfile.open(path) as tar: tar.extractall(folder, filter="data") # nothing outside of the folder

@@ -615,7 +615,7 @@ def draw_similar(
     draw: Draw, # where choices come from
     edits: int, # how many of verb and roles are changed
 ) -> tuple[Clause, Clause]:
-    "Two clauses that differ in `edits` places: another verb, another entity, or other modifiers of the same one."
+    "Two clauses that differ in at most `edits` places: another verb, another entity, or other modifiers of the same one."
     clause = draw_clause(draw, full=True)
     while True:
         roles, changed = [r for r in ROLES if getattr(clause, r)] + ["verb"], {"order": draw.below(24)}

@@ -349,11 +349,12 @@ def losses_table(
 #: name -> title, caption, table of stage 06, rows, columns, value, decimals
 DETAILS = {
     "languages": ("Reading by language", "EM and F1, percent, question and context in one language; with the controls.", "scores", ["dataset", "lang"], ["system", "metric"], "score", 1),
-    "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores.", "sts", ["corpus", "part"], ["system", "kind"], "pearson", 1),
+    "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores. Generated tests within a language leave out pairs with the same text, so their lengths differ.", "sts", ["corpus", "part"], ["system", "kind"], "pearson", 1),
     "retrieval": ("Translation retrieval by language", "Nearest neighbour among the translations, percent, mean of both directions.", "retrieval", ["corpus", "lang"], ["system", "kind"], "mean", 1),
     "probes": ("Linear probes", "Score of a linear probe, percent; the csv has the control task (Hewitt and Liang, 2019) and chance.", "probes", ["level", "task", "metric"], ["system", "of"], "score", 1),
     "selectivity": ("Selectivity of the probes", "Score less the score on the control task: what the vector holds, without what the probe can learn by heart.", "probes", ["level", "task", "metric"], ["system", "of"], "selectivity", 1),
     "predictability": ("Can one be told from the other?", "R² of a linear prediction, percent.", "predictability", ["from", "to"], ["system"], "r2", 1),
+    "errors": ("Errors by language", "Percent of the questions. Boundary: the answer overlaps the right one and begins or ends elsewhere; place: it lies elsewhere.", "boundaries", ["dataset", "lang"], ["system", "error"], "percent", 1),
     "constituents": ("Answers that are constituents, by language", "Percent of predicted answers (see Table 1 for gold ones).", "constituents", ["dataset", "lang", "parser"], ["system"], "spans_constituent", 1),
     "violations": ("Violations by language", "Percent of the questions that a reader trained in that language answers rightly where this one is wrong and its answer no constituent.", "violations", ["dataset", "lang", "reference"], ["system"], "violations", 1),
     "decoding": ("Decoding constituents only", "EM of the best answer (free), and of the best one that is a constituent.", "decoding", ["dataset", "lang"], ["system", "answers"], "em", 1),
@@ -363,6 +364,7 @@ DETAILS = {
 #: what is done to a table of stage 05 or 06 before it is printed
 _PREPARED = {
     "languages": lambda t: t[t["context"] == t["question"]].rename(columns=dict(context="lang", em="EM", f1="F1")).melt(["model", "system", "dataset", "lang", "seed"], ["EM", "F1"], "metric", "score"),
+    "errors": lambda t: t.rename(columns=dict(boundary_errors="boundary", wrong_place="place")).melt(["model", "system", "dataset", "lang", "seed"], ["boundary", "place"], "error", "percent"),
     "constituents": lambda t: t[t["of"] == "predicted"],
     "decoding": lambda t: pd.concat([t.assign(answers="free"), t.assign(answers="constituents", em=t["em_constituents"])], ignore_index=True),
     "probes": lambda t: t.assign(of=t["of"].replace("encoder", "mean")), "selectivity": lambda t: t.assign(of=t["of"].replace("encoder", "mean"))}

@@ -32,8 +32,9 @@ def test_every_command_of_the_readme_is_known_here():
     "A new command in the README fails this until a test below executes it."
     assert COMMANDS == ["make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
                         "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts",
-                        "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
-                        "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb",
+                        "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp -p edition refined",
+                        "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p edition refined", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb -p edition refined",
+                        'papermill nbs/05_evaluate.ipynb runs/mine.ipynb -p reader runs/finetune/small/s2dm_sp-refined/seed0/checkpoint -p datasets synthetic -p languages "svo_post,mine order=OVSX phrase=RGNAD adposition=after"',
                         "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name real-s", "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p model real-s",
                         "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert",
                         "snakemake --dry-run", "make reproduce-full SEEDS=3", "snakemake --profile profiles/local --config profile=real", # these are in test_workflow
@@ -148,17 +149,22 @@ def test_from_the_embedded_encoder_to_answers(tmp_path):
     "The README's way without network, mirror or GPU, with small numbers: S2DM, reader, its evaluation, also in a new language, its analysis, and the examples that use them."
     run("03_pretrain", TINY, tmp_path)
     folder, = (tmp_path / "runs/pretrain/small").iterdir()
-    folder.rename(folder.with_name("s2dm_sp"))
+    folder.rename(folder.with_name("s2dm_sp-refined"))
     run("04_finetune", "-p max_steps 4", tmp_path)
-    run("05_evaluate", "-p languages 'svo_nadj,mine order=VOSX question=place' -p samples 200", tmp_path)
+    run("05_evaluate", "-p languages svo_nadj -p samples 200", tmp_path)
     figures, runs = {p.name for p in (tmp_path / "figures").iterdir()}, tmp_path / "runs"
-    assert {"pretrain_s2dm_sp-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp.png", "finetune_s2dm_sp.csv", "evaluate_s2dm_sp.csv"} <= figures
-    found = json.loads((runs / "evaluate/small/s2dm_sp/seed0/metrics.json").read_text())
-    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("synthetic", "svo_nadj", 500), ("synthetic", "mine", 500)] and found["reader"]["system"] == "s2dm_sp"
-    assert len(json.loads((runs / "evaluate/small/s2dm_sp/seed0/predictions.synthetic.mine.json").read_text())) == 500
-    out = papermill("06_analyse", "-p languages svo_nadj -p groups 50 -p sentences 30 -p questions 10 -p samples 100", tmp_path, OMP_NUM_THREADS="1", **OFFLINE)
+    names = {"pretrain_s2dm_sp-refined-decoder_width=16-latent_width=16-mlp_width=16_curves.png", "finetune_s2dm_sp-refined.png", "finetune_s2dm_sp-refined.csv", "evaluate_s2dm_sp-refined.csv"}
+    assert names <= figures
+    found = json.loads((runs / "evaluate/small/s2dm_sp-refined/seed0/metrics.json").read_text())
+    assert [(r["dataset"], r["context"], r["questions"]) for r in found["results"]] == [("synthetic", "svo_nadj", 500)] and found["reader"]["system"] == "s2dm_sp-refined"
+    out = shell(next(c for c in COMMANDS if "mine order" in c).replace("runs/mine.ipynb", str(tmp_path / "mine.ipynb")).replace(" runs/", f" {runs}/") + " -p samples 200", OMP_NUM_THREADS="1", **OFFLINE)
     assert out.returncode == 0, out.stderr[-3000:]
-    found, folder = json.loads((runs / "analyse/small/s2dm_sp/seed0/metrics.json").read_text()), runs / "analyse/small/s2dm_sp/seed0"
+    file, = runs.glob("evaluate/*checkpoint/metrics.json")
+    assert [(r["dataset"], r["context"], r["questions"]) for r in json.loads(file.read_text())["results"]] == [("synthetic", "svo_post", 500), ("synthetic", "mine", 500)]
+    assert len(json.loads(file.with_name("predictions.synthetic.mine.json").read_text())) == 500
+    out = papermill("06_analyse", "-p edition refined -p languages svo_nadj -p groups 50 -p sentences 30 -p questions 10 -p samples 100", tmp_path, OMP_NUM_THREADS="1", **OFFLINE)
+    assert out.returncode == 0, out.stderr[-3000:]
+    found, folder = json.loads((runs / "analyse/small/s2dm_sp-refined/seed0/metrics.json").read_text()), runs / "analyse/small/s2dm_sp-refined/seed0"
     names = {"sts", "geometry", "pca", "retrieval", "probes", "predictability", "gradients", "boundaries", "constituents", "decoding"}
     assert names == set(found["tables"]) == {p.stem for p in folder.glob("*.csv")} and [r["questions"] for r in found["tables"]["decoding"]] == [10]
     assert len(found["missing"]) == 1 and "no monolingual reader" in found["missing"][0] and {r["kind"] for r in found["tables"]["sts"]} == {"mean", "y", "z"}

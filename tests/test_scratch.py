@@ -13,11 +13,13 @@ from pathlib import Path
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from s2dm import scratch as S, treebanks
 from s2dm.core import DataError, MissingData, ParameterError, runs_dir
@@ -465,3 +467,16 @@ def test_the_run_on_text_files_makes_the_encoder_a_table_and_a_figure(tmp_path):
     assert out.returncode == 0, out.stderr[-3000:]
     assert load_encoder("real-s", device="cpu").width == 16
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"encoder_real-s.{kind}" for kind in ("csv", "md", "tex")} | {f"encoder_real-s_curves.{kind}" for kind in ("csv", "png")}
+
+
+def test_the_embedded_encoder_says_what_it_is():
+    "The shipped files are at most 8 MB and hold no pickle; card, record and the committed table tell of one and the same training."
+    folder = ROOT / "s2dm/embedded"
+    assert {p.name for p in folder.iterdir()} == {"README.md", "config.json", "model.safetensors", "run.json", "tokenizer.json", "tokenizer_config.json"}
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 8e6
+    about, card = json.loads((folder / "run.json").read_text()), (folder / "README.md").read_text(encoding="utf-8")
+    table = {name: column.item() for name, column in pd.read_csv(ROOT / "figures/small/encoder_small.csv").items()}
+    assert card.partition("## What it read")[2] == S.model_card(ScratchConfig(**about["parameters"]), table).partition("## What it read")[2] and "free_case" in card
+    assert about["parameters"] == ScratchConfig(name="small").as_dict() | {k: about["parameters"][k] for k in ("texts", "parallel", "fresh")} and len(about["git_revision"]) == 40
+    assert table["parameters"] == sum(t.numel() for t in load_file(folder / "model.safetensors").values()) and about["wall_time_s"] > table["training_seconds"]
+    assert about == json.loads((ROOT / "figures/small/records/encoder_small.json").read_text())

@@ -142,7 +142,7 @@ def test_commands_of_the_readme():
     assert "snakemake --cores 2 reproduce" in plan and "snakemake --cores 2 --config seeds=3 -- full" in plan and "runs/figures/small/report.html" in plan.replace(os.environ["S2DM_RUNS"], "runs")
 
 
-@pytest.mark.parametrize("more, says", [("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
+@pytest.mark.parametrize("more, says", [("seeds=abc", "seeds=abc is not possible"), ("seeds=0", "seeds=0 is not possible"), ("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
 def test_what_is_not_known_is_named(place, more, says):
     code, out = snakemake(place, "--dry-run", "--config", more)
     assert code == 1 and says in out
