@@ -194,7 +194,7 @@ class Config:
         return dataclasses.asdict(self)
 
 # %% ../nbs/00a_core.ipynb #d8408044
-MODELS = ("small", "real-s", "real-m", "mbert", "xlm100", "xlmr")
+MODELS = ("small", "real-s", "real-m", "e5", "mbert", "xlm100", "xlmr")
 VARIANTS = ("baseline", "s2dm_pos", "s2dm_sp", "s2dm_single_pos", "s2dm_single_sp")
 EDITIONS = ("paper", "released", "refined")
 
@@ -209,7 +209,7 @@ class RunConfig(Config):
     "Parameters of a run of stages 02 to 06: encoder, system, edition and seed."
     model: str = param("small", "encoder: a preset, a hub id or a local folder", check=_check_model)
     variant: str = param("s2dm_sp", "system: the encoder alone (baseline) or one of S2DM's variants", choices=VARIANTS)
-    edition: str = param("paper", "reading of the paper where text and released code differ", choices=EDITIONS)
+    edition: str = param("refined", "reading of the paper where text and released code differ", choices=EDITIONS)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
 
     @property

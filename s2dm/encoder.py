@@ -25,13 +25,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import DataError, MissingData, ParameterError, check_choice, data_dir, runs_dir, write_json
+from .e5 import PACKAGE, SHA256, e5_folder
 from .sources import fetch
 
 # %% ../nbs/02a_encoder.ipynb #4b5684c2
 PRESETS: dict[str, tuple[str, str | None]] = { # name -> hub id, revision (None: the newest, recorded when it is loaded)
     "mbert": ("google-bert/bert-base-multilingual-cased", "3f076fdb1ab68d5b2880cb87a0886f315b8146f8"),
     "xlm100": ("FacebookAI/xlm-mlm-100-1280", None),
-    "xlmr": ("FacebookAI/xlm-roberta-base", "e73636d4f797dec63c3081bb6ed5c7b0bb3f2089")}
+    "xlmr": ("FacebookAI/xlm-roberta-base", "e73636d4f797dec63c3081bb6ed5c7b0bb3f2089"),
+    "e5": ("intfloat/multilingual-e5-small", "614241f622f53c4eeff9890bdc4f31cfecc418b3")}
 _SMALL_FILES = ["*.json", "*.txt", "*.model"] # configuration and tokenizer
 
 
@@ -90,15 +92,23 @@ def _hub_files(repo, revision): # names of the files of a repository; an excepti
     return [f.rfilename for f in info.siblings]
 
 
-def _hub(repo: str, revision: str | None, name: str) -> Location:
+def _cached(repo: str, revision: str | None, name: str) -> Location | None: # None: not in the hub's cache
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        if _complete(folder): return Location(folder, name, folder.name)
+        # the same files as in the download: whatever else a repository has is not missed
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_SMALL_FILES, local_files_only=True))
+        return Location(folder, name, folder.name) if _complete(folder) else None
     except HFValidationError: raise ParameterError(f"model={name!r} is no preset, no folder and no hub id (owner/name)") from None
-    except LocalEntryNotFoundError: pass
+    except LocalEntryNotFoundError: return None
+
+
+def _hub(repo: str, revision: str | None, name: str) -> Location:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if cached := _cached(repo, revision, name): return cached
     try:
         weights = _weights(_hub_files(repo, revision))
         for part in (_SMALL_FILES, weights): folder = Path(snapshot_download(repo, revision=revision, allow_patterns=part))
@@ -112,6 +122,14 @@ def _hub(repo: str, revision: str | None, name: str) -> Location:
     return Location(folder, name, folder.name)
 
 # %% ../nbs/02a_encoder.ipynb #3fa8fcb5
+def _e5() -> Location: # what this machine has already, then the hub, then the package
+    if cached := _cached(*PRESETS["e5"], "e5"): return cached
+    packaged = Location(e5_folder(write=False), "e5", f"package {PACKAGE}, sha256:{SHA256}")
+    if packaged.folder.is_dir(): return packaged
+    try: return _hub(*PRESETS["e5"], "e5")
+    except MissingData: return packaged._replace(folder=e5_folder())
+
+
 def find_encoder(
     name: str = "small", # a preset, a hub id (owner/name) or a local folder
 ) -> Location:
@@ -122,7 +140,7 @@ def find_encoder(
                           "which needs no network but the text (S2DM_MIRROR), or choose another model.")
     if Path(name).is_dir(): return _local(Path(name), name)
     if name not in PRESETS and name.count("/") != 1: check_choice(name, (*SCRATCH, *PRESETS, "a hub id (owner/name)", "a local folder"), "model")
-    return _hub(*PRESETS.get(name, (name, None)), name)
+    return _e5() if name == "e5" else _hub(*PRESETS.get(name, (name, None)), name)
 
 # %% ../nbs/02a_encoder.ipynb #5709a51b
 class Tokenized(NamedTuple):
