@@ -8,6 +8,7 @@ __all__ = ['FitConfig', 'Batches', 'step_seed', 'rate', 'Diverged', 'Fit', 'fit'
 # %% ../nbs/03b_fit.ipynb #b35441f8
 import hashlib, json, math, os, time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +43,7 @@ class FitConfig(Config):
     evaluate_every: int = param(0, "steps between two evaluations; 0: once per epoch", low=0)
     patience: int = param(0, "evaluations without a better value after which to stop; 0: never stop early", low=0)
     checkpoint_seconds: float = param(60., "least time between two checkpoints, in s", low=0)
+    accumulate: int = param(1, "parts in which a device computes its share of a batch", low=1)
     workers: int = param(0, "processes that prepare batches, per device; 0: the training process itself", low=0)
     fresh: bool = param(False, "throw away what the folder holds of a run, and start anew")
 
@@ -63,16 +65,30 @@ def step_seed(
     return int.from_bytes(hashlib.sha256(json.dumps(numbers).encode()).digest()[:8], "big") >> 1
 
 # %% ../nbs/03b_fit.ipynb #580b3e1a
-class _Epoch(Dataset): # this process's batches of an epoch
-    def __init__(self, data: Batches, epoch: int, seed: int, rank: int = 0, world: int = 1):
-        self.data, self.epoch, self.seed, self.rank, self.world = data, epoch, seed, rank, world
+class _Epoch(Dataset): # this process's parts of the batches of an epoch
+    def __init__(self, data: Batches, epoch: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
+        self.data = data
+        self.epoch = epoch
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.accumulate = accumulate
         self.plan = data.plan(epoch)
 
-    def __len__(self): return len(self.plan) // self.world
+    def __len__(self): return len(self.plan)
 
-    def __getitem__(self, i):
-        at = i * self.world + self.rank
-        return self.data.load(self.plan[at], torch.Generator().manual_seed(step_seed(self.seed, self.epoch, at)))
+    def __getitem__(self, i) -> list[tuple[float, Mapping[str, Tensor]]]: # weight and batch of each part
+        batch = self.plan[i]
+        cuts = self.world * self.accumulate
+        mine = range(self.rank, cuts, self.world)
+        shares = {cut: batch[cut::cuts] for cut in mine if batch[cut::cuts]}
+        # a process without an example must still take part in the step
+        if not shares: return [(0., self._load(batch[:1], i, self.rank, cuts))]
+        return [(len(share) * self.world / len(batch), self._load(share, i, cut, cuts)) for cut, share in shares.items()]
+
+    def _load(self, positions, i, cut, cuts):
+        numbers = (self.seed, self.epoch, i) if cuts == 1 else (self.seed, self.epoch, i, cut)
+        return self.data.load(positions, torch.Generator().manual_seed(step_seed(*numbers)))
 
 # %% ../nbs/03b_fit.ipynb #5e198b46
 def rate(
@@ -97,9 +113,11 @@ def _optimizer(model: nn.Module, config: FitConfig, scales: Mapping[str, float])
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=all(p.device.type in ("cpu", "cuda") for p in model.parameters()))
 
 # %% ../nbs/03b_fit.ipynb #defc2639
-def _weights(model: nn.Module) -> dict[str, Tensor]: # parameters and buffers, tied ones once
+def _weights(model: nn.Module) -> dict[str, Tensor]: # what can change: parameters that are trained, and buffers; tied ones once
     seen, found = set(), {}
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     for name, tensor in model.state_dict().items():
+        if name in frozen: continue
         key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
         if key not in seen: found[name] = tensor
         seen.add(key)
@@ -274,8 +292,8 @@ class _Run(_Saved): # ... that is judged, and ends
 
 # %% ../nbs/03b_fit.ipynb #172b884d
 def _steps(data: Batches, config: FitConfig, accelerator: Accelerator) -> tuple[list[int], int]: # steps of each epoch, steps in all
-    counts = [len(data.plan(epoch)) // accelerator.num_processes for epoch in range(config.epochs)]
-    if min(counts) == 0: raise ParameterError(f"{len(data.plan(0))} batches are too few for {accelerator.num_processes} process(es); expected at least one each")
+    counts = [len(data.plan(epoch)) for epoch in range(config.epochs)]
+    if min(counts) == 0: raise ParameterError("there are no batches to train on; expected at least one")
     return counts, min(sum(counts), config.max_steps or sum(counts))
 
 
@@ -283,21 +301,34 @@ def _batches(data, config, seed, accelerator, counts, start): # (epoch, steps le
     cuda = accelerator.device.type == "cuda"
     for epoch, count in enumerate(counts):
         if start < count:
-            part = Subset(_Epoch(data, epoch, seed, accelerator.process_index, accelerator.num_processes), range(start, count))
-            loader = DataLoader(part, batch_size=None, num_workers=config.workers, pin_memory=cuda)
-            for i, batch in enumerate(loader, start): yield epoch, count - i - 1, send_to_device(batch, accelerator.device, non_blocking=cuda)
+            mine = _Epoch(data, epoch, seed, accelerator.process_index, accelerator.num_processes, config.accumulate)
+            # Accumulated parts follow each other in time; only one need be on the device
+            loader = DataLoader(Subset(mine, range(start, count)), batch_size=None, num_workers=config.workers, pin_memory=cuda)
+            for i, parts in enumerate(loader, start): yield epoch, count - i - 1, parts
         start = max(0, start - count)
 
 # %% ../nbs/03b_fit.ipynb #b19ffee0
-def _train_step(model, optimizer, batch, weights, config, accelerator, share) -> dict[str, Tensor]: # means of the terms, loss, gradient_norm
-    terms = {name: term.float().mean() for name, term in model(batch).items()}
-    loss = objective(terms, terms, weights)
-    accelerator.backward(loss)
+def _forward_backward(model, parts, weights, accelerator) -> dict[str, Tensor]: # means of the terms, and the loss
+    found = {}
+    for i, (part_weight, batch) in enumerate(parts):
+        last = i == len(parts) - 1 # gradients are averaged over the processes once, with the last part
+        batch = send_to_device(batch, accelerator.device, non_blocking=accelerator.device.type == "cuda")
+        with nullcontext() if last else accelerator.no_sync(model):
+            terms = {name: part_weight * term.float().mean() for name, term in model(batch).items()}
+            loss = objective(terms, terms, weights)
+            accelerator.backward(loss)
+        for name, value in (terms | dict(loss=loss)).items():
+            found[name] = found[name] + value.detach() if name in found else value.detach()
+    return found
+
+
+def _train_step(model, optimizer, parts, weights, config, accelerator, share) -> dict[str, Tensor]: # means of the terms, loss, gradient_norm
+    found = _forward_backward(model, parts, weights, accelerator)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
     for group in optimizer.param_groups: group["lr"] = config.learning_rate * share * group["scale"]
     optimizer.step()
     optimizer.zero_grad()
-    return terms | dict(loss=loss, gradient_norm=norm)
+    return found | dict(gradient_norm=norm)
 
 # %% ../nbs/03b_fit.ipynb #2589e3c3
 def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, total): # from where the run stands to its end
@@ -306,10 +337,10 @@ def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, tot
     log, started, before = _Log(accelerator, run.folder, p.step), time.monotonic(), p.seconds
     bar = tqdm(total=total, initial=p.step, desc="/".join(run.folder.parts[-2:]), unit="step", delay=1, disable=not accelerator.is_main_process)
     try:
-        for epoch, left, batch in _batches(data, config, seed, accelerator, counts, p.step):
+        for epoch, left, parts in _batches(data, config, seed, accelerator, counts, p.step):
             torch.manual_seed(step_seed(seed, p.step, accelerator.process_index))
             share = rate(p.step, total, config.warmup)
-            log.add(_train_step(net, optimizer, batch, weights, config, accelerator, share))
+            log.add(_train_step(net, optimizer, parts, weights, config, accelerator, share))
             p.step += 1
             bar.update()
             last = p.step == total

@@ -265,7 +265,7 @@ Path(f"{sys.argv[1]}/calls{os.environ.get('RANK', '')}").write_text(str(len(call
 
 
 def test_two_processes_share_the_work_and_agree(tmp_path):
-    "What two processes compute from two batches of four is what one computes from the same eight."
+    "Two processes take the steps that one takes, over the same batches, and so does one that computes each batch in three parts."
     script = tmp_path / "two.py"
     script.write_text(TWO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, tmp_path] # what `accelerate launch` does for GPUs
@@ -277,16 +277,29 @@ def test_two_processes_share_the_work_and_agree(tmp_path):
     assert [(tmp_path / f"calls{r}").read_text() for r in (0, 1)] == ["2", "0"] and len(list((tmp_path / "tensorboard").iterdir())) == 1
 
     class Joined(Data):
-        def plan(self, epoch):
-            plan = Data().plan(epoch)
-            return [a + b for a, b in zip(plan[::2], plan[1::2])]
+        def __init__(self, cuts):
+            super().__init__()
+            self.cuts = cuts
 
-        def load(self, positions, generator):
-            parts = [Data().load(p, torch.Generator().manual_seed(sum(p))) for p in (positions[:4], positions[4:])]
-            return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-    net = Net()
-    net.drop = nn.Identity()
-    _, found = train(tmp_path / "joined", Joined(), net, evaluate=lambda n: dict(value=1.), clip=1e9, epochs=2, precision="float32")
-    assert all(torch.allclose(t, zero[k], atol=1e-5) for k, t in net.state_dict().items() if k != "seen")
+        def load(self, positions, generator): # the same random numbers as in the parts
+            parts = [positions[cut::self.cuts] for cut in range(self.cuts)]
+            loaded = [Data().load(p, torch.Generator().manual_seed(sum(p))) for p in parts if p]
+            return {k: torch.cat([part[k] for part in loaded]) for k in loaded[0]}
+
+    class Quiet(Data):
+        def load(self, positions, generator): return super().load(positions, torch.Generator().manual_seed(sum(positions)))
+
+    def alone(name, data, **more):
+        net = Net()
+        net.drop = nn.Identity()
+        return train(tmp_path / name, data, net, evaluate=lambda n: dict(value=1.), clip=1e9, epochs=2, precision="float32", **more)
+
+    def alike(a, b): return all(torch.allclose(t, b[k], atol=1e-5) for k, t in a.items() if k != "seen")
+
+    net, found = alone("joined", Joined(2))
+    assert alike(net.state_dict(), zero)
     two = pd.read_json(tmp_path / "history0.json")
     assert (two["cross"] - found.history["cross"]).abs().max() < 1e-5 and list(two.step) == list(found.history.step)
+    whole, parts = alone("whole", Joined(3)), alone("parts", Quiet(), accumulate=3)
+    assert alike(whole[0].state_dict(), parts[0].state_dict()) and whole[1].steps == parts[1].steps
+    assert (whole[1].history["cross"] - parts[1].history["cross"]).abs().max() < 1e-5
