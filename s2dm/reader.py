@@ -24,6 +24,7 @@ from tqdm import tqdm
 from . import __version__
 from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
 from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, usual_budget
+from .layers import TextStates, split_layers
 from .features import Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .losses import widen
 from .model import S2DM, S2DMConfig
@@ -51,6 +52,7 @@ class _Networks(nn.Module): # encoder, semantic network, span head
         self.head = nn.Linear(dict(semantic=latent_width, concat=width + latent_width, baseline=width)[head], 2)
         types = getattr(encoder.config, "type_vocab_size", 0) > 1
         self.inputs = ("input_ids", "attention_mask") + ("token_type_ids",) * types # that the encoder understands
+        self.lower_layers = 0 # of whose states a batch may consist
 
     def features(self, h: Tensor) -> Tensor: # [B,T,d] states -> what the head reads
         if self.kind == "baseline": return h
@@ -58,8 +60,19 @@ class _Networks(nn.Module): # encoder, semantic network, span head
         if self.kind == "concat": return torch.cat([h, location], -1)
         return location.shape[-1] ** .5 * F.normalize(widen(location), dim=-1)
 
+    def keep_lower(self, layers: int): # from now on batches may hold the states of so many lower layers
+        # in a tuple, so that torch does not count the weights of the upper half twice
+        self._upper = (split_layers(self.encoder, layers)[1],)
+        self.lower_layers = layers
+
+    def states(self, batch: Mapping[str, Tensor]) -> Tensor: # [B,T,d] the encoder's last hidden states
+        if "states" in batch:
+            lower = batch["states"].to(self.head.weight.dtype)
+            return self._upper[0](inputs_embeds=lower, attention_mask=batch["attention_mask"]).last_hidden_state
+        return self.encoder(**{k: batch[k] for k in self.inputs if k in batch}).last_hidden_state
+
     def scores(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
-        read = self.features(self.encoder(**{k: batch[k] for k in self.inputs if k in batch}).last_hidden_state)
+        read = self.features(self.states(batch))
         with torch.autocast(read.device.type, enabled=False): return widen(self.head(read.to(self.head.weight.dtype))).unbind(-1)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # start, end: [B] cross entropies
@@ -217,6 +230,7 @@ class _Reading(_Shared): # data sets
         top_k: int = 1, # answers of a question, at most
         budget: int | None = None, # subwords of a batch, padding included; None: what suits the device
         progress: bool = True, # a bar, if it takes more than a second
+        states: TextStates | None = None, # of the lower layers, if they are kept: of each window
     ) -> list[list[Answer]]: # of each question, the best first; none if no span of the context is among the n best
         "Answer all the questions. Long windows go first, so that memory runs out at once or never."
         device, order, found, training = self.head.weight.device, [], [], self.training
@@ -225,7 +239,9 @@ class _Reading(_Shared): # data sets
             self.eval()
             for at in tqdm(length_batches(windows.lengths.tolist(), budget or usual_budget(device)), desc="reading", unit="batch", delay=1, disable=not progress):
                 batch = pad_windows(windows, at)
-                with half: scores = self.scores({k: batch[k].to(device) for k in self.inputs if k in batch})
+                inputs = {k: batch[k].to(device) for k in self.inputs if k in batch}
+                if states is not None: inputs["states"] = states.pad(at).to(device)
+                with half: scores = self.scores(inputs)
                 found.append(best_spans(*scores, batch, self.config.n_best, self.config.longest))
                 order += at
         finally: self.train(training)
