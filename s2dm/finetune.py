@@ -163,6 +163,7 @@ def new_reader(
     reader = S2DMReader(encoder.model.requires_grad_(not config.freeze_encoder), encoder.split.tokenizer, s2dm, ReaderConfig(**sizes), frozen=config.control != "trainable")
     if not config.freeze_encoder: freeze(reader.encoder, config.freeze_embeddings, config.freeze_layers)
     if config.freeze_layers: reader.keep_lower(config.freeze_layers)
+    reader.base = dict(name=encoder.name, revision=encoder.revision)
     reader.facts = dict(dropout=dropout_of(reader.encoder), system=config.system, encoder=f"{encoder.name}, {encoder.revision}") | (dict(s2dm=_sum(reader.semantic)) if s2dm else {})
     return reader
 

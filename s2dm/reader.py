@@ -120,9 +120,21 @@ class _Base(_Networks): # tokenizer, settings, the way to the disk
         super().__init__(encoder, s2dm and s2dm.posteriors.mu_y, s2dm.config.latent_width if s2dm else 0, config.head, frozen)
         self.config, self.s2dm_config, self.tokenizer, self.split = config, s2dm and s2dm.config, tokenizer, SpanTokenizer(tokenizer)
         self.facts = {} # what people should know of it: JSON
+        self.base = None # name and revision of the encoder it began with, if it can be loaded again
 
     def _own(self) -> dict[str, Tensor]: # weights beside the encoder's
         return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+    def _learned(self) -> dict[str, Tensor]: # weights of the encoder that are its own
+        return {k: p.detach().contiguous() for k, p in self.encoder.named_parameters() if p.requires_grad}
+
+    def _save_encoder(self, folder): # -> what reader.json says of it
+        if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
+            with _quiet():
+                for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
+            return None
+        with atomic_write(folder / "encoder.safetensors") as tmp: save_file(self._learned(), tmp, metadata=dict(format="pt"))
+        return dict(self.base, lower_layers=self.lower_layers)
 
     def save_pretrained(
         self,
@@ -132,13 +144,12 @@ class _Base(_Networks): # tokenizer, settings, the way to the disk
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "reader.json").unlink(missing_ok=True)
-        with _quiet():
-            for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
+        encoder = self._save_encoder(folder)
         with atomic_write(folder / "reader.safetensors") as tmp: save_file(self._own(), tmp, metadata=dict(format="pt")) # one entry: the order of several is random
         about = dict(title=self.facts.get("system", folder.name), facts="\n".join(f"- **{k}**: {v}" for k, v in self.facts.items()))
         with atomic_write(folder / "README.md") as tmp: tmp.write_text(_CARD.format(version=__version__, head=self.config.head, **about), encoding="utf-8")
         s2dm = self.s2dm_config and self.s2dm_config.as_dict()
-        write_json(folder / "reader.json", dict(model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(), s2dm=s2dm, facts=self.facts))
+        write_json(folder / "reader.json", dict(model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(), s2dm=s2dm, encoder=encoder, facts=self.facts))
         return folder
 
 # %% ../nbs/04b_reader.ipynb #ea6e333f
@@ -147,7 +158,7 @@ def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if
     if str(name).count("/") != 1: raise MissingData(f"reader {str(name)!r} is no folder and no hub id (owner/name); expected what `save_pretrained` wrote.")
     from huggingface_hub import snapshot_download
 
-    wanted = ["reader.*", "README.md", "encoder/*"]
+    wanted = ["reader.*", "encoder.safetensors", "README.md", "encoder/*"]
     try:
         _hub_files(str(name), None)
         return Path(snapshot_download(str(name), allow_patterns=wanted))
@@ -157,16 +168,39 @@ def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if
 
 
 def _read_about(folder: Path) -> dict: # what reader.json says; raises DataError, MissingData
-    for part in ("reader.json", "reader.safetensors", "encoder/config.json"):
-        if not (folder / part).is_file(): raise MissingData(f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors and encoder/, as `save_pretrained` writes them.")
+    def need(part):
+        if not (folder / part).is_file(): raise MissingData(f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors and encoder/ or encoder.safetensors, as `save_pretrained` writes them.")
     file = folder / "reader.json"
+    need("reader.json")
+    need("reader.safetensors")
     try: found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
     if not isinstance(found, dict) or found.get("model_type") != "s2dm_reader": raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
     if missing := [key for key in ("reader", "s2dm") if key not in found]: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    need("encoder.safetensors" if found.get("encoder") else "encoder/config.json")
     return found
 
 # %% ../nbs/04b_reader.ipynb #cda3429e
+def _open_encoder(folder, about, device): # of a saved reader; raises DataError
+    base, file = about.get("encoder"), folder / "encoder.safetensors"
+    if not base:
+        encoder = load_encoder(str(folder / "encoder"), device)
+        encoder.model.requires_grad_()
+        return encoder
+    encoder = load_encoder(base["name"], device)
+    if encoder.revision != base["revision"]:
+        raise DataError(f"{folder / 'reader.json'}: the reader was trained on {base['name']}, {base['revision']}; here it is {encoder.revision}.")
+    try: learned = load_file(file)
+    except (OSError, safetensors.SafetensorError) as error: raise DataError(f"{file} is broken: {error}") from None
+    own = dict(encoder.model.named_parameters())
+    if wrong := [k for k, v in learned.items() if k not in own or own[k].shape != v.shape]:
+        raise DataError(f"{file} does not belong to {base['name']}: {wrong[0]} is unknown or has another size.")
+    with torch.no_grad():
+        for name, weight in learned.items(): own[name].copy_(weight)
+    for name, parameter in own.items(): parameter.requires_grad_(name in learned)
+    return encoder
+
+
 class _Saved(_Base): # the way back
     @classmethod
     def from_pretrained(
@@ -178,12 +212,15 @@ class _Saved(_Base): # the way back
         folder = _folder(name)
         about, weights = _read_about(folder), folder / "reader.safetensors"
         try:
-            encoder = load_encoder(str(folder / "encoder"), device)
+            encoder = _open_encoder(folder, about, device)
             s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
             semantic = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False))) # of which one network is kept
-            reader = cls(encoder.model.requires_grad_(), encoder.split.tokenizer, semantic, ReaderConfig(**about["reader"]))
+            reader = cls(encoder.model, encoder.split.tokenizer, semantic, ReaderConfig(**about["reader"]))
         except (ParameterError, TypeError) as error: raise DataError(f"{folder / 'reader.json'}: {error}") from None
         reader.s2dm_config, reader.facts = s2dm, about.get("facts", {})
+        if base := about.get("encoder"):
+            reader.base = dict(name=base["name"], revision=base["revision"])
+            if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
         try:
             own = load_file(weights)
             if wrong := sorted(own.keys() ^ reader._own().keys()): raise RuntimeError(f"{wrong[0]} is {'unknown' if wrong[0] in own else 'missing'}")
