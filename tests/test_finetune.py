@@ -75,9 +75,10 @@ def test_what_is_trained_is_saved_and_what_is_frozen_stays(parts, settings, sema
     c = config(parts, **settings)
     start = new_reader(c).state_dict()
     done = finetune(c)
-    own, words = load_file(done.folder / "checkpoint/reader.safetensors"), load_file(done.folder / "checkpoint/encoder/model.safetensors")
+    own = load_file(done.folder / "checkpoint/reader.safetensors")
     before = load_file(parts / "encoder/model.safetensors")
-    assert {torch.equal(words[k], before[k]) for k in before} == {encoder == "frozen"}
+    after = S2DMReader.from_pretrained(done.folder / "checkpoint", "cpu").encoder.state_dict()
+    assert {torch.equal(after[k], before[k]) for k in before} == {encoder == "frozen"}
     mu = {k.removeprefix("posteriors.mu_y"): t for k, t in load_file(parts / "s2dm/model.safetensors").items() if k.startswith("posteriors.mu_y")}
     assert {k for k in own if not k.startswith("semantic")} == {"head.weight", "head.bias"} and len(own) == (2 if semantic is None else 2 + len(mu))
     if semantic: assert {torch.equal(own[f"semantic{k}"], mu[k]) for k in mu} == {semantic == "frozen"}
@@ -204,7 +205,7 @@ def test_one_call_from_an_encoder_to_a_reader(real, parts, monkeypatch):
     monkeypatch.setattr("s2dm.siamese.TESTS", ()) # what is measured after it
     done = finetune(config(parts, s2dm="", variant="vgvae_crl", max_steps=5))
     assert done.fit.steps == 5 and done.reader.s2dm_config.latent_width == 8 and done.reader.s2dm_config.losses == ABLATIONS["vgvae_crl"]
-    assert done.folder.parts[-2:] == ("vgvae_crl", "seed0") and done.reader.answer("Who?", "ada made it.")
+    assert done.folder.parts[-2:] == ("vgvae_crl-refined", "seed0") and done.reader.answer("Who?", "ada made it.")
 
 
 # Settings
@@ -214,7 +215,7 @@ def test_the_papers_settings():
     for model, epochs, batch, rate in (("mbert", 3, 32, 2e-5), ("xlm100", 2, 16, 3e-5), ("xlmr", 3, 32, 2e-5), ("google-bert/bert-base-multilingual-cased", 3, 32, 2e-5)):
         c = FinetuneConfig(model=model, epochs=None, batch=None)
         assert (c.epochs, c.batch, c.learning_rate, c.data, c.dev, c.max_length, c.stride, c.query) == (epochs, batch, rate, ("squad/train",), ("squad/dev",), 384, 128, 64)
-    assert FinetuneConfig(model="xlm100", learning_rate="1e-4", epochs="5").learning_rate == 1e-4 and set(PRESETS) == {"mbert", "xlm100", "xlmr", "small", "real-s", "real-m"}
+    assert FinetuneConfig(model="xlm100", learning_rate="1e-4", epochs="5").learning_rate == 1e-4 and set(PRESETS) == {"mbert", "xlm100", "xlmr", "e5", "small", "real-s", "real-m"}
     assert FinetuneConfig(edition="released").head == "concat" and FinetuneConfig().head == "semantic" and FinetuneConfig(variant="baseline", edition="released").head == "baseline"
 
 
@@ -270,3 +271,104 @@ def test_real_english_questions(real):
     assert len(questions) > 20_000 and set(questions["lang_context"][:]) == set(questions["lang_question"][:]) == {"en"}
     for row in questions.select(range(0, len(questions), 4001)):
         for text, at in zip(row["answers"]["text"], row["answers"]["answer_start"]): assert row["context"][at:at + len(text)] == text
+
+
+# What learns, and what is computed once
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    "The same parts with an encoder of three layers."
+    folder = tmp_path_factory.mktemp("deep")
+    save_s2dm(folder / "s2dm", save_encoder(folder / "encoder", layers=3))
+    save_questions(folder / "questions.json")
+    return folder
+
+
+def learned(deep, **settings):
+    reader = new_reader(config(deep, variant="baseline", **settings))
+    return {".".join(name.split(".")[:4]) for name, p in reader.encoder.named_parameters() if p.requires_grad}
+
+
+def test_what_is_frozen_does_not_learn(deep):
+    layers = {f"encoder.layer.{i}" for i in range(3)}
+    everything = learned(deep)
+    assert layers <= {".".join(n.split(".")[:3]) for n in everything} and any(n.startswith("embeddings") for n in everything)
+    assert not any(n.startswith("embeddings") for n in learned(deep, freeze_embeddings=True))
+    upper = {".".join(n.split(".")[:3]) for n in learned(deep, freeze_layers=2)}
+    assert upper - {"pooler.dense.weight", "pooler.dense.bias"} == {"encoder.layer.2"}
+    with pytest.raises(ParameterError, match="freeze_layers=3 is not possible: expected fewer than the 3 layers"):
+        new_reader(config(deep, freeze_layers=3))
+
+
+@pytest.mark.parametrize("settings, rate", [(dict(), 0.), (dict(dropout="own"), .1), (dict(dropout="0.3"), .3), (dict(dropout=.25), .25)])
+def test_dropout_is_set_and_recorded(deep, settings, rate):
+    "A processor's default is 0; BERT's own is .1."
+    settings = {k: str(v) for k, v in settings.items()}
+    reader = new_reader(config(deep, **settings))
+    found = {m.p for m in reader.encoder.modules() if isinstance(m, torch.nn.Dropout)}
+    assert found == {rate} and reader.facts["dropout"] == rate
+
+
+@pytest.mark.parametrize("value", ["1", "-0.1", "none", "nan"])
+def test_impossible_dropout(deep, value):
+    with pytest.raises(ParameterError, match="dropout is auto, own, or a number from 0 to 1"):
+        config(deep, dropout=value)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "s2dm_sp"])
+def test_kept_states_train_the_reader_that_the_whole_encoder_trains(deep, variant, tmp_path, monkeypatch):
+    "Up to the rounding of the states to half precision; and they are computed once."
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "kept"))
+    given = dict(variant=variant, freeze_layers=2, precision="float32", epochs=3)
+    kept = finetune(config(deep, **given))
+    files = list((tmp_path / "data" / "cache" / "states").glob("*.bin"))
+    assert files
+    monkeypatch.setattr("s2dm.layers.LowerStates._compute", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "again"))
+    again = finetune(config(deep, **given, seed=1))
+    assert again.fit.steps == kept.fit.steps
+    monkeypatch.setattr("s2dm.finetune.lower_states", lambda *args: None)
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "whole"))
+    whole = finetune(config(deep, **given))
+    assert (kept.fit.history["loss"] - whole.fit.history["loss"]).abs().max() < 5e-3
+
+
+def test_a_partly_frozen_reader_is_saved_as_what_learned(deep, tmp_path, monkeypatch):
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    trained = finetune(config(deep, freeze_layers=2))
+    folder = trained.folder / "checkpoint"
+    assert not (folder / "encoder").exists()
+    names = set(load_file(folder / "encoder.safetensors"))
+    assert names and all(n.startswith(("encoder.layer.2", "pooler")) for n in names)
+    assert not any("layer.1" in n or "embeddings" in n for n in load_file(trained.folder / "fit.safetensors"))
+    again = S2DMReader.from_pretrained(folder, "cpu")
+    question, context = "Who made the boat?", "so so grace made a boat."
+    assert again.answer(question, context) == trained.reader.answer(question, context)
+    assert again.lower_layers == 2 and again.base == trained.reader.base
+    once_more = S2DMReader.from_pretrained(again.save_pretrained(tmp_path / "copy"), "cpu")
+    assert once_more.answer(question, context) == again.answer(question, context)
+
+    saved = json.loads((folder / "reader.json").read_text())
+    saved["encoder"]["revision"] = "sha256:other"
+    write_json(folder / "reader.json", saved)
+    with pytest.raises(DataError, match="was trained on .*sha256:other; here it is"):
+        S2DMReader.from_pretrained(folder, "cpu")
+
+
+def test_the_best_epoch_on_dev_is_kept_where_the_released_code_keeps_it(deep, tmp_path, monkeypatch):
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    scores = iter([dict(em=10., f1=50.), dict(em=20., f1=40.)])
+    monkeypatch.setattr("s2dm.finetune._score", lambda *args: next(scores))
+    found = finetune(config(deep, keep="best"))
+    assert found.fit.best_step == found.fit.steps // 2
+    with pytest.raises(ParameterError, match="keep='best' is not possible without dev"):
+        config(deep, keep="best", dev="")
+
+
+def test_edition_released_fine_tunes_as_its_code_does(deep):
+    released = FinetuneConfig(model="mbert", edition="released")
+    assert (released.epochs, released.learning_rate, released.keep) == (2, 3e-5, "best")
+    paper = FinetuneConfig(model="mbert", edition="paper")
+    assert (paper.epochs, paper.learning_rate, paper.keep) == (3, 2e-5, "last")
+    assert new_reader(config(deep, edition="released")).config.n_best == 10
+    assert new_reader(config(deep)).config.n_best == 20
