@@ -179,8 +179,11 @@ def score(
     ids = questions["id"][:]
     check_predictions(predictions, ids, where)
     golds = [answers["text"] for answers in questions["answers"][:]]
-    if metric == "squad": pairs = [squad_scores(predictions[i], gold) for i, gold in zip(ids, golds)]
-    else: pairs = [mlqa_scores(predictions[i], gold, language or spoken) for i, gold, spoken in zip(ids, golds, questions["lang_context"][:])]
+    if metric == "squad":
+        pairs = [squad_scores(predictions[i], gold) for i, gold in zip(ids, golds)]
+    else:
+        spoken = [language] * len(ids) if language else questions["lang_context"][:]
+        pairs = [mlqa_scores(predictions[i], gold, lang) for i, gold, lang in zip(ids, golds, spoken)]
     return Scores(ids, *np.array(pairs, float).reshape(-1, 2).T)
 
 # %% ../nbs/05a_metrics.ipynb #4ed7b5c8
