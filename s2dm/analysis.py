@@ -125,7 +125,7 @@ def generated_questions(
 # %% ../nbs/06d_analysis.ipynb #ac6d0eb6
 def train_reference(
     config: ReferenceConfig, # language, encoder, data
-) -> Path: # the folder, with predictions.<dataset>.<language>.json and spans.<dataset>.<language>.json
+) -> Path: # the folder, with predictions and spans.<dataset>.<language>.json
     "Train a monolingual reader and let it read the tests in its language. Raises what `finetune` raises, and `ParameterError` if no data set has the language."
     if "synthetic" in config.datasets: config = ReferenceConfig(**config.as_dict() | dict(data=str(generated_questions(config.language)), dev=(), languages=(config.language,)))
     wanted = [(name, c, q) for name, c, q in tests(config.datasets, config.languages) if c == q == config.language]
@@ -207,7 +207,7 @@ def parser_for(
     return Kept(parser, data_dir() / "cache" / "parses" / f"{parser.name.replace(' ', '_')}.{language}.jsonl")
 
 # %% ../nbs/06d_analysis.ipynb #a6fc1139
-def _said(folder, label, questions, how): # a reader's answers; raises MissingData that says how to get them
+def _said(folder, label, questions, how): # a reader's answers; raises MissingData that says how
     if not (folder / f"predictions.{label}.json").is_file(): raise MissingData(how)
     return read_answers(folder, label, questions)
 
@@ -236,14 +236,16 @@ class _Answers: # what is known of one test after another
 
     def compare(self, about, questions, trees, said, label, attempt):
         config, lang = self.config, about["lang"]
-        wanted = dict(model=config.model, reference=config.reference, language=lang, seed=config.seed)
-        folder = ReferenceConfig(**wanted).folder("evaluate")
-        how = "no monolingual reader has read it (parameter references trains one, reference names a folder)"
+        wanted = dict(model=config.model, reference=config.reference, seed=config.seed)
+        folder = ReferenceConfig(language=lang, **wanted).folder("evaluate")
+        how = ("no monolingual reader has read it "
+               "(parameter references trains one, reference names a folder)")
         known = attempt("violations", lambda: _said(folder, label, questions, how))
         if not known: return
         counted = DATASETS[about["dataset"]], lang
         row = violation_row(questions, trees, said, known, *counted, config.samples)
-        if row: self.out.add("violations", [about | dict(reference=f"baseline trained on {lang}") | row])
+        about |= dict(reference=f"baseline trained on {lang}")
+        if row: self.out.add("violations", [about | row])
 
 # %% ../nbs/06d_analysis.ipynb #f4e8f5b6
 def _decode(answers, about, questions, trees): # a row of `decoding`, if there is a reader
@@ -289,9 +291,9 @@ def analyse(
     encoder: Encoder | None = None, # None: the one that config.model names
     parsers: Callable | None = None, # language -> parser of `s2dm.constituents`, or None where there is none
 ) -> Analysis:
-    """Analyse a system; the record goes to runs/analyse/model/system/seed, with a csv for each table.
-    What needs a reader, predictions, a parser or data that are not there is left out and listed. Raises
-    `MissingData` without an encoder or, if vectors are to be looked at, without the S2DM."""
+    """Analyse a system. Its record and a csv for each table go to runs/analyse/model/system/seed.
+    What needs a reader, predictions, a parser or data that are not there is left out and listed.
+    Raises `MissingData` without an encoder or, if vectors are looked at, without the S2DM."""
     needs_vectors = {"sts", "geometry", "probes"} & set(config.analyses)
     vectors = system_vectors(config, encoder) if needs_vectors else None
     folder, out = config.folder("analyse"), _Tables()
@@ -299,9 +301,11 @@ def analyse(
     try:
         for name in config.analyses: _look(name, config, vectors, parsers, out)
         for name, table in out.tables.items():
-            with atomic_write(record.folder / f"{name}.csv") as tmp: table.to_csv(tmp, index=False, lineterminator="\n")
+            with atomic_write(record.folder / f"{name}.csv") as tmp:
+                table.to_csv(tmp, index=False, lineterminator="\n")
         tables = {name: _records(table) for name, table in out.tables.items()}
-        record.save(dict(tables=tables, missing=out.missing, seconds=out.seconds, encoder=vectors and vectors.encoder.record))
+        metrics = dict(tables=tables, missing=out.missing, seconds=out.seconds)
+        record.save(metrics | dict(encoder=vectors and vectors.encoder.record))
     except BaseException: # a stop from outside, too
         shutil.rmtree(record.folder)
         raise

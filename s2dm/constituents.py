@@ -314,7 +314,8 @@ class Kept:
         return [self.known[k] for k in keys]
 
 # %% ../nbs/06a_constituents.ipynb #fc77ef43
-Said = Mapping[str, Answer] | Mapping[str, str] # question id -> answer with its place, or text alone
+#: what a reader said: question id -> answer with its place, or text alone
+Said = Mapping[str, Answer] | Mapping[str, str]
 
 
 def places(
@@ -335,7 +336,8 @@ def how_placed(
     "How answers find their place. Raises `ParameterError` if some have places and some do not."
     kinds = {isinstance(answer, Answer) for answer in predictions.values()}
     if len(kinds) > 1:
-        raise ParameterError("some predictions are texts and some are answers with places; expected one kind")
+        raise ParameterError("some predictions are texts and some are answers with places; "
+                             "expected one kind")
     return "spans" if True in kinds else "text"
 
 
@@ -396,7 +398,7 @@ def constituent_rows(
     trees: Trees, # of their contexts
     predictions: Said | None = None, # of a reader; None: gold answers only
     samples: int = 2000, # of the bootstrap
-) -> list[dict]: # parser, of, questions, placed, spans_constituent, low, high, spans_phrase (percent)
+) -> list[dict]: # parser, of, questions, placed; spans_constituent, low, high, spans_phrase: percen
     "How many gold and predicted answers span a constituent (Table 1). Of several gold answers the first counts."
     contexts = questions["context"][:]
     where = dict(gold=([p[:1] for p in _gold_places(questions["answers"][:])], "spans"))
@@ -414,7 +416,8 @@ def constituent_rows(
 # %% ../nbs/06a_constituents.ipynb #53716c8b
 def _near(questions, predictions): # [N] bool: does the answer overlap a gold answer?
     golds = _gold_places(questions["answers"][:])
-    def touches(spans, gold): return any(a < end and start < b for a, b in spans for start, end in gold)
+    def touches(spans, gold):
+        return any(a < end and start < b for a, b in spans for start, end in gold)
     found = [touches(*pair) for pair in zip(answer_places(predictions, questions), golds)]
     return np.array(found, bool)
 
@@ -450,14 +453,16 @@ def violation_row(
 ) -> dict | None: # None if the reference gives no right answer that is a constituent
     """Of the questions that the reference answers rightly and with a constituent, those that the
     transferred reader answers wrongly and with none (Section 5.3). Returns the counts questions,
-    violating, violating_near; violations, low, high (percent); the same of phrases; how answers were placed."""
+    violating and violating_near; violations, low and high in percent; the same of phrases; and how
+    answers were placed."""
     right = score(answer_texts(reference), questions, metric, language).em > 0
     wrong = score(answer_texts(predictions), questions, metric, language).em == 0
     asked = right & ~_broken(questions, trees, reference, False)
     if not asked.any(): return None
     violating = asked & wrong & _broken(questions, trees, predictions, False)
     near = violating & _near(questions, predictions)
-    row = dict(questions=int(asked.sum()), violating=int(violating.sum()), violating_near=int(near.sum()))
+    row = dict(questions=int(asked.sum()), violating=int(violating.sum()))
+    row["violating_near"] = int(near.sum())
     row |= dict(zip(("violations", "low", "high"), share(violating[asked], samples)))
     asked = right & ~_broken(questions, trees, reference, True)
     violating = asked & wrong & _broken(questions, trees, predictions, True)
@@ -480,7 +485,7 @@ def decoding_row(
     trees: Trees, # of their contexts
     metric: str = "squad", # how to count: "squad" or "mlqa"
     language: str | None = None, # of the contexts, for mlqa
-) -> dict: # em, f1; em_constituents, f1_constituents; em_phrases, f1_phrases (percent), questions, placed
+) -> dict: # em, f1; em_constituents, f1_constituents; em_phrases, f1_phrases (%); questions, placed
     "What keeping to constituents gains: EM and F1 of the best span, of the best constituent, and of the best phrase."
     answers = reader.read(reader.windows(questions.select_columns(["question", "context"]), progress=False), top_k=reader.config.n_best, progress=False)
     contexts = questions["context"][:]

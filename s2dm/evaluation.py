@@ -249,8 +249,8 @@ def _read_once(reader, questions, folder, label, weights): # answers, and were t
 def _open_reader(config): # the reader that a configuration names; raises MissingData
     checkpoint = config.folder("finetune") / "checkpoint"
     if not config.reader and not checkpoint.is_dir():
-        raise MissingData(f"{checkpoint} is not there: train the reader first, with nbs/04_finetune.ipynb "
-                          "and the same parameters, or name one as reader.")
+        raise MissingData(f"{checkpoint} is not there: train the reader first, with "
+                          "nbs/04_finetune.ipynb and the same parameters, or name one as reader.")
     return S2DMReader.from_pretrained(config.reader or checkpoint)
 
 
@@ -278,9 +278,9 @@ def evaluate(
     config: EvaluateConfig, # which reader, on what
     reader: S2DMReader | None = None, # None: the one that config names
 ) -> Evaluation:
-    """Evaluate a reader on every test that can be had, or go on where a call was stopped; answers and
-    record go to runs/evaluate/model/system/seed, all at once (Section 4.3). Raises `MissingData` for a
-    reader that has not been trained yet, or if no test can be had; then the last evaluation stays."""
+    """Evaluate a reader on every test that can be had; go on where a call was stopped (Section 4.3).
+    Answers and record go to runs/evaluate/model/system/seed, all at once. Raises `MissingData` for
+    a reader that has not been trained yet, or if no test can be had; the last evaluation stays."""
     folder = config.folder("evaluate")
     reader = _open_reader(config) if reader is None else reader
     kinds = ["predictions", "spans"]

@@ -134,8 +134,8 @@ def _check_span(span, text, context, where): # raises DataError
     start, end, _ = span
     if not 0 <= start < end <= len(context) or context[start:end] != text:
         stands = context[max(start, 0):max(end, 0)]
-        raise DataError(f"{where}: {stands!r:.60} stands at {start} to {end}; expected the prediction "
-                        f"{text!r:.60}. Offsets count Unicode code points")
+        raise DataError(f"{where}: {stands!r:.60} stands at {start} to {end}; expected the "
+                        f"prediction {text!r:.60}. Offsets count Unicode code points")
 
 
 def read_spans(
@@ -183,7 +183,8 @@ def score(
         pairs = [squad_scores(predictions[i], gold) for i, gold in zip(ids, golds)]
     else:
         spoken = [language] * len(ids) if language else questions["lang_context"][:]
-        pairs = [mlqa_scores(predictions[i], gold, lang) for i, gold, lang in zip(ids, golds, spoken)]
+        asked = zip(ids, golds, spoken)
+        pairs = [mlqa_scores(predictions[i], gold, lang) for i, gold, lang in asked]
     return Scores(ids, *np.array(pairs, float).reshape(-1, 2).T)
 
 # %% ../nbs/05a_metrics.ipynb #4ed7b5c8

@@ -106,7 +106,7 @@ def read_record(
 def _number(x): return x is None or (isinstance(x, (int, float)) and not isinstance(x, bool))
 
 
-def _rows(found, where, keys, values, optional=()): # a list of objects -> DataFrame; optional: numbers that may be missing
+def _rows(found, where, keys, values, optional=()): # list of objects -> DataFrame
     wanted = f"expected a list of objects with {', '.join([*keys, *values])}"
     if not isinstance(found, list): raise DataError(f"{where}: found a {type(found).__name__}; {wanted}")
     for i, row in enumerate(found):
@@ -144,7 +144,7 @@ _SCORES = ["dataset", "context", "question"], ["em", "f1"]
 class Results:
     "What the runs of some encoders left."
     runs: pd.DataFrame # a row per run: stage, model, system, seed, finished, folder; device, started, wall_time_s, peak_memory_mib, git_revision, versions, parameters
-    scores: pd.DataFrame # model, system, seed; dataset, context, question (languages); em, f1 in percent; em_mlqa, f1_mlqa where they were counted
+    scores: pd.DataFrame # model, system, seed; dataset, context, question (languages); em, f1 in percent
     tables: dict[str, pd.DataFrame] # of stage 06: model, system, seed, and the columns of `ANALYSES`
     missing: pd.DataFrame # stage, model, system, seed; reason: what a run could not have, in its own words
     models: tuple[str, ...] = () # encoders that were asked for
@@ -190,11 +190,14 @@ def collect(
         if not isinstance(lost, list): raise DataError(f"{file}: missing is a {type(lost).__name__}; expected a list of sentences")
         missing += [run | dict(reason=str(sentence)) for sentence in lost]
         here = {k: run[k] for k in _RUN}
-        if stage == "evaluate": scores.append(_rows(found.get("results"), f"{file}: results", *_SCORES, OPTIONAL["evaluate"]).assign(**here))
+        if stage == "evaluate":
+            rows = _rows(found.get("results"), f"{file}: results", *_SCORES, OPTIONAL["evaluate"])
+            scores.append(rows.assign(**here))
         if stage == "analyse":
             if not isinstance(found.get("tables"), dict): raise DataError(f"{file}: no tables; expected an object of them")
             for name in ANALYSES.keys() & found["tables"].keys():
-                rows = _rows(found["tables"][name], f"{file}: {name}", *ANALYSES[name], OPTIONAL.get(name, ()))
+                columns = *ANALYSES[name], OPTIONAL.get(name, ())
+                rows = _rows(found["tables"][name], f"{file}: {name}", *columns)
                 tables[name].append(rows.assign(**here))
     about = ["stage", *_RUN]
     return Results(_joined([pd.DataFrame(runs)], [*about, "finished"]), _joined(scores, [*_RUN, *_SCORES[0], *_SCORES[1]]),
@@ -308,7 +311,8 @@ def _first_parser(table): # one parser for each data set
 #: measure -> table, its rows, what names the data, what names the vector, value
 _DERIVED: dict[str, tuple[str, Callable, str, str | None, str]] = {
     "answers that are constituents": ("constituents", lambda t: _first_parser(_targets(t[t["of"] == "predicted"])), "dataset", None, "spans_constituent"),
-    "violations": ("violations", lambda t: counted_violations(_targets(t)), "dataset", None, "violations"),
+    "violations": (
+        "violations", lambda t: counted_violations(_targets(t)), "dataset", None, "violations"),
     "boundary errors": ("boundaries", _targets, "dataset", None, "boundary_errors"),
     "wrong place": ("boundaries", _targets, "dataset", None, "wrong_place"),
     "EM gained by decoding constituents": ("decoding", lambda t: _targets(t).assign(gain=lambda x: x["em_constituents"] - x["em"]), "dataset", None, "gain"),

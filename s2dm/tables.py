@@ -353,8 +353,8 @@ DETAILS = {
     "languages": ("Reading by language", "EM and F1, percent, question and context in one language; with the controls.", "scores", ["dataset", "lang"], ["system", "metric"], "score", 1),
     "normalisation": (
         "Two ways of counting",
-        "EM, percent, by the rules of SQuAD and by those of MLQA, and how much more the latter gives. For languages that "
-        "MLQA's script knows; MLQA itself is counted by its own rules alone.",
+        "EM, percent, by the rules of SQuAD and by those of MLQA, and what the latter give more. "
+        "For languages that MLQA's script knows; MLQA itself is counted by its own rules alone.",
         "scores", ["dataset", "lang"], ["system", "counted"], "EM", 1),
     "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores. Generated tests within a language leave out pairs with the same text, so their lengths differ.", "sts", ["corpus", "part"], ["system", "kind"], "pearson", 1),
     "retrieval": ("Translation retrieval by language", "Nearest neighbour among the translations, percent, mean of both directions.", "retrieval", ["corpus", "lang"], ["system", "kind"], "mean", 1),
@@ -371,8 +371,10 @@ def _both_ways(table): # EM of the rows that were counted by the rules of SQuAD 
     if "em_mlqa" not in table: return table[:0]
     own = (table["context"] == table["question"]) & (table["dataset"] != "mlqa")
     rows = table[own & table["em_mlqa"].notna()].rename(columns=dict(context="lang"))
-    ways = {"SQuAD's": rows["em"], "MLQA's": rows["em_mlqa"], "difference": rows["em_mlqa"] - rows["em"]}
-    return rows.assign(**ways).melt(["model", "system", "dataset", "lang", "seed"], [*ways], "counted", "EM")
+    ways = {"SQuAD's": rows["em"], "MLQA's": rows["em_mlqa"]}
+    ways["difference"] = rows["em_mlqa"] - rows["em"]
+    keys = ["model", "system", "dataset", "lang", "seed"]
+    return rows.assign(**ways).melt(keys, [*ways], "counted", "EM")
 
 
 #: what is done to a table of stage 05 or 06 before it is printed
@@ -385,8 +387,8 @@ _PREPARED = {
     "probes": lambda t: t.assign(of=t["of"].replace("encoder", "mean")), "selectivity": lambda t: t.assign(of=t["of"].replace("encoder", "mean"))}
 
 # %% ../nbs/07b_tables.ipynb #f39bf4a9
-_ONE_WAY = ("No record has both ways of counting: the languages are not MLQA's, or the records are older "
-            "than this table.")
+_ONE_WAY = ("No record has both ways of counting: the languages are not MLQA's, "
+            "or the records are older than this table.")
 
 
 def detail_table(
@@ -396,11 +398,13 @@ def detail_table(
     "A table of the evaluations or analyses, averaged over seeds."
     title, caption, source, rows, columns, value, digits = DETAILS[name]
     found = results.scores if source == "scores" else results.tables.get(source, pd.DataFrame())
-    lost = f"There are no {'evaluations (stage 05)' if source == 'scores' else 'analyses (stage 06) with this table'}."
+    runs = "evaluations (stage 05)" if source == "scores" else "analyses (stage 06) with this table"
+    lost = f"There are no {runs}."
     if len(found):
         found = _PREPARED.get(name, lambda t: t)(found)
         if name == "normalisation": lost = _ONE_WAY
-    if not len(found): return Table(name, title, caption, pd.DataFrame(columns=[*rows, *columns, value]), [], [lost])
+    nothing = pd.DataFrame(columns=[*rows, *columns, value])
+    if not len(found): return Table(name, title, caption, nothing, [], [lost])
     keys = ["model", *dict.fromkeys(["system", *columns] if "system" in columns else columns), *rows]
     data, blocks = _as_met(summarise(found, tuple(keys), value).rename(columns=dict(mean=value)), found, keys), []
     shown = _main_rows(data) if "system" in data else data
@@ -422,16 +426,18 @@ def _violation_cells(data): # the printed cells of one encoder
         known = own["questions"].notna()
         name = system_name(system)
         cells[name, "percent"] = [_number(x) for x in own["violations"]]
-        cells[name, "answers / questions"] = (counts["violating"] + " / " + counts["questions"]).where(known, "–").tolist()
+        both = counts["violating"] + " / " + counts["questions"]
+        cells[name, "answers / questions"] = both.where(known, "–").tolist()
         cells[name, "near"] = counts["violating_near"].where(known, "–").tolist()
     return pd.DataFrame(cells)
 
 # %% ../nbs/07b_tables.ipynb #e088cb6d
-_OLD_VIOLATIONS = ("Violations of older analyses are left out: they were another quantity than Section 5.3's and have "
-                   "no counts (docs/changes.md).")
-_VIOLATIONS = ("Of the questions that a reader trained in that language answers rightly and with a constituent, "
-               "the percentage that this one answers wrongly and with none. Mean over seeds; beside it the two counts, "
-               "summed over seeds, and how many of these answers overlap a right one.")
+_OLD_VIOLATIONS = ("Violations of older analyses are left out: they were another quantity than "
+                   "Section 5.3's and have no counts (docs/changes.md).")
+_VIOLATIONS = ("Of the questions that a reader trained in that language answers rightly and with a "
+               "constituent, the percentage that this one answers wrongly and with none. Mean over "
+               "seeds; beside it the two counts, summed over seeds, and how many of these answers "
+               "overlap a right one.")
 
 
 def violations_note(
@@ -451,11 +457,13 @@ def violations_table(
     notes = violations_note(results)
     if not len(found): notes = ["There are no analyses (stage 06) with this table."]
     found = counted_violations(found)
-    if not len(found): return Table("violations", title, _VIOLATIONS, pd.DataFrame(columns=[*keys, "violations"]), [], notes)
+    nothing = pd.DataFrame(columns=[*keys, "violations"])
+    if not len(found): return Table("violations", title, _VIOLATIONS, nothing, [], notes)
     data = summarise(found, tuple(keys), "violations").rename(columns=dict(mean="violations"))
     counts = found.groupby(keys, as_index=False)[["questions", "violating", "violating_near"]].sum()
     data = _as_met(data.merge(counts, on=keys), found, keys)
-    blocks = [(_model(model), _violation_cells(part)) for model, part in _main_rows(data).groupby("model", sort=True)]
+    shown = _main_rows(data).groupby("model", sort=True)
+    blocks = [(_model(model), _violation_cells(part)) for model, part in shown]
     return Table("violations", title, _VIOLATIONS, data, blocks, notes)
 
 # %% ../nbs/07b_tables.ipynb #b73ff218
@@ -522,7 +530,10 @@ def all_tables(
     tables = [constituents_table(results), *(reading_table(name, results, ours) for name in _TITLES),
               versus_table(numbers, SCORES, "systems", "Systems and controls", "Zero-shot: mean over the target languages, without the source. Differences are seed by seed."),
               versus_table(numbers, BOUNDARIES, "boundaries", "Boundary consistency", "Percent, mean over the target languages; boundary errors: the answer overlaps the right one and ends elsewhere."),
-              boundary_values(numbers), violations_table(results), separation_table(numbers), losses_table(numbers), *(detail_table(results, name) for name in DETAILS), geometry_table(results), runs_table(results)]
+              boundary_values(numbers), violations_table(results),
+              separation_table(numbers), losses_table(numbers)]
+    tables += [detail_table(results, name) for name in DETAILS]
+    tables += [geometry_table(results), runs_table(results)]
     found = {table.name: table for table in tables}
     found["boundaries"].notes += violations_note(results)
     return found

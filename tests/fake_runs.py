@@ -29,8 +29,10 @@ def evaluation(rng, system, dataset, languages, source, gain):
     for i, lang in enumerate(languages):
         em = 94. if lang == source else float(np.clip(62 - 4 * i + gain + seed_effect + rng.normal(0, 1), 0, 100))
         f1 = min(100., em + 9)
-        by_mlqa = dict(em_mlqa=em + 1, f1_mlqa=f1) if lang in MLQA_LANGUAGES else dict(em_mlqa=None, f1_mlqa=None)
-        rows.append(dict(dataset=dataset, context=lang, question=lang, questions=750, em=em, em_low=em - 3, em_high=em + 3, f1=f1, f1_low=f1 - 3, f1_high=f1 + 3) | by_mlqa)
+        row = dict(dataset=dataset, context=lang, question=lang, questions=750)
+        row |= dict(em=em, em_low=em - 3, em_high=em + 3, f1=f1, f1_low=f1 - 3, f1_high=f1 + 3)
+        known = lang in MLQA_LANGUAGES
+        rows.append(row | dict(em_mlqa=em + 1 if known else None, f1_mlqa=f1 if known else None))
     return dict(results=rows, missing=[], reader=dict(system=system, encoder="embedded"))
 
 
@@ -40,7 +42,8 @@ def _percent(rng, middle): return float(np.clip(middle + rng.normal(0, 1.5), 0, 
 def _violations(about, percent): # a row with its counts
     count = round(5 * percent)
     percent = count / 5
-    return about | dict(questions=500, violating=count, violating_near=count // 2, violations=percent, low=percent - 3, high=percent + 3)
+    about |= dict(questions=500, violating=count, violating_near=count // 2)
+    return about | dict(violations=percent, low=percent - 3, high=percent + 3)
 
 
 def analysis(rng, system, dataset, languages, source, points=True):
@@ -55,7 +58,8 @@ def analysis(rng, system, dataset, languages, source, points=True):
         geometry=[dict(corpus=dataset, kind=k, silhouette_language=s + rng.normal(0, .01), silhouette_meaning=.6 - s, variance_1=.3, variance_2=.15) for k, (_, _, s) in kinds.items()],
         constituents=[dict(dataset=dataset, lang=t, parser="gold", of=of, questions=750, spans_constituent=100. if of == "gold" else p, low=p - 2, high=p + 2)
                       for t in languages for of in ("gold", "predicted") for p in [_percent(rng, 88 + 3 * s2dm)]],
-        violations=[_violations(dict(dataset=dataset, lang=t, reference="monolingual"), _percent(rng, 9 - 2 * s2dm)) for t in targets],
+        violations=[_violations(dict(dataset=dataset, lang=t, reference="monolingual"),
+                                _percent(rng, 9 - 2 * s2dm)) for t in targets],
         decoding=[dict(dataset=dataset, lang=t, em=50., f1=60., em_constituents=53. + rng.normal(), f1_constituents=61.) for t in targets],
         boundaries=[dict(dataset=dataset, lang=t, errors=300, boundary_errors=_percent(rng, 20), wrong_place=_percent(rng, 18)) for t in targets],
         probes=[dict(level=level, task=task, of="encoder" if (k, level) == ("mean", "token") else k, metric=metric, score=float(rng.uniform(30, 95)), control=30., selectivity=20., chance=10.)

@@ -24,11 +24,18 @@ LANGUAGES = ("svo", "sov_case", "vso_case")
 SMALL = dict(languages=LANGUAGES, documents=20, sentences=500, questions=12, held_out=12, similar=12)
 #: what the report reads
 COLUMNS = {
-    "sts": "part lang_a lang_b kind pearson pearson_low pearson_high spearman pairs", "retrieval": "corpus lang kind to_source from_source mean",
-    "geometry": "corpus kind silhouette_language silhouette_meaning variance_1 variance_2", "pca": "corpus kind lang group x y",
-    "constituents": "dataset lang parser of questions spans_constituent low high", "violations": "dataset lang reference questions violating violating_near violations low high placed",
-    "decoding": "dataset lang em f1 em_constituents f1_constituents", "boundaries": "dataset lang errors boundary_errors wrong_place",
-    "probes": "level task of metric score control selectivity chance", "predictability": "from to r2", "gradients": "edition loss module norm"}
+    "sts": "part lang_a lang_b kind pearson pearson_low pearson_high spearman pairs",
+    "retrieval": "corpus lang kind to_source from_source mean",
+    "geometry": "corpus kind silhouette_language silhouette_meaning variance_1 variance_2",
+    "pca": "corpus kind lang group x y",
+    "constituents": "dataset lang parser of questions spans_constituent low high",
+    "violations": "dataset lang reference questions violating violating_near violations low high",
+    "decoding": "dataset lang em f1 em_constituents f1_constituents",
+    "boundaries": "dataset lang errors boundary_errors wrong_place",
+    "probes": "level task of metric score control selectivity chance",
+    "predictability": "from to r2",
+    "gradients": "edition loss module norm",
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +110,16 @@ def test_a_system_from_its_folders_to_its_tables(encoder_folder, place):
     assert tables["constituents"].groupby("of")["spans_constituent"].max()["gold"] == 100
     violations = tables["violations"].iloc[0]
     assert violations["lang"] == "sov_case" and violations["questions"] == 12 and len(tables["violations"]) == 1
-    assert violations["violations"] == pytest.approx(100 * violations["violating"] / violations["questions"])
+    assert violations["violations"] == pytest.approx(
+        100 * violations["violating"] / violations["questions"]
+    )
     assert 0 <= violations["violating_near"] <= violations["violating"] <= 12
     said = tables["constituents"].set_index(["lang", "of"]).loc[("sov_case", "predicted"), "spans_constituent"]
-    assert violations["violations"] <= 100 - said # of those that are no constituent, the wrong ones
-    for name in ("violations", "boundaries", "constituents", "decoding"): assert set(tables[name]["placed"]) == {"spans"}
+    assert (
+        violations["violations"] <= 100 - said
+    )  # of those that are no constituent, the wrong ones
+    for name in ("violations", "boundaries", "constituents", "decoding"):
+        assert set(tables[name]["placed"]) == {"spans"}
     assert set(tables["sts"]["kind"]) == {"mean", "y", "z"} and set(tables["retrieval"]["lang"]) == {"sov_case", "vso_case"}
     assert first.missing == record["missing"] and len(first.missing) == 1 and "svo, violations of synthetic.vso_case: no monolingual reader" in first.missing[0]
     again = analyse(system)
@@ -171,7 +183,8 @@ def test_places_that_do_not_fit_are_refused(encoder_folder, place):
     (folder / "spans.synthetic.svo.json").unlink(missing_ok=True)
     assert set(analyse(system).tables["boundaries"]["placed"]) == {"text"}
     write_json(folder / "spans.synthetic.svo.json", dict.fromkeys(said, [0, 1, 0.5]))
-    with pytest.raises(DataError, match="spans.synthetic.svo.json, question .* stands at 0 to 1"): analyse(system)
+    with pytest.raises(DataError, match="spans.synthetic.svo.json, question .* stands at 0 to 1"):
+        analyse(system)
 
 
 def test_an_analysis_that_fails_leaves_the_last_one(encoder_folder, place, monkeypatch):
@@ -186,7 +199,11 @@ def test_an_analysis_that_fails_leaves_the_last_one(encoder_folder, place, monke
         with pytest.raises(KeyboardInterrupt): analyse(system)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     less = analyse(config(encoder_folder, variant="baseline", analyses="gradients", seed=7))
-    assert {p.name for p in less.folder.iterdir()} == {"config.json", "metrics.json", "gradients.csv"}
+    assert {p.name for p in less.folder.iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "gradients.csv",
+    }
 
 
 def test_another_parser(encoder_folder, place, monkeypatch):

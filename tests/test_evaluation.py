@@ -16,7 +16,19 @@ from transformers import BertConfig, BertModel
 import s2dm.evaluation
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import mbert_tokenizer
-from s2dm.evaluation import NO_ANSWER, DATASETS, EvaluateConfig, best_answers, evaluate, mlqa_row, predict, read_answers, scores_row, wide, write_answers
+from s2dm.evaluation import (
+    NO_ANSWER,
+    DATASETS,
+    EvaluateConfig,
+    best_answers,
+    evaluate,
+    mlqa_row,
+    predict,
+    read_answers,
+    scores_row,
+    wide,
+    write_answers,
+)
 from s2dm.evaluation import tests as all_tests # a name that pytest does not collect
 from s2dm.features import Answer
 from s2dm.finetune import finetune
@@ -95,7 +107,9 @@ def test_predictions_are_in_the_official_format_and_score_the_same(mlqa):
     config = EvaluateConfig(datasets="mlqa,tydiqa", languages="de,en,zh,fi", samples=200)
     result = evaluate(config, make())
     metrics, rows = json.loads((result.folder / "metrics.json").read_text()), result.table.to_dict("records")
-    assert metrics["results"] == result.results and [(r["dataset"], r["context"], r["question"]) for r in rows] == [("mlqa", "en", "en"), ("mlqa", "de", "de"), ("mlqa", "de", "zh"), ("mlqa", "zh", "zh")]
+    assert metrics["results"] == result.results and [
+        (r["dataset"], r["context"], r["question"]) for r in rows
+    ] == [("mlqa", "en", "en"), ("mlqa", "de", "de"), ("mlqa", "de", "zh"), ("mlqa", "zh", "zh")]
     for row in rows: same_by_hand(result.folder, row, load_reading("mlqa", row["context"], question_language=row["question"]), "mlqa")
     assert [{k: v for k, v in r.items() if not k.endswith("_mlqa")} for r in result.results] == rows
     assert all((r["em_mlqa"], r["f1_mlqa"]) == (r["em"], r["f1"]) for r in result.results)
@@ -106,7 +120,9 @@ def test_predictions_are_in_the_official_format_and_score_the_same(mlqa):
 
 def test_scores_are_those_of_a_reader_that_knows(mlqa, monkeypatch):
     "Right answers give 100, MLQA's articles do not count, and each language is scored by its own rules."
-    monkeypatch.setattr(s2dm.evaluation, "best_answers", lambda reader, questions: without_articles(questions))
+    monkeypatch.setattr(
+        s2dm.evaluation, "best_answers", lambda reader, questions: without_articles(questions)
+    )
     result = evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
     assert set(result.table["em"]) == set(result.table["f1_low"]) == {100.} and wide(result.table, "mlqa").loc[0].tolist() == ["100.0 / 100.0"] * 4
 
@@ -124,7 +140,11 @@ def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 def test_all_missing_is_an_error_and_leaves_the_last_evaluation(mlqa):
     folder = evaluate(EvaluateConfig(datasets="mlqa", languages="de", samples=100), make()).folder
     before = contents(folder)
-    assert before.keys() == {"config.json", "metrics.json", *(f"{kind}.mlqa.{x}.json" for kind in ("predictions", "spans") for x in ("de", "de-zh"))}
+    assert before.keys() == {
+        "config.json",
+        "metrics.json",
+        *(f"{kind}.mlqa.{x}.json" for kind in ("predictions", "spans") for x in ("de", "de-zh")),
+    }
     with pytest.raises(MissingData, match="none of xquad, bipar can be had: xquad.ar: cannot get"): evaluate(EvaluateConfig(datasets="xquad,bipar", languages="ar,zh"), make())
     assert contents(folder) == before
 
@@ -171,7 +191,10 @@ def test_an_evaluation_that_was_stopped_goes_on(mlqa, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Killed): evaluate(config, make())
-    assert not list(whole.folder.glob("predictions.*")) and not (whole.folder / "metrics.json").exists()
+    assert (
+        not list(whole.folder.glob("predictions.*"))
+        and not (whole.folder / "metrics.json").exists()
+    )
     read = stop_after(monkeypatch, 2)
     again = evaluate(config, make())
     assert read == ["zh? 0", "zh? 0"] # de-zh and zh: en and de were there
@@ -201,7 +224,9 @@ def test_another_reader_or_other_questions_are_read_anew(mlqa, monkeypatch, chan
     reader = make(seed=int(change == "weights"), **dict(longest=3) if change == "settings" else {})
     if change == "questions": # another one in German
         file = mlqa / "mlqa/MLQA_V1/test/test-context-de-question-de.json"
-        file.write_text(file.read_text(encoding="utf-8").replace("de? 0", "wer? 0"), encoding="utf-8")
+        file.write_text(
+            file.read_text(encoding="utf-8").replace("de? 0", "wer? 0"), encoding="utf-8"
+        )
     if change == "lost": # as by a kill while files were moved
         (config.folder("evaluate") / "progress/predictions.mlqa.de.json").unlink()
     read = stop_after(monkeypatch, 9)
@@ -259,12 +284,19 @@ def test_no_span_is_the_empty_answer():
     with torch.no_grad(): reader.head.weight.zero_()
     reader.scores = lambda batch: (s := (batch["input_ids"] == reader.tokenizer.cls_token_id).float(), s)
     questions = Dataset.from_list([dict(id="q", question="Wo?", context="Am See.", answers=dict(text=["See"], answer_start=[3]))])
-    assert best_answers(reader, questions) == {"q": NO_ANSWER} and predict(reader, questions) == {"q": ""} and score({"q": ""}, questions).em.tolist() == [0]
+    assert (
+        best_answers(reader, questions) == {"q": NO_ANSWER}
+        and predict(reader, questions) == {"q": ""}
+        and score({"q": ""}, questions).em.tolist() == [0]
+    )
 
 
 def test_answers_keep_their_places(tmp_path):
     "Written, checked against context and text, and read again; without places the texts remain."
-    rows = [dict(id=f"q{i}", question="Wo?", context="Zürich liegt am See. " * (i + 1)) for i in range(5)]
+    rows = [
+        dict(id=f"q{i}", question="Wo?", context="Zürich liegt am See. " * (i + 1))
+        for i in range(5)
+    ]
     questions = Dataset.from_list(rows)
     answers = best_answers(make(), questions) | dict(q4=NO_ANSWER)
     write_answers(tmp_path, "x.de", answers)
@@ -272,20 +304,29 @@ def test_answers_keep_their_places(tmp_path):
     assert read_answers(tmp_path, "x.de", questions) == answers
     places = json.loads(spans.read_text())
     assert places["q4"] is None and list(places) == list(answers)
-    for row in rows[:4]: assert row["context"][slice(*places[row["id"]][:2])] == answers[row["id"]].text
+    for row in rows[:4]:
+        assert row["context"][slice(*places[row["id"]][:2])] == answers[row["id"]].text
     spans.write_text(json.dumps(places | dict(q2=[1, 4, 0.5])))
-    with pytest.raises(DataError, match="spans.x.de.json, question q2: 'üri' stands at 1 to 4"): read_answers(tmp_path, "x.de", questions)
+    with pytest.raises(DataError, match="spans.x.de.json, question q2: 'üri' stands at 1 to 4"):
+        read_answers(tmp_path, "x.de", questions)
     spans.unlink()
     assert read_answers(tmp_path, "x.de", questions) == {i: a.text for i, a in answers.items()}
     predictions.unlink()
-    with pytest.raises(MissingData, match="predictions.x.de.json is not there"): read_answers(tmp_path, "x.de", questions)
+    with pytest.raises(MissingData, match="predictions.x.de.json is not there"):
+        read_answers(tmp_path, "x.de", questions)
 
 
 def test_both_ways_of_counting_where_mlqa_has_rules():
-    questions = Dataset.from_list([dict(id="q", context="Die Brücke", answers=dict(text=["Die Brücke"], answer_start=[0]))])
+    questions = Dataset.from_list(
+        [dict(id="q", context="Die Brücke", answers=dict(text=["Die Brücke"], answer_start=[0]))]
+    )
     assert score({"q": "Brücke"}, questions).em[0] == 0
     assert mlqa_row({"q": "Brücke"}, questions, "de") == dict(em_mlqa=100, f1_mlqa=100)
-    assert mlqa_row({"q": "Brücke"}, questions, "fi") == mlqa_row({"q": "Brücke"}, questions, "") == dict(em_mlqa=None, f1_mlqa=None)
+    assert (
+        mlqa_row({"q": "Brücke"}, questions, "fi")
+        == mlqa_row({"q": "Brücke"}, questions, "")
+        == dict(em_mlqa=None, f1_mlqa=None)
+    )
 
 
 def test_rows_and_tables():
@@ -308,7 +349,8 @@ def test_real_data_sets_score_as_the_official_scripts_do(real, monkeypatch):
     some = lambda name, language, **more: load_reading(name, language, **more).select(range(0, 100, 9))
     monkeypatch.setattr(s2dm.evaluation, "load_reading", some)
     result = evaluate(EvaluateConfig(datasets="xquad,tydiqa,bipar", languages="en,th,zh,te,fi", samples=200), reader)
-    for row in result.results: assert (row["em_mlqa"] is None) == (row["context"] in ("th", "te", "fi"))
+    for row in result.results:
+        assert (row["em_mlqa"] is None) == (row["context"] in ("th", "te", "fi"))
     rows = result.table.to_dict("records")
     assert [(r["dataset"], r["context"], r["question"]) for r in rows] == [("xquad", x, x) for x in ("en", "th", "zh")] + [("tydiqa", x, x) for x in ("en", "fi", "te")] + [("bipar", c, q) for c in ("en", "zh") for q in ("en", "zh")]
     assert not result.missing and result.table["f1"].sum() > 0
