@@ -329,7 +329,7 @@ def places(
         at = context.find(text, at + 1)
     return found
 
-
+# %% ../nbs/06a_constituents.ipynb #2239edb5
 def how_placed(
     predictions: Said, # of a reader
 ) -> str: # "spans": by their places; "text": by a search
@@ -353,7 +353,7 @@ def answer_places(
         else: found.append([(said.start, said.end)] if said.text else [])
     return found
 
-
+# %% ../nbs/06a_constituents.ipynb #e92a30e2
 def answer_texts(
     predictions: Said, # of a reader
 ) -> dict[str, str]: # question id -> text

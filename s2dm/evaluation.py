@@ -55,7 +55,7 @@ def tests(
 # %% ../nbs/05b_evaluation.ipynb #8b5812a8
 def _label(context: str, question: str) -> str: return context.split()[0] if question == context else f"{context}-{question}"
 
-
+# %% ../nbs/05b_evaluation.ipynb #83bf8e44
 @dataclass(frozen=True, init=False)
 class EvaluateConfig(FinetuneConfig):
     "Parameters of the run 05_evaluate: those of the run 04_finetune whose reader is to be evaluated, and what to evaluate it on."
@@ -97,7 +97,7 @@ def best_answers(
     answers = reader.read(windows, progress=progress)
     return {id: found[0] if found else NO_ANSWER for id, found in zip(ids, answers, strict=True)}
 
-
+# %% ../nbs/05b_evaluation.ipynb #3a66f16c
 def predict(
     reader: S2DMReader, # trained
     questions: Dataset, # with id, question, context
@@ -119,7 +119,7 @@ def scores_row(
             row[f"{metric}{end}"] = float(table.loc[metric, column])
     return row
 
-
+# %% ../nbs/05b_evaluation.ipynb #87a63bfd
 def mlqa_row(
     predictions: Mapping[str, str], # id -> text
     questions: Dataset, # with id, answers
@@ -142,7 +142,7 @@ def write_answers(
     write_json(Path(folder) / f"spans.{label}.json", spans)
     write_json(Path(folder) / f"predictions.{label}.json", texts)
 
-
+# %% ../nbs/05b_evaluation.ipynb #7145bd16
 def read_answers(
     folder: str | Path, # where predictions.<label>.json is
     label: str, # of the test
@@ -167,7 +167,7 @@ class Evaluation:
     missing: list[str] # tests that could not be had
     results: list[dict] # rows of the record: those of the table, and em_mlqa, f1_mlqa
 
-
+# %% ../nbs/05b_evaluation.ipynb #bec8192c
 def _generated(line: str) -> Dataset: # test questions in a preset's or a new language
     language, source = parse_language(line), next(iter(LANGUAGES))
     corpus = Synthetic() if LANGUAGES.get(language.name) == language else Synthetic(SyntheticConfig(languages=(source, line)))
@@ -198,7 +198,7 @@ def begin_record(
         write_json(folder / "config.json", record.config) # says that a run has begun
     return record
 
-
+# %% ../nbs/05b_evaluation.ipynb #646f7d41
 def replace_record(
     folder: str | Path, # of the run
     names: list[str], # files in its folder `progress` that stay, beside config.json, metrics.json
@@ -223,7 +223,7 @@ def reader_sum(
         found.update(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
-
+# %% ../nbs/05b_evaluation.ipynb #249cea6c
 def questions_sum(
     questions: Dataset, # with id, question, context
 ) -> str: # 64 hexadecimal digits
@@ -231,7 +231,7 @@ def questions_sum(
     columns = [questions[name][:] for name in ("id", "question", "context")]
     return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 
-
+# %% ../nbs/05b_evaluation.ipynb #0adbbdb7
 def _read_once(reader, questions, folder, label, weights): # answers, and were they there?
     "Let the reader read a test, unless an evaluation that was stopped has done so."
     same = dict(reader=weights, questions=questions_sum(questions))

@@ -432,8 +432,8 @@ def _violation_cells(data): # the printed cells of one encoder
     return pd.DataFrame(cells)
 
 # %% ../nbs/07b_tables.ipynb #e088cb6d
-_OLD_VIOLATIONS = ("Violations of older analyses are left out: they were another quantity than "
-                   "Section 5.3's and have no counts (docs/changes.md).")
+_OLD_VIOLATIONS = ("Violations of older analyses are left out: they were counted otherwise than "
+                   "in Section 5.3, and lack the two counts (docs/changes.md).")
 _VIOLATIONS = ("Of the questions that a reader trained in that language answers rightly and with a "
                "constituent, the percentage that this one answers wrongly and with none. Mean over "
                "seeds; beside it the two counts, summed over seeds, and how many of these answers "
