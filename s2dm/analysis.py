@@ -8,6 +8,7 @@ __all__ = ['CORPORA', 'ANALYSES', 'gradient_table', 'AnalyseConfig', 'system_vec
 
 # %% ../nbs/06d_analysis.ipynb #662f94ed
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ import pandas as pd
 import torch
 
 from .constituents import CoreNLP, GoldParser, Kept, Trees, boundary_row, constituent_rows, decoding_row, violation_row
-from .core import EDITIONS, MissingData, ParameterError, RunRecord, atomic_write, data_dir, param, runs_dir, write_json
+from .core import EDITIONS, MissingData, ParameterError, atomic_write, data_dir, param, runs_dir
 from .encoder import Encoder, FeatureCache, load_encoder
-from .evaluation import DATASETS, EvaluateConfig, predict, tests
+from .evaluation import (DATASETS, EvaluateConfig, begin_record, best_answers, read_answers,
+                             replace_record, tests, write_answers)
 from .evaluation import _label, _questions
 from .finetune import finetune, pretrained_s2dm
 from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
-from .metrics import check_predictions, read_predictions
 from .model import S2DM, S2DMConfig
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
@@ -124,14 +125,17 @@ def generated_questions(
 # %% ../nbs/06d_analysis.ipynb #ac6d0eb6
 def train_reference(
     config: ReferenceConfig, # language, encoder, data
-) -> Path: # the folder, with predictions.<dataset>.<language>.json
+) -> Path: # the folder, with predictions and spans.<dataset>.<language>.json
     "Train a monolingual reader and let it read the tests in its language. Raises what `finetune` raises, and `ParameterError` if no data set has the language."
     if "synthetic" in config.datasets: config = ReferenceConfig(**config.as_dict() | dict(data=str(generated_questions(config.language)), dev=(), languages=(config.language,)))
     wanted = [(name, c, q) for name, c, q in tests(config.datasets, config.languages) if c == q == config.language]
     if not wanted: raise ParameterError(f"language={config.language!r} is not possible: none of {', '.join(config.datasets)} has it")
     reader = finetune(config).reader
-    for name, context, question in wanted: write_json(config.folder("evaluate") / f"predictions.{name}.{_label(context, question)}.json", predict(reader, _questions(name, context, question, {})))
-    return config.folder("evaluate")
+    folder = config.folder("evaluate")
+    for name, context, question in wanted:
+        answers = best_answers(reader, _questions(name, context, question, {}))
+        write_answers(folder, f"{name}.{_label(context, question)}", answers)
+    return folder
 
 # %% ../nbs/06d_analysis.ipynb #a9526f80
 class _Tables: # tables of an analysis, and what is missing
@@ -203,41 +207,53 @@ def parser_for(
     return Kept(parser, data_dir() / "cache" / "parses" / f"{parser.name.replace(' ', '_')}.{language}.jsonl")
 
 # %% ../nbs/06d_analysis.ipynb #a6fc1139
-def _predictions(file: Path, ids, how: str) -> dict[str, str]: # raises MissingData
-    if not file.is_file(): raise MissingData(how)
-    found = read_predictions(file)
-    check_predictions(found, ids, str(file))
-    return found
+def _said(folder, label, questions, how): # a reader's answers; raises MissingData that says how
+    if not (folder / f"predictions.{label}.json").is_file(): raise MissingData(how)
+    return read_answers(folder, label, questions)
 
 # %% ../nbs/06d_analysis.ipynb #0a8061f8
 class _Answers: # what is known of one test after another
-    def __init__(self, config, out, parsers): self.config, self.out, self.parsers, self.gone, self.reader = config, out, parsers, {}, None
+    def __init__(self, config, out, parsers):
+        self.config, self.out, self.parsers = config, out, parsers
+        self.gone, self.reader = {}, None
 
     def __call__(self, name, language):
         config, add, label = self.config, self.out.add, f"{name}.{_label(language, language)}"
         about = dict(dataset=name, lang=language.split()[0])
-        attempt = lambda what, function: self.out.attempt(f"{what} of {label}", function)
+        def attempt(what, function): return self.out.attempt(f"{what} of {label}", function)
         questions = attempt("answers", lambda: _questions(name, language, language, self.gone))
         if questions is None: return
-        ids, file = questions["id"][:], f"predictions.{label}.json"
-        said = attempt("answers", lambda: _predictions(config.folder("evaluate") / file, ids, f"{config.folder('evaluate')} has no predictions: run nbs/05_evaluate.ipynb with the same parameters"))
-        if said: add("boundaries", [about | boundary_row(questions, said, DATASETS[name], language.split()[0])])
+        folder = config.folder("evaluate")
+        how = f"{folder} has no predictions: run nbs/05_evaluate.ipynb with the same parameters"
+        said = attempt("answers", lambda: _said(folder, label, questions, how))
+        counted = DATASETS[name], about["lang"]
+        if said: add("boundaries", [about | boundary_row(questions, said, *counted)])
         trees = attempt("constituents", lambda: Trees(questions, parser_for(config, name, language, self.parsers)))
         if not trees: return
         add("constituents", [about | row for row in constituent_rows(questions, trees, said, config.samples)])
-        if said: self.compare(about, questions, trees, said, file, attempt)
-        self.decode(about, questions, trees)
+        if said: self.compare(about, questions, trees, said, label, attempt)
+        _decode(self, about, questions, trees)
 
-    def compare(self, about, questions, trees, said, file, attempt):
-        folder = ReferenceConfig(model=self.config.model, reference=self.config.reference, language=about["lang"], seed=self.config.seed).folder("evaluate")
-        known = attempt("violations", lambda: _predictions(folder / file, questions["id"][:], "no monolingual reader has read it (parameter references trains one, reference names a folder)"))
-        row = known and violation_row(questions, trees, said, known, self.config.samples)
-        if row: self.out.add("violations", [about | dict(reference=f"baseline trained on {about['lang']}") | row])
+    def compare(self, about, questions, trees, said, label, attempt):
+        config, lang = self.config, about["lang"]
+        wanted = dict(model=config.model, reference=config.reference, seed=config.seed)
+        folder = ReferenceConfig(language=lang, **wanted).folder("evaluate")
+        how = ("no monolingual reader has read it "
+               "(parameter references trains one, reference names a folder)")
+        known = attempt("violations", lambda: _said(folder, label, questions, how))
+        if not known: return
+        counted = DATASETS[about["dataset"]], lang
+        row = violation_row(questions, trees, said, known, *counted, config.samples)
+        about |= dict(reference=f"baseline trained on {lang}")
+        if row: self.out.add("violations", [about | row])
 
-    def decode(self, about, questions, trees):
-        if not self.reader: return
-        some = questions.select(np.linspace(0, len(questions) - 1, min(self.config.questions, len(questions))).round().astype(int))
-        self.out.add("decoding", [about | decoding_row(self.reader, some, trees, DATASETS[about["dataset"]], about["lang"])])
+# %% ../nbs/06d_analysis.ipynb #f4e8f5b6
+def _decode(answers, about, questions, trees): # a row of `decoding`, if there is a reader
+    if not answers.reader: return
+    some = np.linspace(0, len(questions) - 1, min(answers.config.questions, len(questions)))
+    counted = DATASETS[about["dataset"]], about["lang"]
+    row = decoding_row(answers.reader, questions.select(some.round().astype(int)), trees, *counted)
+    answers.out.add("decoding", [about | row])
 
 # %% ../nbs/06d_analysis.ipynb #b7a2eb71
 def _answers(config, out, parsers):
@@ -261,24 +277,37 @@ def _records(table: pd.DataFrame) -> list[dict]: # JSON has no nan
     return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in table.to_dict("records")]
 
 # %% ../nbs/06d_analysis.ipynb #95516ccc
+def _look(name, config, vectors, parsers, out): # one analysis, timed
+    looks = {"sts": _sts, "geometry": _geometry, "probes": _probes}
+    start = time.perf_counter()
+    if name == "gradients": out.add("gradients", gradient_table())
+    elif name == "answers": _answers(config, out, parsers)
+    else: looks[name](config, vectors, out)
+    out.seconds[name] = round(time.perf_counter() - start, 2)
+
+
 def analyse(
     config: AnalyseConfig, # which system, and what to look at
     encoder: Encoder | None = None, # None: the one that config.model names
     parsers: Callable | None = None, # language -> parser of `s2dm.constituents`, or None where there is none
 ) -> Analysis:
-    """Analyse a system; the record goes to runs/analyse/model/system/seed, with a csv for each table. What needs a reader, predictions, a parser or data that are not there is left
-    out and listed. Raises `MissingData` without an encoder or, if vectors are to be looked at, without the S2DM."""
-    looks = {"sts": _sts, "geometry": _geometry, "probes": _probes}
-    vectors, folder, out = system_vectors(config, encoder) if set(looks) & set(config.analyses) else None, config.folder("analyse"), _Tables()
-    record = RunRecord(folder, config)
-    for old in folder.glob("*.csv"): old.unlink()
-    for name in config.analyses:
-        start = time.perf_counter()
-        if name == "gradients": out.add("gradients", gradient_table())
-        elif name == "answers": _answers(config, out, parsers)
-        else: looks[name](config, vectors, out)
-        out.seconds[name] = round(time.perf_counter() - start, 2)
-    for name, table in out.tables.items():
-        with atomic_write(folder / f"{name}.csv") as tmp: table.to_csv(tmp, index=False, lineterminator="\n")
-    record.save(dict(tables={name: _records(table) for name, table in out.tables.items()}, missing=out.missing, seconds=out.seconds, encoder=vectors and vectors.encoder.record))
+    """Analyse a system. Its record and a csv for each table go to runs/analyse/model/system/seed.
+    What needs a reader, predictions, a parser or data that are not there is left out and listed.
+    Raises `MissingData` without an encoder or, if vectors are looked at, without the S2DM."""
+    needs_vectors = {"sts", "geometry", "probes"} & set(config.analyses)
+    vectors = system_vectors(config, encoder) if needs_vectors else None
+    folder, out = config.folder("analyse"), _Tables()
+    record = begin_record(folder, config, ["*.csv"])
+    try:
+        for name in config.analyses: _look(name, config, vectors, parsers, out)
+        for name, table in out.tables.items():
+            with atomic_write(record.folder / f"{name}.csv") as tmp:
+                table.to_csv(tmp, index=False, lineterminator="\n")
+        tables = {name: _records(table) for name, table in out.tables.items()}
+        metrics = dict(tables=tables, missing=out.missing, seconds=out.seconds)
+        record.save(metrics | dict(encoder=vectors and vectors.encoder.record))
+    except BaseException: # a stop from outside, too
+        shutil.rmtree(record.folder)
+        raise
+    replace_record(folder, [f"{name}.csv" for name in out.tables], ["*.csv"])
     return Analysis(folder, out.tables, out.missing)

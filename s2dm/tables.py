@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ALPHA', 'DETAILS', 'BOUNDARIES', 'SCORES', 'Cell', 'Table', 'write_table', 'why_missing', 'graded', 'reading_table',
            'constituents_table', 'system_order', 'p_text', 'versus_table', 'separation_table', 'losses_table',
-           'detail_table', 'geometry_table', 'boundary_values', 'runs_table', 'all_tables']
+           'detail_table', 'violations_note', 'violations_table', 'geometry_table', 'boundary_values', 'runs_table',
+           'all_tables']
 
 # %% ../nbs/07b_tables.ipynb #6d6226a5
 from collections.abc import Iterable
@@ -16,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from .core import atomic_write
-from .results import (DATASET_NAMES, MODEL_NAMES, PROFILES, Results, against_baseline, compare, control_of, main_effects, paper_values, source_of, summarise,
-                          system_name)
+from .results import (DATASET_NAMES, MODEL_NAMES, PROFILES, Results, against_baseline, compare,
+                          control_of, counted_violations, main_effects, paper_values, source_of,
+                          summarise, system_name)
 
 # %% ../nbs/07b_tables.ipynb #935450b7
 ALPHA = .05
@@ -349,6 +351,11 @@ def losses_table(
 #: name -> title, caption, table of stage 06, rows, columns, value, decimals
 DETAILS = {
     "languages": ("Reading by language", "EM and F1, percent, question and context in one language; with the controls.", "scores", ["dataset", "lang"], ["system", "metric"], "score", 1),
+    "normalisation": (
+        "Two ways of counting",
+        "EM, percent, by the rules of SQuAD and by those of MLQA, and what the latter give more. "
+        "For languages that MLQA's script knows; MLQA itself is counted by its own rules alone.",
+        "scores", ["dataset", "lang"], ["system", "counted"], "EM", 1),
     "sts": ("Similarity of meaning by test", "Pearson, percent, of the cosine with people's (or the grammar's) scores. Generated tests within a language leave out pairs with the same text, so their lengths differ.", "sts", ["corpus", "part"], ["system", "kind"], "pearson", 1),
     "retrieval": ("Translation retrieval by language", "Nearest neighbour among the translations, percent, mean of both directions.", "retrieval", ["corpus", "lang"], ["system", "kind"], "mean", 1),
     "probes": ("Linear probes", "Score of a linear probe, percent; the csv has the control task (Hewitt and Liang, 2019) and chance.", "probes", ["level", "task", "metric"], ["system", "of"], "score", 1),
@@ -356,20 +363,34 @@ DETAILS = {
     "predictability": ("Can one be told from the other?", "R² of a linear prediction, percent.", "predictability", ["from", "to"], ["system"], "r2", 1),
     "errors": ("Errors by language", "Percent of the questions. Boundary: the answer overlaps the right one and begins or ends elsewhere; place: it lies elsewhere.", "boundaries", ["dataset", "lang"], ["system", "error"], "percent", 1),
     "constituents": ("Answers that are constituents, by language", "Percent of predicted answers (see Table 1 for gold ones).", "constituents", ["dataset", "lang", "parser"], ["system"], "spans_constituent", 1),
-    "violations": ("Violations by language", "Percent of the questions that a reader trained in that language answers rightly where this one is wrong and its answer no constituent.", "violations", ["dataset", "lang", "reference"], ["system"], "violations", 1),
     "decoding": ("Decoding constituents only", "EM of the best answer (free), and of the best one that is a constituent.", "decoding", ["dataset", "lang"], ["system", "answers"], "em", 1),
     "gradients": ("Which loss reaches which module", "Norm of each loss's gradient in a tiny S2DM with random weights; 0: the loss does not reach the module.", "gradients", ["edition", "loss"], ["module"], "norm", None)}
+
+# %% ../nbs/07b_tables.ipynb #5ce57e8b
+def _both_ways(table): # EM of the rows that were counted by the rules of SQuAD and of MLQA
+    if "em_mlqa" not in table: return table[:0]
+    own = (table["context"] == table["question"]) & (table["dataset"] != "mlqa")
+    rows = table[own & table["em_mlqa"].notna()].rename(columns=dict(context="lang"))
+    ways = {"SQuAD's": rows["em"], "MLQA's": rows["em_mlqa"]}
+    ways["difference"] = rows["em_mlqa"] - rows["em"]
+    keys = ["model", "system", "dataset", "lang", "seed"]
+    return rows.assign(**ways).melt(keys, [*ways], "counted", "EM")
 
 
 #: what is done to a table of stage 05 or 06 before it is printed
 _PREPARED = {
     "languages": lambda t: t[t["context"] == t["question"]].rename(columns=dict(context="lang", em="EM", f1="F1")).melt(["model", "system", "dataset", "lang", "seed"], ["EM", "F1"], "metric", "score"),
+    "normalisation": _both_ways,
     "errors": lambda t: t.rename(columns=dict(boundary_errors="boundary", wrong_place="place")).melt(["model", "system", "dataset", "lang", "seed"], ["boundary", "place"], "error", "percent"),
     "constituents": lambda t: t[t["of"] == "predicted"],
     "decoding": lambda t: pd.concat([t.assign(answers="free"), t.assign(answers="constituents", em=t["em_constituents"])], ignore_index=True),
     "probes": lambda t: t.assign(of=t["of"].replace("encoder", "mean")), "selectivity": lambda t: t.assign(of=t["of"].replace("encoder", "mean"))}
 
 # %% ../nbs/07b_tables.ipynb #f39bf4a9
+_ONE_WAY = ("No record has both ways of counting: the languages are not MLQA's, "
+            "or the records are older than this table.")
+
+
 def detail_table(
     results: Results, # all there is
     name: str, # key of `DETAILS`
@@ -377,8 +398,13 @@ def detail_table(
     "A table of the evaluations or analyses, averaged over seeds."
     title, caption, source, rows, columns, value, digits = DETAILS[name]
     found = results.scores if source == "scores" else results.tables.get(source, pd.DataFrame())
-    if not len(found): return Table(name, title, caption, pd.DataFrame(columns=[*rows, *columns, value]), [], [f"There are no {'evaluations (stage 05)' if source == 'scores' else 'analyses (stage 06) with this table'}."])
-    found = _PREPARED.get(name, lambda t: t)(found)
+    runs = "evaluations (stage 05)" if source == "scores" else "analyses (stage 06) with this table"
+    lost = f"There are no {runs}."
+    if len(found):
+        found = _PREPARED.get(name, lambda t: t)(found)
+        if name == "normalisation": lost = _ONE_WAY
+    nothing = pd.DataFrame(columns=[*rows, *columns, value])
+    if not len(found): return Table(name, title, caption, nothing, [], [lost])
     keys = ["model", *dict.fromkeys(["system", *columns] if "system" in columns else columns), *rows]
     data, blocks = _as_met(summarise(found, tuple(keys), value).rename(columns=dict(mean=value)), found, keys), []
     shown = _main_rows(data) if "system" in data else data
@@ -388,6 +414,57 @@ def detail_table(
         cells = {("", r): [DATASET_NAMES.get(x, str(x)) for x in wide.reset_index()[r]] for r in rows} | {h: [_number(x, digits) for x in wide[c]] for h, c in zip(heads, wide)}
         blocks.append((_model(model), pd.DataFrame(cells)))
     return Table(name, title, caption, data, blocks)
+
+# %% ../nbs/07b_tables.ipynb #94aec633
+def _violation_cells(data): # the printed cells of one encoder
+    rows = ["dataset", "lang", "reference"]
+    places = data[rows].drop_duplicates()
+    cells = {("", row): [DATASET_NAMES.get(x, x) for x in places[row]] for row in rows}
+    for system, part in data.groupby("system", sort=False):
+        own = places.merge(part, "left", on=rows)
+        counts = own[["violating", "questions", "violating_near"]].astype("Int64").astype(str)
+        known = own["questions"].notna()
+        name = system_name(system)
+        cells[name, "percent"] = [_number(x) for x in own["violations"]]
+        both = counts["violating"] + " / " + counts["questions"]
+        cells[name, "answers / questions"] = both.where(known, "–").tolist()
+        cells[name, "near"] = counts["violating_near"].where(known, "–").tolist()
+    return pd.DataFrame(cells)
+
+# %% ../nbs/07b_tables.ipynb #e088cb6d
+_OLD_VIOLATIONS = ("Violations of older analyses are left out: they were counted otherwise than "
+                   "in Section 5.3, and lack the two counts (docs/changes.md).")
+_VIOLATIONS = ("Of the questions that a reader trained in that language answers rightly and with a "
+               "constituent, the percentage that this one answers wrongly and with none. Mean over "
+               "seeds; beside it the two counts, summed over seeds, and how many of these answers "
+               "overlap a right one.")
+
+
+def violations_note(
+    results: Results, # all there is
+) -> list[str]: # a sentence, or none
+    "Says that violations of older analyses are left out, if there are any."
+    found = results.tables.get("violations", pd.DataFrame())
+    return [_OLD_VIOLATIONS] if len(counted_violations(found)) < len(found) else []
+
+
+def violations_table(
+    results: Results, # all there is
+) -> Table:
+    "Violations by language, with both counts (Section 5.3)."
+    title, keys = "Violations by language", ["model", "system", "dataset", "lang", "reference"]
+    found = results.tables.get("violations", pd.DataFrame())
+    notes = violations_note(results)
+    if not len(found): notes = ["There are no analyses (stage 06) with this table."]
+    found = counted_violations(found)
+    nothing = pd.DataFrame(columns=[*keys, "violations"])
+    if not len(found): return Table("violations", title, _VIOLATIONS, nothing, [], notes)
+    data = summarise(found, tuple(keys), "violations").rename(columns=dict(mean="violations"))
+    counts = found.groupby(keys, as_index=False)[["questions", "violating", "violating_near"]].sum()
+    data = _as_met(data.merge(counts, on=keys), found, keys)
+    shown = _main_rows(data).groupby("model", sort=True)
+    blocks = [(_model(model), _violation_cells(part)) for model, part in shown]
+    return Table("violations", title, _VIOLATIONS, data, blocks, notes)
 
 # %% ../nbs/07b_tables.ipynb #b73ff218
 def geometry_table(
@@ -453,5 +530,10 @@ def all_tables(
     tables = [constituents_table(results), *(reading_table(name, results, ours) for name in _TITLES),
               versus_table(numbers, SCORES, "systems", "Systems and controls", "Zero-shot: mean over the target languages, without the source. Differences are seed by seed."),
               versus_table(numbers, BOUNDARIES, "boundaries", "Boundary consistency", "Percent, mean over the target languages; boundary errors: the answer overlaps the right one and ends elsewhere."),
-              boundary_values(numbers), separation_table(numbers), losses_table(numbers), *(detail_table(results, name) for name in DETAILS), geometry_table(results), runs_table(results)]
-    return {table.name: table for table in tables}
+              boundary_values(numbers), violations_table(results),
+              separation_table(numbers), losses_table(numbers)]
+    tables += [detail_table(results, name) for name in DETAILS]
+    tables += [geometry_table(results), runs_table(results)]
+    found = {table.name: table for table in tables}
+    found["boundaries"].notes += violations_note(results)
+    return found

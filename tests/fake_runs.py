@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from s2dm.core import write_json
+from s2dm.metrics import MLQA_LANGUAGES
 
 LANGUAGES = ("svo", "svo_nadj", "svo_ndet", "svo_post", "svo_suffix", "svo_prenominal", "vso_case", "sov_case", "v2_bracket", "free_case")
 SUBSETS = tuple("_".join(("vgvae", *x)) for x in ((), ("crl",), ("sdl",), ("wpl",), ("crl", "sdl"), ("crl", "wpl"), ("sdl", "wpl"), ("crl", "sdl", "wpl"), ("all",)))
@@ -28,11 +29,21 @@ def evaluation(rng, system, dataset, languages, source, gain):
     for i, lang in enumerate(languages):
         em = 94. if lang == source else float(np.clip(62 - 4 * i + gain + seed_effect + rng.normal(0, 1), 0, 100))
         f1 = min(100., em + 9)
-        rows.append(dict(dataset=dataset, context=lang, question=lang, questions=750, em=em, em_low=em - 3, em_high=em + 3, f1=f1, f1_low=f1 - 3, f1_high=f1 + 3))
+        row = dict(dataset=dataset, context=lang, question=lang, questions=750)
+        row |= dict(em=em, em_low=em - 3, em_high=em + 3, f1=f1, f1_low=f1 - 3, f1_high=f1 + 3)
+        known = lang in MLQA_LANGUAGES
+        rows.append(row | dict(em_mlqa=em + 1 if known else None, f1_mlqa=f1 if known else None))
     return dict(results=rows, missing=[], reader=dict(system=system, encoder="embedded"))
 
 
 def _percent(rng, middle): return float(np.clip(middle + rng.normal(0, 1.5), 0, 100))
+
+
+def _violations(about, percent): # a row with its counts
+    count = round(5 * percent)
+    percent = count / 5
+    about |= dict(questions=500, violating=count, violating_near=count // 2)
+    return about | dict(violations=percent, low=percent - 3, high=percent + 3)
 
 
 def analysis(rng, system, dataset, languages, source, points=True):
@@ -47,7 +58,8 @@ def analysis(rng, system, dataset, languages, source, points=True):
         geometry=[dict(corpus=dataset, kind=k, silhouette_language=s + rng.normal(0, .01), silhouette_meaning=.6 - s, variance_1=.3, variance_2=.15) for k, (_, _, s) in kinds.items()],
         constituents=[dict(dataset=dataset, lang=t, parser="gold", of=of, questions=750, spans_constituent=100. if of == "gold" else p, low=p - 2, high=p + 2)
                       for t in languages for of in ("gold", "predicted") for p in [_percent(rng, 88 + 3 * s2dm)]],
-        violations=[dict(dataset=dataset, lang=t, reference="monolingual", questions=500, violations=p, low=p - 3, high=p + 3) for t in targets for p in [_percent(rng, 9 - 2 * s2dm)]],
+        violations=[_violations(dict(dataset=dataset, lang=t, reference="monolingual"),
+                                _percent(rng, 9 - 2 * s2dm)) for t in targets],
         decoding=[dict(dataset=dataset, lang=t, em=50., f1=60., em_constituents=53. + rng.normal(), f1_constituents=61.) for t in targets],
         boundaries=[dict(dataset=dataset, lang=t, errors=300, boundary_errors=_percent(rng, 20), wrong_place=_percent(rng, 18)) for t in targets],
         probes=[dict(level=level, task=task, of="encoder" if (k, level) == ("mean", "token") else k, metric=metric, score=float(rng.uniform(30, 95)), control=30., selectivity=20., chance=10.)

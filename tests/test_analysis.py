@@ -13,7 +13,8 @@ from s2dm.analysis import AnalyseConfig, ReferenceConfig, analyse, generated_que
 from s2dm.constituents import GoldParser
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
-from s2dm.evaluation import EvaluateConfig, evaluate
+from s2dm.evaluation import EvaluateConfig, evaluate, read_answers, write_answers
+from s2dm.features import Answer
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import read_squad
@@ -23,11 +24,18 @@ LANGUAGES = ("svo", "sov_case", "vso_case")
 SMALL = dict(languages=LANGUAGES, documents=20, sentences=500, questions=12, held_out=12, similar=12)
 #: what the report reads
 COLUMNS = {
-    "sts": "part lang_a lang_b kind pearson pearson_low pearson_high spearman pairs", "retrieval": "corpus lang kind to_source from_source mean",
-    "geometry": "corpus kind silhouette_language silhouette_meaning variance_1 variance_2", "pca": "corpus kind lang group x y",
-    "constituents": "dataset lang parser of questions spans_constituent low high", "violations": "dataset lang reference questions violations low high",
-    "decoding": "dataset lang em f1 em_constituents f1_constituents", "boundaries": "dataset lang errors boundary_errors wrong_place",
-    "probes": "level task of metric score control selectivity chance", "predictability": "from to r2", "gradients": "edition loss module norm"}
+    "sts": "part lang_a lang_b kind pearson pearson_low pearson_high spearman pairs",
+    "retrieval": "corpus lang kind to_source from_source mean",
+    "geometry": "corpus kind silhouette_language silhouette_meaning variance_1 variance_2",
+    "pca": "corpus kind lang group x y",
+    "constituents": "dataset lang parser of questions spans_constituent low high",
+    "violations": "dataset lang reference questions violating violating_near violations low high",
+    "decoding": "dataset lang em f1 em_constituents f1_constituents",
+    "boundaries": "dataset lang errors boundary_errors wrong_place",
+    "probes": "level task of metric score control selectivity chance",
+    "predictability": "from to r2",
+    "gradients": "edition loss module norm",
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,11 @@ def save_reader(config, encoder, s2dm):
 def reference_predictions(config, language): # a monolingual reader that knows the answers
     rows = Synthetic().reading(language)
     folder = ReferenceConfig(model=config.model, language=language).folder("evaluate")
-    write_json(folder / f"predictions.synthetic.{language}.json", {i: a["text"][0] for i, a in zip(rows["id"][:], rows["answers"][:])})
+    answers = {}
+    for row in rows:
+        text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
+        answers[row["id"]] = Answer(text, start, start + len(text), 1.0)
+    write_answers(folder, f"synthetic.{language}", answers)
 
 
 def test_a_system_from_its_folders_to_its_tables(encoder_folder, place):
@@ -98,8 +110,16 @@ def test_a_system_from_its_folders_to_its_tables(encoder_folder, place):
     assert tables["constituents"].groupby("of")["spans_constituent"].max()["gold"] == 100
     violations = tables["violations"].iloc[0]
     assert violations["lang"] == "sov_case" and violations["questions"] == 12 and len(tables["violations"]) == 1
+    assert violations["violations"] == pytest.approx(
+        100 * violations["violating"] / violations["questions"]
+    )
+    assert 0 <= violations["violating_near"] <= violations["violating"] <= 12
     said = tables["constituents"].set_index(["lang", "of"]).loc[("sov_case", "predicted"), "spans_constituent"]
-    assert violations["violations"] == pytest.approx(100 - said)
+    assert (
+        violations["violations"] <= 100 - said
+    )  # of those that are no constituent, the wrong ones
+    for name in ("violations", "boundaries", "constituents", "decoding"):
+        assert set(tables[name]["placed"]) == {"spans"}
     assert set(tables["sts"]["kind"]) == {"mean", "y", "z"} and set(tables["retrieval"]["lang"]) == {"sov_case", "vso_case"}
     assert first.missing == record["missing"] and len(first.missing) == 1 and "svo, violations of synthetic.vso_case: no monolingual reader" in first.missing[0]
     again = analyse(system)
@@ -154,6 +174,38 @@ def test_predictions_of_other_questions_are_refused(encoder_folder, place):
     with pytest.raises(DataError, match="predictions.synthetic.svo.json: no prediction for"): analyse(system)
 
 
+def test_places_that_do_not_fit_are_refused(encoder_folder, place):
+    "And without places the texts are looked for, which the tables say."
+    system = config(encoder_folder, variant="baseline", analyses="answers", languages=("svo",))
+    folder, rows = system.folder("evaluate"), Synthetic().reading("svo")
+    said = {i: a["text"][0] for i, a in zip(rows["id"][:], rows["answers"][:])}
+    write_json(folder / "predictions.synthetic.svo.json", said)
+    (folder / "spans.synthetic.svo.json").unlink(missing_ok=True)
+    assert set(analyse(system).tables["boundaries"]["placed"]) == {"text"}
+    write_json(folder / "spans.synthetic.svo.json", dict.fromkeys(said, [0, 1, 0.5]))
+    with pytest.raises(DataError, match="spans.synthetic.svo.json, question .* stands at 0 to 1"):
+        analyse(system)
+
+
+def test_an_analysis_that_fails_leaves_the_last_one(encoder_folder, place, monkeypatch):
+    system = config(encoder_folder, variant="baseline", analyses=("gradients", "geometry"), seed=7)
+    folder = analyse(system).folder
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert {"gradients.csv", "geometry.csv", "metrics.json"} <= before.keys()
+
+    def stopped(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(s2dm.analysis, "_geometry", stopped)
+        with pytest.raises(KeyboardInterrupt): analyse(system)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    less = analyse(config(encoder_folder, variant="baseline", analyses="gradients", seed=7))
+    assert {p.name for p in less.folder.iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "gradients.csv",
+    }
+
+
 def test_another_parser(encoder_folder, place, monkeypatch):
     "Data sets without gold trees are parsed by what the caller names, once; without a parser the table says so."
     rows, calls = Synthetic().reading("svo"), []
@@ -181,7 +233,8 @@ def test_a_reference_is_trained_and_found(encoder_folder, place):
     wanted = ReferenceConfig(model=encoder_folder, datasets="synthetic", language="sov_case", max_steps=2, batch=4, max_length=200, stride=40, query=40)
     folder = train_reference(wanted)
     assert folder.parts[-2:] == ("sov_case", "seed0") and (folder / "checkpoint" / "reader.json").is_file()
-    assert set(json.loads((folder / "predictions.synthetic.sov_case.json").read_text(encoding="utf-8"))) == set(Synthetic().reading("sov_case")["id"][:])
+    answers = read_answers(folder, "synthetic.sov_case", Synthetic().reading("sov_case"))
+    assert all(isinstance(answer, Answer) for answer in answers.values()) # with places
     with pytest.raises(ParameterError, match="language='fr' is not possible"): train_reference(ReferenceConfig(model=encoder_folder, datasets="bipar", language="fr"))
     with pytest.raises(ParameterError): ReferenceConfig(variant="s2dm_sp")
 

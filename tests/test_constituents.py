@@ -344,12 +344,129 @@ def test_errors_are_told_apart():
     assert (row["errors"], row["boundary_errors"], row["wrong_place"], row["questions"]) == (75, 25, 50, 4)
 
 
-def test_violations_are_counted_among_what_the_reference_answers():
-    questions = asked(*[(CONTEXT, "the old king of France", 17)] * 3)
-    trees, right = Trees(questions, GoldParser({CONTEXT: PHRASES})), "the old king of France"
-    row = violation_row(questions, trees, {"q0": "old king of", "q1": "France", "q2": "saw the"}, {"q0": right, "q1": right, "q2": "saw"})
-    assert (row["questions"], row["violations"]) == (2, 50)
-    assert violation_row(questions, trees, {"q0": "x", "q1": "x", "q2": "x"}, dict.fromkeys(("q0", "q1", "q2"), "saw")) is None
+def test_places_decide_not_texts():
+    "The same text stands twice: a search finds it near the right answer, the place does not."
+    context = "the king saw the king of France"
+    questions = asked((context, "the king of France", 13))
+    first, second = (dict(q0=Answer("the king", a, a + 8, 1.0)) for a in (0, 13))
+    found = [boundary_row(questions, said) for said in (dict(q0="the king"), first, second)]
+    assert [(r["boundary_errors"], r["wrong_place"], r["placed"]) for r in found] == [
+        (100, 0, "text"),
+        (0, 100, "spans"),
+        (100, 0, "spans"),
+    ]
+    trees = Trees(
+        questions,
+        GoldParser({context: [(0, 8, "NP"), (13, 31, "NP"), (22, 31, "PP"), (0, 31, "S")]}),
+    )
+    rows = [
+        constituent_rows(questions, trees, said)[1] for said in (dict(q0="the king"), first, second)
+    ]
+    assert [(r["spans_constituent"], r["placed"]) for r in rows] == [
+        (100, "text"),
+        (100, "spans"),
+        (0, "spans"),
+    ]
+    assert constituent_rows(questions, trees)[0]["placed"] == "spans" # gold answers have places
+    right = dict(q0="the king of France")
+    rows = [
+        violation_row(questions, trees, said, right)
+        for said in (dict(q0="the king"), first, second)
+    ]
+    assert [(r["violating"], r["placed"], r["reference_placed"]) for r in rows] == [
+        (0, "text", "text"),
+        (0, "spans", "text"),
+        (1, "spans", "text"),
+    ]
+
+
+def test_an_empty_answer_has_no_place():
+    questions = asked((CONTEXT, "the old king", 17))
+    nothing = Answer("", 0, 0, 0.0)
+    trees = Trees(questions, GoldParser({CONTEXT: PHRASES}))
+    for said in (dict(q0=""), dict(q0=nothing)):
+        assert boundary_row(questions, said)["wrong_place"] == 100
+        assert constituent_rows(questions, trees, said)[1]["spans_constituent"] == 0
+    with pytest.raises(ParameterError, match="expected one kind"):
+        boundary_row(asked(*[(CONTEXT, "saw", 13)] * 2), dict(q0=nothing, q1="saw"))
+
+
+RIGHT = "the old king of France" # a constituent of CONTEXT
+# what the transferred reader says, the reference -> questions, violating, violating_near
+VIOLATIONS = {
+    "right everywhere": ([RIGHT, RIGHT], [RIGHT, RIGHT], (2, 0, 0)),
+    "wrong and no constituent": (["old king of", RIGHT], [RIGHT, RIGHT], (2, 1, 1)),
+    "wrong, no constituent, another place": (["king saw", RIGHT], [RIGHT, RIGHT], (2, 1, 0)),
+    "wrong but a constituent": (["France", "the old king"], [RIGHT, RIGHT], (2, 0, 0)),
+    "the reference is wrong": (["old king of", "old king of"], ["saw", RIGHT], (1, 1, 1)),
+    "no answer": (["", RIGHT], [RIGHT, RIGHT], (2, 1, 0)),
+    "the reference is wrong everywhere": (["x", "x"], ["saw", ""], None),
+}
+
+
+@pytest.mark.parametrize("said, reference, counts", VIOLATIONS.values(), ids=VIOLATIONS.keys())
+def test_violations_are_the_papers_quantity(said, reference, counts):
+    questions = asked(*[(CONTEXT, RIGHT, 17)] * 2)
+    trees = Trees(questions, GoldParser({CONTEXT: PHRASES}))
+    row = violation_row(
+        questions, trees, dict(q0=said[0], q1=said[1]), dict(q0=reference[0], q1=reference[1])
+    )
+    if counts is None: assert row is None
+    else:
+        assert (row["questions"], row["violating"], row["violating_near"]) == counts
+        assert (
+            row["violations"] == 100 * counts[1] / counts[0]
+            and row["low"] <= row["violations"] <= row["high"]
+        )
+
+
+def test_a_right_answer_that_is_no_constituent_does_not_count():
+    "Neither below the line, if the reference gives it, nor above it, if the transferred reader does."
+    rows = [
+        dict(
+            id=i,
+            context=CONTEXT,
+            question="?",
+            answers=dict(text=["old king of", RIGHT], answer_start=[21, 17]),
+        )
+        for i in ("q0", "q1")
+    ]
+    questions = Dataset.from_list(rows)
+    trees = Trees(questions, GoldParser({CONTEXT: PHRASES}))
+    broken = dict(q0="saw the", q1="saw the")
+    row = violation_row(questions, trees, broken, dict(q0="old king of", q1=RIGHT))
+    assert (row["questions"], row["violating"]) == (1, 1)
+    assert violation_row(questions, trees, broken, dict(q0="old king of", q1="old king of")) is None
+    row = violation_row(
+        questions, trees, dict(q0="old king of", q1="old king of"), dict(q0=RIGHT, q1=RIGHT)
+    )
+    assert (row["questions"], row["violating"], row["violations"]) == (2, 0, 0)
+
+
+def test_violations_of_phrases_leave_single_words_out():
+    questions = asked((CONTEXT, "saw", 13), (CONTEXT, RIGHT, 17))
+    trees = Trees(questions, GoldParser({CONTEXT: PHRASES}))
+    row = violation_row(questions, trees, dict(q0="king saw", q1="king"), dict(q0="saw", q1=RIGHT))
+    assert (row["questions"], row["violating"]) == (2, 1)  # "king" is a word, and so a constituent
+    assert (row["phrase_questions"], row["phrase_violating"], row["phrase_violations"]) == (
+        1,
+        1,
+        100,
+    )
+    row = violation_row(questions, trees, dict(q0="king saw", q1="king"), dict(q0="saw", q1="x"))
+    assert (row["questions"], row["phrase_questions"], row["phrase_violations"]) == (1, 0, None)
+
+
+def test_right_is_what_the_data_set_calls_right():
+    context = "Er sah die Brücke."
+    questions = asked((context, "Brücke", 11))
+    trees = Trees(questions, GoldParser({context: [(7, 17, "NP")]}))
+    said, reference = dict(q0="sah die"), dict(q0="die Brücke")
+    assert (
+        violation_row(questions, trees, said, reference) is None
+    )  # by SQuAD's rules the article counts
+    row = violation_row(questions, trees, said, reference, "mlqa", "de")
+    assert (row["questions"], row["violating"]) == (1, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 39), st.integers(1, 12)), max_size=6))

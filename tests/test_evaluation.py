@@ -1,5 +1,6 @@
 "Evaluation: prediction files that the official scripts read, the same numbers by a second counting, what is missing, and whose results these are."
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,8 +16,21 @@ from transformers import BertConfig, BertModel
 import s2dm.evaluation
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import mbert_tokenizer
-from s2dm.evaluation import DATASETS, EvaluateConfig, evaluate, predict, scores_row, wide
+from s2dm.evaluation import (
+    NO_ANSWER,
+    DATASETS,
+    EvaluateConfig,
+    best_answers,
+    evaluate,
+    mlqa_row,
+    predict,
+    read_answers,
+    scores_row,
+    wide,
+    write_answers,
+)
 from s2dm.evaluation import tests as all_tests # a name that pytest does not collect
+from s2dm.features import Answer
 from s2dm.finetune import finetune
 from s2dm.metrics import Scores, read_predictions, score
 from s2dm.reader import ReaderConfig, S2DMReader
@@ -50,12 +64,23 @@ def same_by_hand(folder, row, questions, metric):
     label = row["context"] + ("" if row["question"] == row["context"] else f"-{row['question']}")
     file = folder / f"predictions.{row['dataset']}.{label}.json"
     found = json.loads(file.read_text(encoding="utf-8"))
+    assert read_answers(folder, f"{row['dataset']}.{label}", questions).keys() == found.keys()
     assert found == read_predictions(file) and list(found) == questions["id"][:] and all(isinstance(text, str) for text in found.values())
     normalise = official_squad if metric == "squad" else lambda text: official_mlqa(text, row["context"])
     scores = np.array([official(found[q["id"]], q["answers"]["text"], normalise) for q in questions])
     assert (row["questions"], row["em"], row["f1"]) == (len(found), pytest.approx(scores[:, 0].mean()), pytest.approx(scores[:, 1].mean()))
     for name in ("em", "f1"): assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 100
     for q in questions: assert found[q["id"]] in q["context"]
+
+
+def without_articles(questions):
+    "Right answers as a reader would give them that leaves out German articles."
+    found = {}
+    for q in questions:
+        text, start = q["answers"]["text"][0], q["answers"]["answer_start"][0]
+        cut = 4 * text.startswith(("Die ", "das "))
+        found[q["id"]] = Answer(text[cut:], start + cut, start + len(text), 1.0)
+    return found
 
 
 # Which tests
@@ -82,8 +107,12 @@ def test_predictions_are_in_the_official_format_and_score_the_same(mlqa):
     config = EvaluateConfig(datasets="mlqa,tydiqa", languages="de,en,zh,fi", samples=200)
     result = evaluate(config, make())
     metrics, rows = json.loads((result.folder / "metrics.json").read_text()), result.table.to_dict("records")
-    assert metrics["results"] == rows and [(r["dataset"], r["context"], r["question"]) for r in rows] == [("mlqa", "en", "en"), ("mlqa", "de", "de"), ("mlqa", "de", "zh"), ("mlqa", "zh", "zh")]
+    assert metrics["results"] == result.results and [
+        (r["dataset"], r["context"], r["question"]) for r in rows
+    ] == [("mlqa", "en", "en"), ("mlqa", "de", "de"), ("mlqa", "de", "zh"), ("mlqa", "zh", "zh")]
     for row in rows: same_by_hand(result.folder, row, load_reading("mlqa", row["context"], question_language=row["question"]), "mlqa")
+    assert [{k: v for k, v in r.items() if not k.endswith("_mlqa")} for r in result.results] == rows
+    assert all((r["em_mlqa"], r["f1_mlqa"]) == (r["em"], r["f1"]) for r in result.results)
     assert {p.name for p in result.folder.glob("predictions.*")} == {f"predictions.mlqa.{x}.json" for x in ("en", "de", "de-zh", "zh")}
     assert len(result.missing) == 17 + 2 == len(metrics["missing"]) and result.missing[0].startswith("mlqa.en-ar: cannot get ") and result.missing[-1].startswith("tydiqa.fi: cannot get ") and not any("\n" in m for m in result.missing)
     assert json.loads((result.folder / "config.json").read_text())["parameters"]["datasets"] == ["mlqa", "tydiqa"]
@@ -91,7 +120,9 @@ def test_predictions_are_in_the_official_format_and_score_the_same(mlqa):
 
 def test_scores_are_those_of_a_reader_that_knows(mlqa, monkeypatch):
     "Right answers give 100, MLQA's articles do not count, and each language is scored by its own rules."
-    monkeypatch.setattr(s2dm.evaluation, "predict", lambda reader, questions: {i: {"Die Brücke": "Brücke", "das Boot": "Boot"}.get(a["text"][0], a["text"][0]) for i, a in zip(questions["id"][:], questions["answers"][:])})
+    monkeypatch.setattr(
+        s2dm.evaluation, "best_answers", lambda reader, questions: without_articles(questions)
+    )
     result = evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
     assert set(result.table["em"]) == set(result.table["f1_low"]) == {100.} and wide(result.table, "mlqa").loc[0].tolist() == ["100.0 / 100.0"] * 4
 
@@ -103,11 +134,105 @@ def test_what_is_missing_is_asked_for_once(mlqa, monkeypatch):
     assert len(asked) == 4 + 1 # those that are there, and the archive
 
 
-def test_all_missing_is_an_error_and_leaves_no_metrics(mlqa):
+def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_all_missing_is_an_error_and_leaves_the_last_evaluation(mlqa):
     folder = evaluate(EvaluateConfig(datasets="mlqa", languages="de", samples=100), make()).folder
-    assert (folder / "metrics.json").exists()
+    before = contents(folder)
+    assert before.keys() == {
+        "config.json",
+        "metrics.json",
+        *(f"{kind}.mlqa.{x}.json" for kind in ("predictions", "spans") for x in ("de", "de-zh")),
+    }
     with pytest.raises(MissingData, match="none of xquad, bipar can be had: xquad.ar: cannot get"): evaluate(EvaluateConfig(datasets="xquad,bipar", languages="ar,zh"), make())
-    assert not (folder / "metrics.json").exists() and not list(folder.glob("predictions.*"))
+    assert contents(folder) == before
+
+
+def test_a_first_evaluation_that_fails_leaves_no_metrics(mlqa):
+    config = EvaluateConfig(datasets="xquad", languages="ar")
+    with pytest.raises(MissingData): evaluate(config, make())
+    assert contents(config.folder("evaluate")).keys() == {"config.json"} # it began
+
+
+def test_broken_data_leaves_the_last_evaluation(mlqa):
+    config = EvaluateConfig(datasets="mlqa", languages="de", samples=100)
+    folder = evaluate(config, make()).folder
+    before = contents(folder)
+    (mlqa / "mlqa/MLQA_V1/test/test-context-de-question-zh.json").write_text("{")
+    with pytest.raises(DataError): evaluate(config, make(seed=1))
+    after = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert after == before
+
+
+class Killed(BaseException):
+    "What stops a run from outside."
+
+
+def stop_after(monkeypatch, tests):
+    "Readers read so many tests, and are then stopped. Returns the list of what is read."
+    read, whole = [], s2dm.evaluation.best_answers
+
+    def stopped(reader, questions):
+        if len(read) == tests: raise Killed
+        read.append(questions["question"][0])
+        return whole(reader, questions)
+
+    monkeypatch.setattr(s2dm.evaluation, "best_answers", stopped)
+    return read
+
+
+def test_an_evaluation_that_was_stopped_goes_on(mlqa, monkeypatch):
+    "The second call reads the rest only, and what is left equals an evaluation in one go."
+    config = EvaluateConfig(datasets="mlqa", samples=100)
+    whole = evaluate(config, make())
+    expected = contents(whole.folder)
+    shutil.rmtree(whole.folder)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Killed): evaluate(config, make())
+    assert (
+        not list(whole.folder.glob("predictions.*"))
+        and not (whole.folder / "metrics.json").exists()
+    )
+    read = stop_after(monkeypatch, 2)
+    again = evaluate(config, make())
+    assert read == ["zh? 0", "zh? 0"] # de-zh and zh: en and de were there
+    found = contents(again.folder)
+    assert again.table.equals(whole.table) and again.results == whole.results
+    assert found.keys() == expected.keys()
+    for name in found.keys() - {"config.json"}: assert found[name] == expected[name], name
+    assert json.loads(found["config.json"])["read_before"] == ["mlqa.en", "mlqa.de"]
+    assert json.loads(expected["config.json"])["read_before"] == []
+
+
+def test_a_stopped_evaluation_leaves_the_finished_one(mlqa, monkeypatch):
+    config = EvaluateConfig(datasets="mlqa", samples=100)
+    folder = evaluate(config, make()).folder
+    before = contents(folder)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Killed): evaluate(config, make(seed=1))
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["weights", "settings", "questions", "lost"])
+def test_another_reader_or_other_questions_are_read_anew(mlqa, monkeypatch, change):
+    config = EvaluateConfig(datasets="mlqa", samples=100)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Killed): evaluate(config, make())
+    reader = make(seed=int(change == "weights"), **dict(longest=3) if change == "settings" else {})
+    if change == "questions": # another one in German
+        file = mlqa / "mlqa/MLQA_V1/test/test-context-de-question-de.json"
+        file.write_text(
+            file.read_text(encoding="utf-8").replace("de? 0", "wer? 0"), encoding="utf-8"
+        )
+    if change == "lost": # as by a kill while files were moved
+        (config.folder("evaluate") / "progress/predictions.mlqa.de.json").unlink()
+    read = stop_after(monkeypatch, 9)
+    found = evaluate(config, reader)
+    assert len(read) == (4 if change in ("weights", "settings") else 3)
+    assert not (found.folder / "progress").exists()
 
 
 def test_a_second_evaluation_leaves_nothing_of_the_first(mlqa):
@@ -159,7 +284,49 @@ def test_no_span_is_the_empty_answer():
     with torch.no_grad(): reader.head.weight.zero_()
     reader.scores = lambda batch: (s := (batch["input_ids"] == reader.tokenizer.cls_token_id).float(), s)
     questions = Dataset.from_list([dict(id="q", question="Wo?", context="Am See.", answers=dict(text=["See"], answer_start=[3]))])
-    assert predict(reader, questions) == {"q": ""} and score({"q": ""}, questions).em.tolist() == [0]
+    assert (
+        best_answers(reader, questions) == {"q": NO_ANSWER}
+        and predict(reader, questions) == {"q": ""}
+        and score({"q": ""}, questions).em.tolist() == [0]
+    )
+
+
+def test_answers_keep_their_places(tmp_path):
+    "Written, checked against context and text, and read again; without places the texts remain."
+    rows = [
+        dict(id=f"q{i}", question="Wo?", context="Zürich liegt am See. " * (i + 1))
+        for i in range(5)
+    ]
+    questions = Dataset.from_list(rows)
+    answers = best_answers(make(), questions) | dict(q4=NO_ANSWER)
+    write_answers(tmp_path, "x.de", answers)
+    spans, predictions = tmp_path / "spans.x.de.json", tmp_path / "predictions.x.de.json"
+    assert read_answers(tmp_path, "x.de", questions) == answers
+    places = json.loads(spans.read_text())
+    assert places["q4"] is None and list(places) == list(answers)
+    for row in rows[:4]:
+        assert row["context"][slice(*places[row["id"]][:2])] == answers[row["id"]].text
+    spans.write_text(json.dumps(places | dict(q2=[1, 4, 0.5])))
+    with pytest.raises(DataError, match="spans.x.de.json, question q2: 'üri' stands at 1 to 4"):
+        read_answers(tmp_path, "x.de", questions)
+    spans.unlink()
+    assert read_answers(tmp_path, "x.de", questions) == {i: a.text for i, a in answers.items()}
+    predictions.unlink()
+    with pytest.raises(MissingData, match="predictions.x.de.json is not there"):
+        read_answers(tmp_path, "x.de", questions)
+
+
+def test_both_ways_of_counting_where_mlqa_has_rules():
+    questions = Dataset.from_list(
+        [dict(id="q", context="Die Brücke", answers=dict(text=["Die Brücke"], answer_start=[0]))]
+    )
+    assert score({"q": "Brücke"}, questions).em[0] == 0
+    assert mlqa_row({"q": "Brücke"}, questions, "de") == dict(em_mlqa=100, f1_mlqa=100)
+    assert (
+        mlqa_row({"q": "Brücke"}, questions, "fi")
+        == mlqa_row({"q": "Brücke"}, questions, "")
+        == dict(em_mlqa=None, f1_mlqa=None)
+    )
 
 
 def test_rows_and_tables():
@@ -182,6 +349,8 @@ def test_real_data_sets_score_as_the_official_scripts_do(real, monkeypatch):
     some = lambda name, language, **more: load_reading(name, language, **more).select(range(0, 100, 9))
     monkeypatch.setattr(s2dm.evaluation, "load_reading", some)
     result = evaluate(EvaluateConfig(datasets="xquad,tydiqa,bipar", languages="en,th,zh,te,fi", samples=200), reader)
+    for row in result.results:
+        assert (row["em_mlqa"] is None) == (row["context"] in ("th", "te", "fi"))
     rows = result.table.to_dict("records")
     assert [(r["dataset"], r["context"], r["question"]) for r in rows] == [("xquad", x, x) for x in ("en", "th", "zh")] + [("tydiqa", x, x) for x in ("en", "fi", "te")] + [("bipar", c, q) for c in ("en", "zh") for q in ("en", "zh")]
     assert not result.missing and result.table["f1"].sum() > 0

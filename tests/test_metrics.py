@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2dm.core import DataError, MissingData, ParameterError
-from s2dm.metrics import Scores, bootstrap, mlqa_scores, paired_bootstrap, read_predictions, score, squad_scores
+from s2dm.metrics import (
+    MLQA_LANGUAGES,
+    Scores,
+    bootstrap,
+    mlqa_scores,
+    paired_bootstrap,
+    read_predictions,
+    read_spans,
+    score,
+    squad_scores,
+)
 from s2dm.reading import FEATURES, load_reading
 
 MLQA = ("en", "ar", "de", "es", "hi", "vi", "zh")
@@ -181,6 +191,66 @@ def test_a_file_of_predictions_that_is_not_there(tmp_path):
 def test_ids_may_be_anything(tmp_path):
     (tmp_path / "p.json").write_text('{"": "a", "-1": "b", "\\u4e2d": "c"}')
     assert read_predictions(tmp_path / "p.json") == {"": "a", "-1": "b", "中": "c"}
+
+
+# Places
+
+CONTEXT = "Ada saw 𠮷野家, and Ada slept." # the second sign lies beyond 16 bits
+
+
+def ask(*ids): return Dataset.from_list([dict(id=i, context=CONTEXT) for i in ids])
+
+
+def test_places_count_code_points(tmp_path):
+    start = CONTEXT.rindex("Ada")
+    (tmp_path / "s.json").write_text(
+        json.dumps(dict(b=[8, 11, 1], a=[start, start + 3, -2.5], c=None))
+    )
+    said = dict(a="Ada", b="𠮷野家", c="")
+    expected = dict(a=(17, 20, -2.5), b=(8, 11, 1), c=None)
+    assert read_spans(tmp_path / "s.json", said, ask("a", "b", "c")) == expected
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (
+            '{"q": [0, 4, 1.0]}',
+            "question q: 'Ada ' stands at 0 to 4; expected the prediction 'Ada'",
+        ),
+        ('{"q": [4, 7, 1.0]}', "question q: 'saw' stands at 4"),
+        ('{"q": [-3, 3, 1.0]}', "question q: 'Ada' stands at -3"),
+        ('{"q": [3, 0, 1.0]}', "question q: ''"),
+        ('{"q": null}', "question q: null; expected the place of the prediction 'Ada'"),
+        ('{"q": [0, 3]}', r"question q: \[0, 3\]; expected \[start, end, score\]"),
+        ('{"q": [0, 3.0, 1]}', "question q"),
+        ('{"q": [true, 3, 1]}', "question q"),
+        ('{"q": [0, 3, "1"]}', "question q"),
+        ('{"q": [0, 3, NaN]}', "question q"),
+        ('{"q": "Ada"}', "question q: 'Ada'; expected"),
+        ('{"q": [0, 3, 1], "x": null}', "no place for none; no such question: x"),
+        ("{}", "no place for q; no such question: none. Expected the 1 ids"),
+        ("[]", "found a list"),
+        ('{"q": [0, 3, 1], "q": [0, 3, 1]}', "these ids stand there twice: q"),
+        ('{"q": [0, 3', "expected a JSON object"),
+    ],
+)
+def test_places_that_do_not_fit_are_named(tmp_path, content, says):
+    (tmp_path / "spans.json").write_text(content)
+    with pytest.raises(DataError, match=f"spans.json.*{says}"):
+        read_spans(tmp_path / "spans.json", dict(q="Ada"), ask("q"))
+
+
+def test_both_ways_of_counting():
+    for answer, gold, language in (
+        ("die Brücke", "Brücke", "de"),
+        ("la casa", "casa", "es"),
+        ("中国，", "中国", "zh"),
+    ):
+        assert (
+            squad_scores(answer, [gold])[0] == 0 and mlqa_scores(answer, [gold], language)[0] == 100
+        )
+    assert set(MLQA_LANGUAGES) == set(MLQA)
 
 
 # Intervals and tests

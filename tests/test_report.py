@@ -15,7 +15,16 @@ from s2dm.figures import all_figures, boundary_example, draw_tree, figure1, figu
 from s2dm.report import findings, headline, report, unlike
 from s2dm.results import ReportConfig, collect, compare, control_of, against_baseline, holm, interval, main_effects, measures, paired, shown_as, summarise
 from s2dm.synthetic import SyntheticConfig
-from s2dm.tables import all_tables, constituents_table, detail_table, graded, reading_table, separation_table, versus_table
+from s2dm.tables import (
+    all_tables,
+    constituents_table,
+    detail_table,
+    graded,
+    reading_table,
+    separation_table,
+    versus_table,
+    violations_table,
+)
 
 PIXEL = b"\x89PNG\r\n\x1a\n" + b"\0" * 20  # no picture, but as long as the head of one
 
@@ -283,6 +292,98 @@ def test_many_systems_ask_for_a_smaller_p():
 def test_unlike_settings_are_told(tmp_path):
     for system, epochs in (("baseline", 3), ("s2dm_sp", 2)): leave(tmp_path, "finetune", "small", system, 0, {}, epochs=epochs)
     assert unlike(collect(("small",), tmp_path)) == ["finetune, embedded: runs differ in epochs (2, 3)."]
+
+
+def test_violations_have_both_counts(runs, several):
+    rows = [
+        json.loads((runs / f"analyse/small/s2dm_sp/seed{k}/metrics.json").read_text())["tables"][
+            "violations"
+        ][0]
+        for k in range(3)
+    ]
+    table = violations_table(several)
+    row = table.data.set_index(["system", "lang"]).loc[("s2dm_sp", rows[0]["lang"])]
+    assert (
+        np.isclose(row["violations"], np.mean([r["violations"] for r in rows])) and row["runs"] == 3
+    )
+    for name in ("questions", "violating", "violating_near"):
+        assert row[name] == sum(r[name] for r in rows)
+    assert (
+        not table.notes
+        and f"{int(row['violating'])} / 1500"
+        in table.blocks[0][1]["S2DM_SP", "answers / questions"].tolist()
+    )
+
+
+def test_violations_of_older_analyses_are_left_out(tmp_path):
+    "They were another quantity: neither shown nor averaged, and one sentence says so."
+    fake_runs(tmp_path, ("baseline", "s2dm_sp"), seeds=2)
+
+    def age(system, seed): # a record as older analyses left it
+        file = tmp_path / f"analyse/small/{system}/seed{seed}/metrics.json"
+        found = json.loads(file.read_text())
+        for row in found["tables"]["violations"]:
+            for name in ("violating", "violating_near"): del row[name]
+        file.write_text(json.dumps(found))
+
+    age("baseline", 0)
+    results = collect(("small",), tmp_path)
+    table, numbers = violations_table(results), measures(results)
+    assert (
+        table.data.set_index("system").loc["baseline", "runs"].eq(1).all()
+        and table.data.set_index("system").loc["s2dm_sp", "runs"].eq(2).all()
+    )
+    assert numbers[(numbers["measure"] == "violations") & (numbers["system"] == "baseline")][
+        "seed"
+    ].tolist() == [1]
+    assert len(table.notes) == 1 and table.notes[0].startswith(
+        "Violations of older analyses are left out"
+    )
+    for system, seed in (("baseline", 1), ("s2dm_sp", 0), ("s2dm_sp", 1)): age(system, seed)
+    results = collect(("small",), tmp_path)
+    table, numbers = violations_table(results), measures(results)
+    assert not len(table.data) and not table.blocks and len(table.notes) == 1
+    assert "violations" not in {*numbers["measure"]} and "boundary errors" in {*numbers["measure"]}
+    assert table.notes[0] in all_tables(results, numbers)["boundaries"].notes
+    assert not any(
+        "violations" in sentence
+        for finding in findings(results, numbers)
+        for sentence in finding.answers
+    )
+
+
+def test_counts_that_are_no_numbers_are_refused(tmp_path):
+    folder = (
+        fake_runs(tmp_path, ("baseline",), seeds=1) / "analyse/small/baseline/seed0/metrics.json"
+    )
+    found = json.loads(folder.read_text())
+    found["tables"]["violations"][0]["violating"] = "3"
+    folder.write_text(json.dumps(found))
+    with pytest.raises(DataError, match="violations, row 0: violating is '3'"):
+        collect(("small",), tmp_path)
+
+
+def test_both_ways_of_counting_stand_side_by_side(tmp_path, several):
+    fake_runs(tmp_path, ("baseline",), 2, "mbert", "xquad", ("en", "de", "th"), "en")
+    results = collect(("mbert",), tmp_path)
+    table = detail_table(results, "normalisation").data.set_index(["lang", "counted"])["EM"]
+    own = detail_table(results, "languages").data.query("metric == 'EM'").set_index("lang")["score"]
+    assert {lang for lang, _ in table.index} == {"en", "de"} # MLQA has no rules for Thai
+    for lang in ("en", "de"):
+        assert table[lang, "SQuAD's"] == pytest.approx(own[lang])
+        assert table[lang, "MLQA's"] == pytest.approx(own[lang] + 1) and table[
+            lang, "difference"
+        ] == pytest.approx(1)
+    for file in tmp_path.glob("evaluate/*/*/*/metrics.json"): # records older than this table
+        found = json.loads(file.read_text())
+        for row in found["results"]: del row["em_mlqa"], row["f1_mlqa"]
+        file.write_text(json.dumps(found))
+    for lacks in (
+        several,
+        collect(("mbert",), tmp_path),
+    ):  # generated languages have no rules either
+        table = detail_table(lacks, "normalisation")
+        assert not table.blocks and table.notes[0].startswith("No record has both ways of counting")
 
 
 # --- figures
