@@ -94,7 +94,8 @@ def best_answers(
     twice = len(ids) - len(set(ids))
     if twice: raise ParameterError(f"{twice} ids occur twice; expected one question for each")
     windows = reader.windows(questions.select_columns(["question", "context"]), progress)
-    answers = reader.read(windows, progress=progress)
+    states = reader.lower_states(windows, progress) # of frozen layers, if there are any
+    answers = reader.read(windows, progress=progress, states=states)
     return {id: found[0] if found else NO_ANSWER for id, found in zip(ids, answers, strict=True)}
 
 # %% ../nbs/05b_evaluation.ipynb #3a66f16c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CONTROLS', 'load_questions', 'evenly', 'FinetuneConfig', 'pretrained_s2dm', 'new_reader', 'Finetuned',
-           'lower_states', 'finetune']
+           'finetune']
 
 # %% ../nbs/04c_finetune.ipynb #9d511e1c
 import hashlib
@@ -19,9 +19,9 @@ from datasets import Dataset, concatenate_datasets
 
 from .core import MissingData, ParameterError, RunConfig, RunRecord, check_choice, param, seed_everything
 from .encoder import Encoder, load_encoder
-from .features import TrainingBatches, Windows, pad_windows, recovery
+from .features import TrainingBatches, recovery
 from .fit import Fit, FitConfig, fit
-from .layers import LowerStates, TextStates, dropout_of, freeze, set_dropout
+from .layers import TextStates, dropout_of, freeze, set_dropout
 from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
@@ -177,17 +177,6 @@ class Finetuned:
     metrics: dict # what the record says
 
 
-def lower_states(
-    reader: S2DMReader, # as from `new_reader`
-    windows: Windows, # of a data set
-    revision: str, # of the encoder
-) -> TextStates | None: # None: no lower layers are frozen
-    "What the frozen lower layers say of windows, computed once and kept on disk. Raises `DataError` if the disk is full."
-    if not reader.lower_layers: return None
-    lower = LowerStates(reader.encoder, reader.lower_layers, revision)
-    return lower.of(windows.lengths, lambda positions: pad_windows(windows, positions))
-
-
 class _WithStates: # training batches that hold states of lower layers instead of subwords
     def __init__(self, data: TrainingBatches, states: TextStates):
         self.data = data
@@ -219,9 +208,8 @@ def finetune(
     unseen = reader.windows(dev) if dev else None
     about = dict(reader.facts, questions=len(questions))
     data = TrainingBatches(windows, config.batch, config.seed)
-    revision = reader.facts["encoder"]
-    kept = lower_states(reader, windows, revision)
-    kept_dev = lower_states(reader, unseen, revision) if dev else None
+    kept = reader.lower_states(windows)
+    kept_dev = reader.lower_states(unseen) if dev else None
     if kept is not None: data = _WithStates(data, kept)
     with RunRecord(folder, config) if main else nullcontext() as record:
         found = fit(reader, data, config, folder, weights=dict(start=.5, end=.5), scales={"head.": config.head_scale},

@@ -10,6 +10,7 @@ import json, os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from . import __version__
 from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
 from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, usual_budget
-from .layers import TextStates, split_layers
+from .layers import LowerStates, TextStates, split_layers
 from .features import Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .losses import widen
 from .model import S2DM, S2DMConfig
@@ -259,6 +260,17 @@ class _Reading(_Shared): # data sets
         "Questions and contexts as this reader sees them."
         c = self.config
         return Windows(self.split, questions, c.max_length, c.stride, c.query, progress)
+
+    def lower_states(
+        self,
+        windows: Windows, # of `windows`
+        progress: bool = True, # a bar, if it takes more than a second
+    ) -> TextStates | None: # None: no lower layers are frozen
+        """What the frozen lower layers say of windows, computed once and kept on disk.
+        Raises `DataError` if the disk is full."""
+        if not self.lower_layers: return None
+        lower = LowerStates(self.encoder, self.lower_layers, self.base["revision"])
+        return lower.of(windows.lengths, partial(pad_windows, windows), progress)
 
     @torch.no_grad()
     def read(

@@ -327,7 +327,7 @@ def test_kept_states_train_the_reader_that_the_whole_encoder_trains(deep, varian
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "again"))
     again = finetune(config(deep, **given, seed=1))
     assert again.fit.steps == kept.fit.steps
-    monkeypatch.setattr("s2dm.finetune.lower_states", lambda *args: None)
+    monkeypatch.setattr("s2dm.reader.S2DMReader.lower_states", lambda *args: None)
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "whole"))
     whole = finetune(config(deep, **given))
     assert (kept.fit.history["loss"] - whole.fit.history["loss"]).abs().max() < 5e-3
