@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'PRESETS', 'SELECTION', 'NEW', 'distinct_sentences', 'grouped_batches', 'SentenceData', 'PairData',
-           'Siamese', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained', 'pretrain', 'plot_curves',
-           'figures']
+           'Siamese', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained', 'model_settings', 'pretrain',
+           'plot_curves', 'figures']
 
 # %% ../nbs/03a_siamese.ipynb #5fcc0751
 import re
@@ -355,9 +355,12 @@ def _save(folder, config, vectors, data, found): # the model, with its encoder's
     vectors.model.save_pretrained(folder)
     write_json(folder / "encoder.json", vectors.encoder.record)
 
-# %% ../nbs/03a_siamese.ipynb #910d8912
-def _model_config(config: PretrainConfig, encoder: Encoder) -> S2DMConfig:
-    "Settings of a model for this encoder."
+# %% ../nbs/03a_siamese.ipynb #e41c7a97
+def model_settings(
+    config: PretrainConfig, # of the run
+    encoder: Encoder, # whose widths and vocabulary count
+) -> S2DMConfig:
+    "Settings of the run's model for this encoder. Raises `ParameterError` for overrides that the model does not know."
     table = encoder.model.get_input_embeddings()
     return config.model_config(
         encoder_width=encoder.width, embedding_width=table.embedding_dim, vocabulary=table.num_embeddings)
@@ -371,7 +374,7 @@ def _new_model(config: PretrainConfig, settings: S2DMConfig, data: SentenceData)
     model.decoder.know(subwords)
     return model
 
-
+# %% ../nbs/03a_siamese.ipynb #910d8912
 def pretrain(
     config: PretrainConfig, # everything
     encoder: Encoder | None = None, # None: the one that config.model names
@@ -381,7 +384,7 @@ def pretrain(
     state, folder = PartialState(cpu=not torch.cuda.is_available()), config.folder("pretrain")
     encoder = encoder or load_encoder(config.model, state.device)
     dev, cache = selection_data(config), FeatureCache(encoder, config.cache_precision)
-    wanted = _model_config(config, encoder)
+    wanted = model_settings(config, encoder)
     data = training_data(config, cache, wanted.losses, wanted.paired, wanted.e_level == "embeddings")
     seed_everything(config.seed)
     siamese = Siamese(_new_model(config, wanted, data), config.memory)
