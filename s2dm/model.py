@@ -8,7 +8,7 @@ __all__ = ['ABLATIONS', 'S2DMConfig', 'feed_forward', 'Posterior', 'PosteriorNet
 
 # %% ../nbs/02d_model.ipynb #d416928a
 import json, os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -40,8 +40,12 @@ _VARIANTS = {name: dict(losses=losses, paired="single" not in name) for name, lo
 # %% ../nbs/02d_model.ipynb #8e880fca
 _EDITIONS = {
     "paper": {},
-    "released": dict(pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations", wpl_layers=4, distance_rank=32),
-    "refined": dict(pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations", z_level="token"),
+    "released": dict(
+        reduction="mean", pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations",
+        decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32),
+    "refined": dict(
+        reduction="mean", pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations",
+        z_level="token"),
 }
 for _edition, _weights in L.WEIGHTS.items():
     _EDITIONS[_edition] |= {f"weight_{name}": weight for name, weight in _weights.items()}
@@ -68,23 +72,29 @@ class _Weights(Config):
 @dataclass(frozen=True, init=False)
 class S2DMConfig(_Weights):
     "Every choice of the model. Raises `ParameterError` for an unknown setting, an impossible value or losses that need pairs where there are none."
-    edition: str = param("paper", "reading of the paper: a named set of the other settings", choices=EDITIONS)
+    edition: str = param("refined", "reading of the paper: a named set of the other settings", choices=EDITIONS)
     variant: str = param("s2dm_sp", "system of the paper: sets losses and paired", choices=tuple(_VARIANTS))
     losses: tuple[str, ...] = param(L.TERMS["s2dm_sp"], "terms of the objective", choices=_LOSSES, check=_check_losses)
+    reduction: str = param("sum", "over the subwords, words or pairs of words of a sentence, in RL, CRL, WPL, POS, STL", choices=L.REDUCTIONS)
     paired: bool = param(True, "a batch holds source sentences and then their translations, not single sentences")
     encoder_width: int = param(768, "width d of the encoder's states", low=1)
+    embedding_width: int = param(0, "width of the encoder's input embeddings; 0: that of its states", low=0)
     vocabulary: int = param(119547, "number V of subwords of the encoder", low=1)
+    decoder_rows: int = param(0, "subwords that the decoder knows; 0: all of the vocabulary", low=0)
     tags: int = param(len(UPOS), "number K of parts of speech", low=1)
     max_positions: int = param(256, "positions that WPL tells apart; later words do not count in it", low=1)
     latent_width: int = param(200, "width m of y and of z", low=2)
     posterior: str = param("vmf", "distribution of y on the sphere", choices=tuple(POSTERIORS))
     kappa_min: float = param(0., "smallest concentration of y", low=0)
     pooling: str = param("samples", "what is averaged to a sentence's y and z", choices=("samples", "parameters"))
+    e_level: str = param("states", "the e_i of Eq. 6 to 10: the encoder's last states, or its input embeddings", choices=("states", "embeddings"))
     z_level: str = param("sentence", "the z that the syntactic heads read", choices=("sentence", "token"))
     mlp_layers: int = param(1, "hidden layers of the four posterior networks", low=0)
-    mlp_width: int = param(200, "width of a hidden layer of the posterior networks and of WPL's", low=1)
-    decoder_width: int = param(400, "width of the decoder's hidden layer", low=1)
+    mlp_width: int = param(200, "width of a hidden layer of the posterior networks", low=1)
+    decoder_layers: int = param(1, "hidden layers of the decoder", low=1)
+    decoder_width: int = param(400, "width of a hidden layer of the decoder", low=1)
     wpl_layers: int = param(3, "linear layers of WPL's network", low=1)
+    wpl_width: int = param(200, "width of a hidden layer of WPL's network", low=1)
     depth_rank: int = param(128, "rank of the tree probe B (of the one for depths, if there are two)", low=1)
     distance_rank: int = param(0, "rank of a second tree probe, for distances; 0: one B for both", low=0)
     sdl_vectors: str = param("samples", "what SDL compares: y, or the averaged locations", choices=("samples", "locations"))
@@ -92,11 +102,16 @@ class S2DMConfig(_Weights):
     margin: float = param(.4, "margin of SDL, in units of cosine", low=0)
 
     def __init__(self, **settings):
-        edition = check_choice(settings.get("edition", "paper"), EDITIONS, "edition")
+        edition = check_choice(settings.get("edition", "refined"), EDITIONS, "edition")
         variant = check_choice(settings.get("variant", "s2dm_sp"), tuple(_VARIANTS), "variant")
         super().__init__(**_EDITIONS[edition] | _VARIANTS[variant] | settings)
         if not self.paired and (alone := {"CRL", "SDL"} & set(self.losses)):
             raise ParameterError(f"paired=False is not possible with {' and '.join(sorted(alone))}: these losses compare a sentence with its translation.")
+
+    @property
+    def e_width(self) -> int: # of the e_i that the syntactic heads read
+        "Width of the encoder's states or of its input embeddings, as `e_level` says."
+        return self.embedding_width or self.encoder_width if self.e_level == "embeddings" else self.encoder_width
 
     @property
     def weights(self) -> dict[str, float]: # of each loss, for `s2dm.losses.objective`
@@ -180,6 +195,21 @@ def draw(
         z_tokens = _draw_z(tokens) if config.z_level == "token" else None
     return Latents(tokens, q, y, z, z_tokens, y if config.sdl_vectors == "samples" else location)
 
+# %% ../nbs/02d_model.ipynb #bdbda13f
+def _rows_of(
+    ids: Tensor, # [N,T] subword ids
+    mask: Tensor, # [N,T] bool, true where they count
+    row: Tensor, # [V] row of each subword in the decoder's output layer; negative: it has none
+) -> Tensor: # [N,T] rows, 0 where `mask` is false
+    "Where the decoder has the subwords of a batch. Raises `DataError` for one that it does not know."
+    rows = blank(row[blank(ids, mask)], mask)
+    if (rows < 0).any():
+        unknown = ids[rows < 0].unique().tolist()
+        raise DataError(
+            f"the decoder does not know the subword ids {', '.join(map(str, unknown[:5]))} ({len(unknown)} in all): "
+            "they did not occur in its training sentences; expected others, or a model with decoder_vocabulary=full")
+    return rows
+
 # %% ../nbs/02d_model.ipynb #bdbda140
 class Decoder(nn.Module):
     "Bag-of-words decoder D([y; z])."
@@ -187,15 +217,31 @@ class Decoder(nn.Module):
     def __init__(self, config: S2DMConfig):
         super().__init__()
         self.wanted = config.losses
-        self.hidden = nn.Sequential(nn.Linear(2 * config.latent_width, config.decoder_width), nn.ReLU())
-        self.output = nn.Linear(config.decoder_width, config.vocabulary)
+        self.reduction = config.reduction
+        widths = [config.decoder_width] * config.decoder_layers
+        self.hidden = nn.Sequential(*feed_forward(2 * config.latent_width, *widths), nn.ReLU())
+        self.output = nn.Linear(config.decoder_width, config.decoder_rows or config.vocabulary)
+        self.register_buffer("row", None)
+        if config.decoder_rows: self.row = torch.full((config.vocabulary,), -1) # [V] of each subword; -1: unknown
+
+    def know(self, ids: Sequence[int]): # distinct subword ids, as many as the configuration's `decoder_rows`
+        "Give each of these subwords a row of the output layer. Raises `ParameterError` for another number of them."
+        ids = torch.as_tensor(ids).unique()
+        if self.row is None or len(ids) != len(self.output.weight):
+            raise ParameterError(
+                f"{len(ids)} distinct subwords are given; this decoder has "
+                + ("a row for every subword" if self.row is None else f"decoder_rows={len(self.output.weight)}"))
+        self.row.fill_(-1)
+        self.row[ids] = torch.arange(len(ids), device=self.row.device)
 
     def forward(self, y: Tensor, z: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]: # RL, CRL: [N]
         if "CRL" in self.wanted:
             inputs = L.decoder_inputs(y, z)[0 if "RL" in self.wanted else 1:]
         else:
             inputs = torch.cat([y, z], -1)[None]
-        loss = L.bag_of_words_loss(self.hidden(inputs), self.output.weight, self.output.bias, ids, mask)
+        targets = ids if self.row is None else _rows_of(ids, mask, self.row)
+        loss = L.bag_of_words_loss(
+            self.hidden(inputs), self.output.weight, self.output.bias, targets, mask, reduction=self.reduction)
         return dict(zip([name for name in ("RL", "CRL") if name in self.wanted], loss))
 
 # %% ../nbs/02d_model.ipynb #1fad6f0d
@@ -209,13 +255,15 @@ def at_words(
 
 # %% ../nbs/02d_model.ipynb #fdd521b9
 def _head_inputs(
-    batch: Mapping[str, Tensor], # h, mask, first, word_mask
+    batch: Mapping[str, Tensor], # mask, first, word_mask, and h or e
     latents: Latents, # of this batch
     z_level: str, # "sentence" or "token"
-) -> Tensor: # [N,W,d+m]
+    e_level: str = "states", # or "embeddings"
+) -> Tensor: # [N,W,d+m], d the width of e_i
     "h_i = [e_i; z] for each word, as in Eq. 6, 7 and 10."
     first, words = batch["first"], batch["word_mask"]
-    e = at_words(blank(batch["h"], batch["mask"]), first, words)
+    read = batch["h"] if e_level == "states" else batch["e"]
+    e = at_words(blank(read, batch["mask"]), first, words)
     z = at_words(latents.z_tokens, first, words) if z_level == "token" else latents.z[:, None].expand(-1, e.shape[1], -1)
     return torch.cat([e.to(z.dtype), z], -1)
 
@@ -225,21 +273,22 @@ class SyntacticHeads(nn.Module):
 
     def __init__(self, config: S2DMConfig):
         super().__init__()
-        c, width, self.config = config, config.encoder_width + config.latent_width, config
+        c, width, self.config = config, config.e_width + config.latent_width, config
         trees = [name for name in c.losses if name.startswith("STL")]
-        if "WPL" in c.losses: self.position = feed_forward(width, *[c.mlp_width] * (c.wpl_layers - 1), c.max_positions)
+        if "WPL" in c.losses: self.position = feed_forward(width, *[c.wpl_width] * (c.wpl_layers - 1), c.max_positions)
         if "POS" in c.losses: self.tag = nn.Linear(width, c.tags)
         if "STL_depth" in trees or (trees and not c.distance_rank): self.probe = nn.Linear(width, c.depth_rank, bias=False)
         if "STL_distance" in trees and c.distance_rank: self.distance_probe = nn.Linear(width, c.distance_rank, bias=False)
 
     def forward(self, h: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # [N,W,d+m] -> [N] each
         words, wanted, terms = batch["word_mask"], self.config.losses, {}
-        if "WPL" in wanted: terms["WPL"] = L.word_position_loss(self.position(h), words)
-        if "POS" in wanted: terms["POS"] = L.part_of_speech_loss(self.tag(h), batch["tags"], words)
-        if "STL_depth" in wanted: terms["STL_depth"] = L.tree_depth_loss(self.probe(h), batch["depths"], words)
+        how = self.config.reduction
+        if "WPL" in wanted: terms["WPL"] = L.word_position_loss(self.position(h), words, how)
+        if "POS" in wanted: terms["POS"] = L.part_of_speech_loss(self.tag(h), batch["tags"], words, how)
+        if "STL_depth" in wanted: terms["STL_depth"] = L.tree_depth_loss(self.probe(h), batch["depths"], words, how)
         if "STL_distance" in wanted:
             probe = self.distance_probe if self.config.distance_rank else self.probe
-            terms["STL_distance"] = L.tree_distance_loss(probe(h), batch["distances"], words)
+            terms["STL_distance"] = L.tree_distance_loss(probe(h), batch["distances"], words, how)
         return terms
 
 # %% ../nbs/02d_model.ipynb #567145ed
@@ -327,6 +376,7 @@ class _Pretrained(nn.Module):
         return model.eval()
 
 # %% ../nbs/02d_model.ipynb #5a55dba6
+_SYNTACTIC = ("WPL", "POS", "STL_depth", "STL_distance")
 _WORDS = ("first", "word_mask")
 _NEEDS = dict(RL=("ids",), CRL=("ids",), SDL=("group",), WPL=_WORDS, POS=(*_WORDS, "tags"), STL_depth=(*_WORDS, "depths"),
               STL_distance=(*_WORDS, "distances"))
@@ -334,7 +384,9 @@ _NEEDS = dict(RL=("ids",), CRL=("ids",), SDL=("group",), WPL=_WORDS, POS=(*_WORD
 
 def _check_batch(batch, config): # raises ParameterError
     for name in config.losses:
-        if missing := [key for key in ("h", "mask", *_NEEDS.get(name, ())) if key not in batch]:
+        needs = ("h", "mask", *_NEEDS.get(name, ()))
+        if name in _SYNTACTIC and config.e_level == "embeddings": needs += ("e",)
+        if missing := [key for key in needs if key not in batch]:
             raise ParameterError(f"the batch lacks {', '.join(map(repr, missing))}, which {name} needs; it has {', '.join(batch)}.")
     if config.paired and len(batch["mask"]) % 2:
         raise ParameterError(f"a batch of pairs holds sources and then as many translations; this one has {len(batch['mask'])} sentences.")
@@ -397,7 +449,7 @@ class S2DM(_Network):
         if "KL_z" in c.losses: terms["KL_z"] = L.kl_z(q.mu_z, q.logvar_z, q_mask)
         if "KL_y" in c.losses: terms["KL_y"] = L.kl_y(q.mu_y, q.kappa, q_mask, c.posterior)
         if self.decoder: terms |= self.decoder(u.y, u.z, batch["ids"], mask)
-        if self.heads: terms |= self.heads(_head_inputs(batch, u, c.z_level), batch)
+        if self.heads: terms |= self.heads(_head_inputs(batch, u, c.z_level, c.e_level), batch)
         if c.paired: terms = {name: L.pair_sum(term) for name, term in terms.items()}
         if "SDL" in c.losses:
             known = u.compared, batch["group"], candidates, candidate_group

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'PRESETS', 'SELECTION', 'NEW', 'distinct_sentences', 'grouped_batches', 'SentenceData', 'PairData',
-           'Siamese', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained', 'pretrain', 'plot_curves',
-           'figures']
+           'Siamese', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained', 'model_settings', 'pretrain',
+           'plot_curves', 'figures']
 
 # %% ../nbs/03a_siamese.ipynb #5fcc0751
 import re
@@ -111,9 +111,14 @@ class SentenceData:
         losses: Collection[str] = L.TERMS["s2dm_single_sp"], # terms to be trained with: labels that none of them needs are left out
         batch: int = 60, # sentences of a batch
         seed: int = 0, # of the order
+        rows: np.ndarray | None = None, # [E] int, the row of `sentences` of each example; None: each row once
+        embeddings: bool = False, # shall batches have the encoder's input embeddings too?
     ):
         self.sentences, self.batch, self.seed = _Labelled(sentences, cache, losses), batch, seed
-        self.lengths = self.sentences.lengths # of each example
+        self.rows = np.arange(len(sentences)) if rows is None else rows
+        self.lengths = self.sentences.lengths[self.rows] # of each example
+        self.table = None # [V,de]
+        if embeddings: self.table = cache.encoder.model.get_input_embeddings().weight.detach().cpu()
 
     def __len__(self): return len(self.lengths)
 
@@ -122,8 +127,18 @@ class SentenceData:
         return grouped_batches(self.lengths, self.batch, (self.seed, epoch))
 
     def load(self, positions: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]: # what `S2DM.loss_terms` needs
-        "A batch: h [N,T,d], mask, ids [N,T], first, word_mask [N,W], group [N] and, for the losses that need them, tags, depths [N,W], distances [N,W,W]."
-        return self.sentences(np.asarray(positions))
+        """A batch: h [N,T,d], mask, ids [N,T], first, word_mask [N,W], group [N] and, for the losses that need them,
+        tags, depths [N,W], distances [N,W,W]; if wanted, e [N,T,de], the encoder's input embeddings of `ids`."""
+        return self._batch(self.rows[np.asarray(positions)])
+
+    def _batch(self, rows: np.ndarray) -> dict[str, Tensor]: # of these rows of `sentences`
+        batch = self.sentences(rows)
+        return batch if self.table is None else batch | dict(e=self.table[batch["ids"]].float())
+
+    def subwords(self) -> Tensor: # sorted
+        "Ids of the subwords that occur in the sentences."
+        cache = self.sentences.cache
+        return torch.cat([cache[i].ids for i in np.unique(self.sentences.at)]).unique()
 
 # %% ../nbs/03a_siamese.ipynb #96ebea5e
 class PairData(SentenceData):
@@ -136,14 +151,15 @@ class PairData(SentenceData):
         losses: Collection[str] = L.TERMS["s2dm_sp"], # terms to be trained with: labels that none of them needs are left out
         batch: int = 30, # pairs of a batch
         seed: int = 0, # of the order
+        embeddings: bool = False, # shall batches have the encoder's input embeddings too?
     ):
         sentences, self.pair = distinct_sentences(pairs)
-        super().__init__(sentences, cache, losses, batch, seed)
+        super().__init__(sentences, cache, losses, batch, seed, embeddings=embeddings)
         self.lengths = self.lengths[self.pair].max(1)
 
     def load(self, positions: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]: # N = 2B; what `S2DM.loss_terms` needs
         "A batch as `SentenceData.load` gives it, of both sides of the pairs."
-        return self.sentences(self.pair[np.asarray(positions)].T.ravel())
+        return self._batch(self.pair[np.asarray(positions)].T.ravel())
 
 # %% ../nbs/03a_siamese.ipynb #40130875
 class Siamese(nn.Module):
@@ -177,7 +193,8 @@ class Siamese(nn.Module):
 
 # %% ../nbs/03a_siamese.ipynb #c0e87c89
 SYSTEMS = (*L.TERMS, *ABLATIONS)
-_GIVEN = ("edition", "variant", "encoder_width", "vocabulary", "tags") # what overrides must not touch
+# what overrides must not touch
+_GIVEN = ("edition", "variant", "encoder_width", "embedding_width", "vocabulary", "decoder_rows", "tags")
 
 
 def _check_variant(name):
@@ -208,6 +225,7 @@ class PretrainConfig(FitConfig, RunConfig):
     languages: tuple[str, ...] = param((), "languages to train on, paired with English (a single network: those it reads); none given: all")
     batch_pairs: int = param(30, "pairs of a batch (a single network: half of its sentences)", low=1)
     memory: int = param(0, "sentences of recent batches among which SDL looks for negatives besides the batch", low=0)
+    decoder_vocabulary: str = param("full", "subwords that the decoder knows: all, or those of the training data", choices=("full", "data"))
     overrides: tuple[str, ...] = param((), "settings of S2DMConfig as name=value, with + between several losses")
     epochs: int = param(10, "passes over the data", low=1)
     learning_rate: float = param(5e-5, "highest learning rate", low=0)
@@ -245,14 +263,21 @@ def training_data(
     cache: FeatureCache, # of the encoder
     losses: Collection[str], # of the model
     paired: bool, # pairs, or single sentences?
+    embeddings: bool = False, # shall batches have the encoder's input embeddings too?
 ) -> SentenceData: # or PairData
-    "What to train on; what the cache lacks is encoded. Raises `DataError` for treebanks that cannot be had, `ParameterError` for languages that are not among them."
-    if paired: return PairData(_pairs(config, config.languages), cache, losses, config.batch_pairs, config.seed)
-    sentences = distinct_sentences(_pairs(config))[0]
+    """What to train on: pairs, or both sides of the very pairs one by one. What the cache lacks is encoded.
+
+    Raises `DataError` for treebanks that cannot be had, `ParameterError` for languages that are not among them."""
+    if paired:
+        pairs = _pairs(config, config.languages)
+        return PairData(pairs, cache, losses, config.batch_pairs, config.seed, embeddings)
+    sentences, sides = distinct_sentences(_pairs(config))
     lang = np.array(sentences["lang"][:])
     for name in config.languages: check_choice(name, sorted({*lang.tolist()}), "languages")
     wanted = np.flatnonzero(np.isin(lang, config.languages or lang))
-    return SentenceData(sentences.select(wanted), cache, losses, 2 * config.batch_pairs, config.seed)
+    rows = sides.ravel()
+    rows = np.searchsorted(wanted, rows[np.isin(rows, wanted)]) # among the wanted ones
+    return SentenceData(sentences.select(wanted), cache, losses, 2 * config.batch_pairs, config.seed, rows, embeddings)
 
 
 def selection_data(
@@ -274,7 +299,7 @@ def _card(config: PretrainConfig, model: S2DM, encoder: Encoder, data: SentenceD
     best = found.evaluations.loc[found.evaluations["step"] == found.best_step].iloc[-1] if len(found.evaluations) else {}
     facts = {
         "Encoder": f"{encoder.name}, {encoder.revision}; `s2dm.vectors.TextVectors.from_pretrained` of this folder loads both and reads plain text",
-        "Training data, and its licence": f"{len(data):,} {'pairs' if model.config.paired else 'sentences'}; " + "; ".join(origins)
+        "Training data, and its licence": f"{len(data):,} {'pairs' if model.config.paired else 'sentences, each as often as it is in a pair'}; " + "; ".join(origins)
                          + (f"; chosen on {SELECTION[config.selection]}" if config.selection != "none" else ""),
         "Training": f"{found.steps} steps, weights of step {found.best_step}, batches of {data.batch} {'pairs' if model.config.paired else 'sentences'}, "
                     f"learning rate {config.learning_rate:g}, seed {config.seed}, {found.seconds:.0f} s",
@@ -330,6 +355,25 @@ def _save(folder, config, vectors, data, found): # the model, with its encoder's
     vectors.model.save_pretrained(folder)
     write_json(folder / "encoder.json", vectors.encoder.record)
 
+# %% ../nbs/03a_siamese.ipynb #e41c7a97
+def model_settings(
+    config: PretrainConfig, # of the run
+    encoder: Encoder, # whose widths and vocabulary count
+) -> S2DMConfig:
+    "Settings of the run's model for this encoder. Raises `ParameterError` for overrides that the model does not know."
+    table = encoder.model.get_input_embeddings()
+    return config.model_config(
+        encoder_width=encoder.width, embedding_width=table.embedding_dim, vocabulary=table.num_embeddings)
+
+
+def _new_model(config: PretrainConfig, settings: S2DMConfig, data: SentenceData) -> S2DM:
+    "A model with random weights, whose decoder knows the subwords that the configuration wants."
+    if config.decoder_vocabulary == "full" or not {"RL", "CRL"} & set(settings.losses): return S2DM(settings)
+    subwords = data.subwords()
+    model = S2DM(S2DMConfig(**settings.as_dict() | dict(decoder_rows=len(subwords))))
+    model.decoder.know(subwords)
+    return model
+
 # %% ../nbs/03a_siamese.ipynb #910d8912
 def pretrain(
     config: PretrainConfig, # everything
@@ -340,10 +384,10 @@ def pretrain(
     state, folder = PartialState(cpu=not torch.cuda.is_available()), config.folder("pretrain")
     encoder = encoder or load_encoder(config.model, state.device)
     dev, cache = selection_data(config), FeatureCache(encoder, config.cache_precision)
-    wanted = config.model_config(encoder_width=encoder.width, vocabulary=encoder.model.get_input_embeddings().num_embeddings)
-    data = training_data(config, cache, wanted.losses, wanted.paired)
+    wanted = model_settings(config, encoder)
+    data = training_data(config, cache, wanted.losses, wanted.paired, wanted.e_level == "embeddings")
     seed_everything(config.seed)
-    siamese = Siamese(S2DM(wanted), config.memory)
+    siamese = Siamese(_new_model(config, wanted, data), config.memory)
     vectors = TextVectors(encoder, siamese.model.to(encoder.device), cache)
     with RunRecord(folder, config) if state.is_main_process else nullcontext() as record:
         found = _train(config, vectors, siamese, data, dev, folder)

@@ -730,6 +730,53 @@ def test_functions_take_keywords():
     assert_close(L.tree_depth_loss(mask=d["mask"], depths=d["depths"], probed=d["probed"]), CASES["STL_depth"].fast(d))
 
 
+# ---------------------------------------------------------------- mean and sum
+def units(mask): return mask.sum(1)
+
+
+REDUCED = {
+    "RL": (lambda d, how: bow(d, block=7, reduction=how), units),
+    "CRL": (lambda d, how: crl(d, reduction=how), units),
+    "WPL": (lambda d, how: L.word_position_loss(d["positions"], d["mask"], how), units),
+    "POS": (lambda d, how: L.part_of_speech_loss(d["scores"], d["tags"], d["mask"], how), units),
+    "STL_depth": (lambda d, how: L.tree_depth_loss(d["probed"], d["depths"], d["mask"], how), units),
+    "STL_distance": (lambda d, how: L.tree_distance_loss(d["probed"], d["distances"], d["mask"], how), lambda mask: units(mask) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_the_sum_is_the_mean_times_what_counts(name):
+    "In value and in gradient; a sentence in which nothing counts costs 0 either way."
+    loss, count = REDUCED[name]
+    d = make()
+    d["mask"][2] = False
+    inputs = CASES[name].grads
+    d = d | {key: d[key].requires_grad_() for key in inputs}
+    mean, total = loss(d, "mean"), loss(d, "sum")
+    assert_close(total, mean * count(d["mask"]))
+    assert total[2] == 0 and (total > mean).sum() >= 3
+    scaled = torch.autograd.grad((mean * count(d["mask"])).sum(), [d[key] for key in inputs], retain_graph=True)
+    for got, want in zip(torch.autograd.grad(total.sum(), [d[key] for key in inputs]), scaled, strict=True):
+        assert_close(got, want)
+
+
+def test_sums_by_hand():
+    "Two words of three: each loss is the sum of two numbers (of four, for the pairs of words)."
+    mask, half = torch.tensor([[True, True, False]]), torch.tensor(2.).log()
+    assert_close(L.word_position_loss(torch.zeros(1, 3, 9), mask, "sum"), 2 * half[None])
+    assert_close(L.part_of_speech_loss(torch.zeros(1, 3, 2), torch.tensor([[1, 0, 7]]), mask, "sum"), 2 * half[None])
+    probed = torch.tensor([[[1., 0], [0, 2], [9, 9]]])  # squared lengths 1 and 4, squared distance 5
+    assert L.tree_depth_loss(probed, torch.tensor([[0, 1, 5]]), mask, "sum").item() == 1 + 3
+    assert L.tree_distance_loss(probed, torch.ones(1, 3, 3) - torch.eye(3), mask, "sum").item() == 2 * 4
+    ids, weight = torch.tensor([[0, 1, 7]]), torch.zeros(2, 1)
+    assert_close(L.bag_of_words_loss(torch.ones(1, 1), weight, torch.zeros(2), ids, mask, reduction="sum"), 2 * half[None])
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_another_reduction_is_refused(name):
+    with pytest.raises(ParameterError, match="reduction='median' is not possible"): REDUCED[name][0](make(), "median")
+
+
 # ---------------------------------------------------------------- the notebook's promises
 def test_every_deviation_marker_has_its_row_and_every_row_its_marker():
     cells = notebook()

@@ -22,7 +22,8 @@ from s2dm.model import ABLATIONS, S2DM, Latents, Posterior, PosteriorNetworks, S
 from s2dm.vmf import POSTERIORS
 
 d, V, M, W, T = 10, 31, 6, 5, 8
-SMALL = dict(encoder_width=d, vocabulary=V, latent_width=M, mlp_width=7, decoder_width=9, max_positions=6, depth_rank=4)
+E = 4 # width of input embeddings
+SMALL = dict(encoder_width=d, embedding_width=E, vocabulary=V, latent_width=M, mlp_width=7, decoder_width=9, wpl_width=7, max_positions=6, depth_rank=4)
 ALL = ABLATIONS["vgvae_all"]
 SYSTEMS = L.TERMS | ABLATIONS
 SEMANTIC, SYNTACTIC = ("mu_y", "kappa"), ("mu_z", "logvar_z")
@@ -52,12 +53,12 @@ def make(N=6, seed=0, dtype=torch.float32, extra=0):
     distances = torch.randint(1, 6, (N, W, W), generator=g)
     b = dict(h=torch.randn(N, T, d, generator=g).to(dtype), mask=mask, ids=torch.randint(V, (N, T), generator=g), first=starts, word_mask=words,
              group=torch.arange(N // 2).repeat(2), tags=torch.randint(17, (N, W), generator=g), depths=torch.randint(5, (N, W), generator=g),
-             distances=distances + distances.mT)
+             distances=distances + distances.mT, e=torch.randn(N, T, E, generator=g).to(dtype))
     if extra:
         b = {k: v if k == "group" else torch.cat([v, torch.full_like(v[:, :1], value).expand(-1, extra, *v.shape[2:])], 1)
-             for (k, v), value in zip(b.items(), (torch.nan, False, -7, -9, False, 0, -3, 10**6, 10**6))}
+             for (k, v), value in zip(b.items(), (torch.nan, False, -7, -9, False, 0, -3, 10**6, 10**6, torch.nan))}
         b["distances"] = F.pad(b["distances"], (0, extra), value=-5)
-        b["h"] = b["h"].masked_fill(~b["mask"][..., None], torch.nan)
+        for name in "h", "e": b[name] = b[name].masked_fill(~b["mask"][..., None], torch.nan)
         for name in "first", "tags", "depths": b[name] = b[name].masked_fill(~b["word_mask"], -99)
     return b
 
@@ -81,11 +82,13 @@ def largest(net): return max(0. if p.grad is None else p.grad.abs().max().item()
 def test_editions_are_what_the_documentation_says():
     paper, released, refined = (S2DMConfig(edition=e).as_dict() for e in EDITIONS)
     differ = lambda a: {k: v for k, v in a.items() if v != paper[k] and k != "edition"}
-    assert differ(released) == dict(pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations", wpl_layers=4, distance_rank=32,
-                                    weight_KL_y=.01, weight_KL_z=.001)
-    assert differ(refined) == dict(pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations", z_level="token", weight_KL_y=.01, weight_KL_z=.001)
-    assert paper == S2DMConfig().as_dict()
-    wanted = dict(pooling="samples", kappa_min=0., negatives="crossed", sdl_vectors="samples", wpl_layers=3, distance_rank=0, z_level="sentence", posterior="vmf",
+    assert differ(released) == dict(
+        reduction="mean", pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations", decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32,
+        weight_KL_y=.01, weight_KL_z=.001)
+    assert differ(refined) == dict(
+        reduction="mean", pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations", z_level="token", weight_KL_y=.01, weight_KL_z=.001)
+    assert refined == S2DMConfig().as_dict()
+    wanted = dict(reduction="sum", e_level="states", decoder_layers=1, wpl_width=200, pooling="samples", kappa_min=0., negatives="crossed", sdl_vectors="samples", wpl_layers=3, distance_rank=0, z_level="sentence", posterior="vmf",
                   latent_width=200, margin=.4, depth_rank=128, tags=17)
     assert {k: paper[k] for k in wanted} == wanted and {v for k, v in paper.items() if k.startswith("weight_")} == {1.}
 
@@ -98,8 +101,8 @@ def test_the_notebook_has_a_row_for_each_setting_of_an_edition():
     assert rows == {k for k in all_editions[0] if len({str(a[k]) for a in all_editions}) > 1} - {"edition"}
 
 
-OTHER = dict(losses=("RL",), paired=False, encoder_width=5, vocabulary=9, tags=3, max_positions=2, latent_width=7, posterior="power_spherical", kappa_min=3.,
-             pooling=None, z_level=None, mlp_layers=2, mlp_width=3, decoder_width=4, wpl_layers=2, depth_rank=5, distance_rank=6, sdl_vectors=None, negatives=None,
+OTHER = dict(losses=("RL",), paired=False, encoder_width=5, embedding_width=4, vocabulary=9, decoder_rows=8, reduction=None, e_level=None, tags=3, max_positions=2, latent_width=7, posterior="power_spherical", kappa_min=3.,
+             pooling=None, z_level=None, mlp_layers=2, mlp_width=3, decoder_layers=2, decoder_width=4, wpl_layers=2, wpl_width=6, depth_rank=5, distance_rank=6, sdl_vectors=None, negatives=None,
              margin=.1, **{f"weight_{name}": .5 for name in ALL})
 
 
@@ -108,7 +111,7 @@ OTHER = dict(losses=("RL",), paired=False, encoder_width=5, vocabulary=9, tags=3
 def test_a_setting_can_be_overridden_alone(edition, name):
     base = dict(edition=edition, variant="s2dm_single_sp") if name == "paired" else dict(edition=edition)
     before = S2DMConfig(**base).as_dict()
-    two = dict(pooling=("samples", "parameters"), z_level=("sentence", "token"), sdl_vectors=("samples", "locations"), negatives=("own", "violating"), paired=(True, False))
+    two = dict(reduction=("sum", "mean"), e_level=("states", "embeddings"), pooling=("samples", "parameters"), z_level=("sentence", "token"), sdl_vectors=("samples", "locations"), negatives=("own", "violating"), paired=(True, False))
     value = next(v for v in two[name] if v != before[name]) if name in two else OTHER[name]
     after = S2DMConfig(**base, **{name: value}).as_dict()
     assert {k for k in after if after[k] != before[k]} == {name} and after[name] == value
@@ -274,7 +277,8 @@ def test_a_term_does_not_depend_on_its_company(losses):
     for name in losses: assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
 
 
-READINGS = [dict(), dict(edition="released"), dict(edition="refined"), dict(pooling="parameters", z_level="token")]
+READINGS = [dict(edition="paper"), dict(edition="released"), dict(edition="refined"), dict(edition="paper", pooling="parameters", z_level="token"),
+            dict(edition="paper", e_level="embeddings"), dict(edition="refined", e_level="embeddings", reduction="sum")]
 
 
 @pytest.mark.parametrize("settings", READINGS)
@@ -284,7 +288,8 @@ def test_bags_divergences_and_sdl_by_hand(settings):
     terms = model.loss_terms(b, u)
     def bag(y):
         logp = F.log_softmax(model.decoder.output(model.decoder.hidden(torch.cat([y, u.z], -1))), -1)
-        return torch.stack([-row[i[m]].mean() for row, i, m in zip(logp, b["ids"], b["mask"])])
+        found = [-row[i[m]] for row, i, m in zip(logp, b["ids"], b["mask"])]
+        return torch.stack([x.sum() if c.reduction == "sum" else x.mean() for x in found])
     assert_close(terms["RL"], L.pair_sum(bag(u.y)))
     assert_close(terms["CRL"], L.pair_sum(bag(torch.cat([u.y[3:], u.y[:3]]))))
     q, q_mask = (u.tokens, b["mask"]) if c.pooling == "samples" else (u.drawn_from, None)
@@ -303,13 +308,15 @@ def test_syntactic_terms_by_hand(settings):
     for s in (1, 4):  # the second pair
         at = b["first"][s][words[s]]
         z = u.z_tokens[s, at] if c.z_level == "token" else u.z[s].expand(len(at), -1)
-        h, S = torch.cat([b["h"][s, at], z], -1), len(at)
+        e = b["e"] if c.e_level == "embeddings" else b["h"]
+        h, S = torch.cat([e[s, at], z], -1), len(at)
         B = heads.distance_probe if c.distance_rank else heads.probe
         apart = (B(h)[:, None] - B(h)[None]).square().sum(-1)
-        sums["WPL"] += F.cross_entropy(heads.position(h)[:, :S], torch.arange(S))
-        sums["POS"] += F.cross_entropy(heads.tag(h), b["tags"][s][words[s]])
-        sums["STL_depth"] += (b["depths"][s][words[s]] - heads.probe(h).square().sum(-1)).abs().mean()
-        sums["STL_distance"] += (b["distances"][s, :S, :S] - apart).abs().mean()
+        reduce = torch.sum if c.reduction == "sum" else torch.mean
+        sums["WPL"] += F.cross_entropy(heads.position(h)[:, :S], torch.arange(S), reduction=c.reduction)
+        sums["POS"] += F.cross_entropy(heads.tag(h), b["tags"][s][words[s]], reduction=c.reduction)
+        sums["STL_depth"] += reduce((b["depths"][s][words[s]] - heads.probe(h).square().sum(-1)).abs())
+        sums["STL_distance"] += reduce((b["distances"][s, :S, :S] - apart).abs())
     for name, value in sums.items(): assert_close(terms[name][1], value)
 
 
@@ -332,7 +339,7 @@ def test_exchanging_the_halves_of_the_pairs_changes_no_sum():
     "The two subnetworks share everything: which language is the source does not matter."
     b = make()
     swapped = {k: v.roll(3, 0) for k, v in b.items()}
-    for settings in dict(), dict(edition="released"), dict(edition="refined"):
+    for settings in dict(edition="paper"), dict(edition="released"), dict(edition="refined"):
         model = model_of(variant="vgvae_all", sure=True, **settings)
         want, got = model.loss_terms(b), model.loss_terms(swapped)
         for name in want: assert_close(got[name], want[name], rtol=2e-4, atol=2e-5)
@@ -345,14 +352,14 @@ def test_a_single_network_ignores_what_stands_beside_a_sentence():
 
 
 def test_negatives_come_from_a_memory_too():
-    model, b = model_of(variant="vgvae_sdl"), make()
+    model, b = model_of(variant="vgvae_sdl", edition="paper"), make()
     u = model(b["h"], b["mask"])
     alone = model.loss_terms(b, u)
     everyone = u.y.detach(), torch.full((6,), 99)  # each sentence itself, under another name: its hardest negative has cosine 1
     assert_close(model.loss_terms(b, u, *everyone)["SDL"], torch.full((3,), .8))  # y_s meets the negative of y_t, which is y_t
-    own = model_of(variant="vgvae_sdl", negatives="own").loss_terms(b, u, *everyone)["SDL"]
+    own = model_of(variant="vgvae_sdl", edition="paper", negatives="own").loss_terms(b, u, *everyone)["SDL"]
     assert_close(own, 2 * (1.4 - F.cosine_similarity(u.y[:3], u.y[3:])))
-    every = model_of(variant="vgvae_sdl", negatives="violating").loss_terms(b, u, *everyone)["SDL"]
+    every = model_of(variant="vgvae_sdl", edition="paper", negatives="violating").loss_terms(b, u, *everyone)["SDL"]
     assert_close(every, L.violating_discrimination_loss(u.y, b["group"], *everyone))
     same = model.loss_terms(b, u, u.y.detach(), b["group"])
     assert_close(same["SDL"], alone["SDL"])
@@ -393,7 +400,7 @@ def test_features_in_half_precision_are_read():
 
 # ---------------------------------------------------------------- gradients
 def gradient(name, **settings):
-    model, b = model_of(variant="vgvae_all", **settings).double(), make(dtype=torch.float64)
+    model, b = model_of(variant="vgvae_all", edition="paper", **settings).double(), make(dtype=torch.float64)
     model.loss_terms(b)[name].sum().backward()
     return {k: largest(net) for k, net in model.posteriors.named_children()}
 
@@ -500,12 +507,88 @@ def test_no_folder_at_all(tmp_path):
     with pytest.raises(MissingData, match="nowhere"): S2DM.from_pretrained(tmp_path / "nowhere")
 
 
+# ---------------------------------------------------------------- a decoder of the subwords that occur
+def some_subwords(**settings):
+    "A model whose decoder knows every second subword, and a batch that has no other."
+    known = torch.arange(0, V, 2)
+    torch.manual_seed(0)
+    model = S2DM(config(**dict(variant="s2dm_sp", decoder_rows=len(known)) | settings))
+    model.decoder.know(known.flip(0).tolist())
+    batch = make()
+    return model, batch | dict(ids=batch["ids"] // 2 * 2), known
+
+
+@pytest.mark.parametrize("reduction", L.REDUCTIONS)
+def test_a_decoder_of_some_subwords_is_the_full_one_without_the_others(reduction):
+    "Values and gradients: the other logits of the full decoder are so low that they count for nothing."
+    part, batch, known = some_subwords(reduction=reduction)
+    part, batch = part.double(), batch | dict(h=batch["h"].double())
+    full = S2DM(config(variant="s2dm_sp", reduction=reduction)).double()
+    weights = part.state_dict()
+    del weights["decoder.row"]
+    weights["decoder.output.weight"] = torch.zeros(V, 9, dtype=torch.float64).index_copy(0, known, weights["decoder.output.weight"])
+    weights["decoder.output.bias"] = torch.full((V,), -1e30, dtype=torch.float64).index_copy(0, known, weights["decoder.output.bias"])
+    full.load_state_dict(weights)
+    latents = part(batch["h"], batch["mask"])
+    got, want = part.loss_terms(batch, latents), full.loss_terms(batch, latents)
+    for name in want: assert_close(got[name], want[name])
+    for terms in got, want: (terms["RL"] + terms["CRL"]).sum().backward(retain_graph=True)
+    assert_close(part.decoder.output.weight.grad, full.decoder.output.weight.grad[known])
+    assert_close(part.decoder.hidden[0].weight.grad, full.decoder.hidden[0].weight.grad)
+
+
+def test_a_decoder_of_some_subwords_is_saved_with_them(tmp_path):
+    model, batch, known = some_subwords(edition="released")
+    again = S2DM.from_pretrained(model.save_pretrained(tmp_path))
+    assert again.decoder.row[known].tolist() == [*range(len(known))] and (again.decoder.row >= 0).sum() == len(known)
+    terms = []
+    for m in model, again:
+        torch.manual_seed(0)
+        terms.append(m.loss_terms(batch))
+    for name in terms[0]: assert torch.equal(*[found[name] for found in terms])
+    L.objective(terms[1], again.config.losses).backward()
+    assert all(p.grad is not None for p in again.parameters())
+
+
+def test_a_subword_that_the_decoder_does_not_know_is_named():
+    model, batch, known = some_subwords()
+    ids = batch["ids"].clone()
+    ids[~batch["mask"]] = 13  # padding may hold anything
+    model.loss_terms(batch | dict(ids=ids))
+    ids[2, batch["mask"][2].nonzero()[0]] = 7
+    with pytest.raises(DataError, match="does not know the subword ids 7 "): model.loss_terms(batch | dict(ids=ids))
+    with pytest.raises(ParameterError, match="15 distinct subwords are given.*decoder_rows=16"): model.decoder.know(known[1:])
+    with pytest.raises(ParameterError, match="a row for every subword"): model_of().decoder.know(known)
+
+
+def test_a_decoder_as_deep_as_it_is_asked_for():
+    for edition, layers in dict(paper=1, refined=1, released=3).items():
+        decoder = model_of(edition=edition).decoder
+        assert [tuple(p.shape) for p in decoder.parameters() if p.dim() > 1] == [(9, 2 * M), *[(9, 9)] * (layers - 1), (V, 9)]
+        assert type(decoder.hidden[-1]) is torch.nn.ReLU
+
+
+def test_the_released_code_has_three_hidden_layers_of_400():
+    model = S2DM(S2DMConfig(edition="released", vocabulary=V, encoder_width=768))
+    widths = lambda net: [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+    assert widths(model.decoder) == [(400, 400), (400, 400), (400, 400), (V, 400)]
+    assert widths(model.heads.position) == [(400, 968), (400, 400), (400, 400), (256, 400)]
+
+
 # ---------------------------------------------------------------- wrong batches
 @pytest.mark.parametrize("key", ["h", "mask", "ids", "group", "first", "word_mask", "tags", "depths", "distances"])
 def test_a_batch_that_lacks_something_is_named(key):
     model, b = model_of(variant="vgvae_all"), make()
     b.pop(key)
     with pytest.raises(ParameterError, match=f"the batch lacks '{key}'"): model.loss_terms(b)
+
+
+def test_a_batch_without_embeddings_is_named_where_heads_read_them():
+    b = make()
+    b.pop("e")
+    model_of(e_level="states").loss_terms(b)
+    model_of(e_level="embeddings", variant="vgvae").loss_terms(b)  # no syntactic head
+    with pytest.raises(ParameterError, match="the batch lacks 'e', which WPL needs"): model_of(e_level="embeddings").loss_terms(b)
 
 
 def test_a_batch_needs_only_what_its_losses_read():

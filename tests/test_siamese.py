@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -140,14 +141,25 @@ def test_labels_that_no_loss_needs_are_left_out(cache):
     assert set(PairData(pairs, cache, ("RL",)).load([0])) == {"h", "mask", "ids", "first", "word_mask", "group"}
 
 
-def test_single_networks_read_each_sentence_once(cache, monkeypatch):
-    sentences = toy_sentences()
+def test_single_networks_take_as_many_steps_over_as_many_sentences(cache, monkeypatch):
+    "Both sides of the very pairs, each as often as it is in a pair: batch for batch as many sentences, in all the same ones."
+    sentences = toy_sentences(13)
     monkeypatch.setattr(siamese_module, "load_pairs", lambda collections, languages=None: align(sentences))
     config = PretrainConfig(model="real-s", variant="s2dm_single_pos", batch_pairs=4)
-    data = training_data(config, cache, config.model_config().losses, paired=False)
-    assert len(data) == len(sentences) and max(map(len, data.plan(0))) == 8 and type(data) is SentenceData
-    data = training_data(PretrainConfig(model="real-s", variant="s2dm_single_pos", languages="de,fi"), cache, ("RL",), paired=False)
-    assert len(data) == sum(lang != "en" for lang in sentences["lang"])
+    single, paired = (training_data(config, cache, ("RL", "POS"), kind) for kind in (False, True))
+    assert type(single) is SentenceData and type(paired) is PairData and len(single) == 2 * len(paired) > len(sentences)
+    seen = []
+    for data in single, paired:
+        batches = [data.load(positions) for positions in data.plan(0)]
+        everything = Counter(tuple(ids[mask].tolist()) for batch in batches for ids, mask in zip(batch["ids"], batch["mask"]))
+        seen.append((len(batches), sorted(len(batch["ids"]) for batch in batches), everything))
+    assert seen[0] == seen[1] and max(seen[0][2].values()) > 1
+
+    pairs = align(sentences)
+    chosen = PretrainConfig(model="real-s", variant="s2dm_single_pos", languages="en,fi")
+    data = training_data(chosen, cache, ("RL",), paired=False)
+    sides = pairs["lang_s"][:] + pairs["lang_t"][:]
+    assert len(data) == sum(lang in ("en", "fi") for lang in sides) and len(data.sentences.lengths) == sum(lang != "de" for lang in sentences["lang"])
     with pytest.raises(ParameterError, match="languages='xx' is not possible"):
         training_data(PretrainConfig(model="real-s", variant="s2dm_single_pos", languages="xx"), cache, ("RL",), paired=False)
 
@@ -163,13 +175,36 @@ def test_no_pairs_are_an_error(cache):
     with pytest.raises(ParameterError, match="no sentences to train on"): PairData(align(toy_sentences()).select([]), cache)
 
 
+def test_embeddings_are_rows_of_the_encoders_table(cache):
+    pairs = align(toy_sentences())
+    plain, data = PairData(pairs, cache, ALL), PairData(pairs, cache, ALL, embeddings=True)
+    batch = data.load([0, 3])
+    assert set(batch) - set(plain.load([0, 3])) == {"e"} and not batch["e"].requires_grad
+    for row, ids, mask in zip(batch["e"], batch["ids"], batch["mask"]):
+        for e, i in zip(row[mask], ids[mask]): assert torch.equal(e, cache.encoder.model.embeddings.word_embeddings.weight[i])
+    narrow = toy_model("vgvae_all", encoder_width=16, embedding_width=5, e_level="embeddings")
+    with pytest.raises(RuntimeError): Siamese(narrow)(batch)  # the table is 16 wide
+    terms = Siamese(toy_model("vgvae_all", e_level="embeddings"))(batch)
+    moved = Siamese(toy_model("vgvae_all", e_level="embeddings"))(batch | dict(h=batch["h"] + 1))
+    assert all(term.isfinite().all() for term in terms.values()) and not torch.equal(terms["RL"], moved["RL"])
+
+
+def test_subwords_are_those_that_occur(cache):
+    data = PairData(align(toy_sentences(4)), cache)
+    found = set()
+    for positions in data.plan(0):
+        batch = data.load(positions)
+        found |= {*batch["ids"][batch["mask"]].tolist()}
+    assert data.subwords().tolist() == sorted(found) and len(found) < len(VOCAB)
+
+
 # ---------------------------------------------------------------- the memory
 
 @pytest.mark.parametrize("capacity", [5, 14, 40])
 def test_the_ring_is_a_list_of_the_last_sentences(capacity, cache):
     "Vectors, groups and SDL itself, step by step, against a Python list; batches of differing size, some larger than the ring."
     data = PairData(align(toy_sentences(14)), cache, ALL, batch=4)
-    model, naive = Siamese(toy_model("s2dm_pos"), capacity), []
+    model, naive = Siamese(toy_model("s2dm_pos", edition="paper"), capacity), []
     for step, positions in enumerate([*data.plan(0), [0], [*range(12)], *data.plan(1)]):
         batch = data.load(positions)
         torch.manual_seed(step)
@@ -192,7 +227,7 @@ def test_the_ring_is_a_list_of_the_last_sentences(capacity, cache):
 
 def test_negatives_from_memory_are_never_of_the_same_group_nor_from_empty_slots(cache, monkeypatch):
     pairs = align(toy_sentences(6))
-    data, model, seen = PairData(pairs, cache, ("RL", "SDL"), batch=3), Siamese(toy_model("vgvae_sdl"), 16), []
+    data, model, seen = PairData(pairs, cache, ("RL", "SDL"), batch=3), Siamese(toy_model("vgvae_sdl", edition="paper"), 16), []
     find = L.hardest_negatives
 
     def watched(y, group, bank, bank_group):
@@ -246,7 +281,8 @@ def test_every_system_trains_every_parameter(variant, cache):
 @pytest.mark.parametrize("params, says", [
     (dict(variant="baseline"), "nothing to pre-train"), (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"), (dict(overrides="kappa_min"), "expected name=value"),
     (dict(overrides="kappa_min=1,kappa_min=2"), "each name once"), (dict(overrides="kapa_min=1"), "did you mean 'kappa_min'"), (dict(overrides="kappa_min=-1"), "kappa_min is a float from 0"),
-    (dict(overrides="vocabulary=7"), "vocabulary is decided by"), (dict(overrides="edition=refined"), "edition is decided by"), (dict(overrides="losses=RL+KL"), "did you mean"),
+    (dict(overrides="vocabulary=7"), "vocabulary is decided by"), (dict(overrides="embedding_width=7"), "embedding_width is decided by"),
+    (dict(overrides="decoder_rows=7"), "decoder_rows is decided by"), (dict(decoder_vocabulary="some"), "choose one of full, data"), (dict(overrides="edition=refined"), "edition is decided by"), (dict(overrides="losses=RL+KL"), "did you mean"),
     (dict(overrides="paired=false"), "paired=False is not possible with CRL and SDL"), (dict(collections="pd"), "did you mean 'pud'"), (dict(selection="sts"), "choose one of zh_sts, synthetic, none"),
     (dict(batch_pairs=0), "batch_pairs is a int from 1"), (dict(cache_precision="int8"), "choose one of float16"), (dict(memorry=3), "did you mean 'memory'")])
 def test_wrong_parameters_are_named(params, says):
@@ -255,9 +291,9 @@ def test_wrong_parameters_are_named(params, says):
 
 
 def test_systems_that_differ_have_folders_that_differ():
-    folders = [PretrainConfig(**p).folder("pretrain") for p in ({}, dict(edition="released"), dict(edition="refined"), dict(overrides="kappa_min=1"), dict(overrides="kappa_min=2"),
+    folders = [PretrainConfig(**p).folder("pretrain") for p in (dict(edition="paper"), dict(edition="released"), dict(edition="refined"), dict(overrides="kappa_min=1"), dict(overrides="kappa_min=2"),
                dict(edition="released", overrides="kappa_min=1"), dict(variant="vgvae"), dict(seed=1), dict(model="mbert"), dict(overrides="losses=RL+KL_z"))]
-    assert len(set(folders)) == len(folders) and folders[0].parts[-4:] == ("pretrain", "small", "s2dm_sp", "seed0")
+    assert len(set(folders)) == len(folders) and folders[0].parts[-4:-2] == ("pretrain", "small") and folders[0].parts[-1] == "seed0"
     assert PretrainConfig(overrides="margin=.5, kappa_min=1").folder("x") == PretrainConfig(overrides=["kappa_min=1", "margin=.5"]).folder("x")
 
 
@@ -370,10 +406,19 @@ def test_another_encoder_is_another_run(monkeypatch):
     with pytest.raises(ParameterError, match="revision was 'r1' and is 'r2'"): toy_run(epochs=1)
 
 
-@pytest.mark.parametrize("params", [dict(variant="s2dm_single_pos", memory=0), dict(selection="none", variant="vgvae_wpl"), dict(edition="released", precision="bfloat16"), dict(edition="refined", collections="lines")])
+@pytest.mark.parametrize("params", [dict(variant="s2dm_single_pos", memory=0), dict(overrides=RUN["overrides"] + ",e_level=embeddings"), dict(selection="none", variant="vgvae_wpl"), dict(edition="released", precision="bfloat16"), dict(edition="refined", collections="lines")])
 def test_other_systems_run(params):
     result = toy_run(epochs=1, **params)
     assert ("retrieval_pud" in result.tables) == ("collections" not in params) and (len(result.fit.evaluations) == 0) == ("selection" in params)
+
+
+def test_a_run_whose_decoder_knows_the_subwords_of_its_data():
+    full, part = toy_run(epochs=1), toy_run(epochs=1, decoder_vocabulary="data", edition="released", overrides=RUN["overrides"] + ",e_level=embeddings")
+    model = S2DM.from_pretrained(part.folder / "checkpoint")
+    rows = model.config.decoder_rows
+    assert full.vectors.model.config.decoder_rows == 0 and len(full.vectors.model.decoder.output.weight) == len(VOCAB)
+    assert 0 < rows < len(VOCAB) and (model.decoder.row >= 0).sum() == rows and model.config.vocabulary == len(VOCAB)
+    assert torch.equal(model.decoder.row, part.vectors.model.decoder.row.cpu())
 
 
 def test_figures_of_a_run():
