@@ -279,7 +279,7 @@ def evaluate(
     config: EvaluateConfig, # which reader, on what
     reader: S2DMReader | None = None, # None: the one that config names
 ) -> Evaluation:
-    """Evaluate a reader on every test that can be had; go on where a call was stopped (Section 4.3).
+    """Evaluate a reader on every test there is; go on where a call was stopped (Section 4.3).
     Answers and record go to runs/evaluate/model/system/seed, all at once. Raises `MissingData` for
     a reader that has not been trained yet, or if no test can be had; the last evaluation stays."""
     folder = config.folder("evaluate")

@@ -421,7 +421,7 @@ def test_violations_are_the_papers_quantity(said, reference, counts):
 
 
 def test_a_right_answer_that_is_no_constituent_does_not_count():
-    "Neither below the line, if the reference gives it, nor above it, if the transferred reader does."
+    "Neither below the line, if the reference gives it, nor above it, if the other one does."
     rows = [
         dict(
             id=i,
