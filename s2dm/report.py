@@ -220,7 +220,7 @@ def figure_html(
 SECTIONS = (
     ("The problem", "Section 1 of the paper: answers are constituents, and transferred readers miss their boundaries.", "figure1 table1 |"),
     ("The model", "Section 3: a Siamese network tells meaning (y) from syntax (z).", "figure2 |"),
-    ("Zero-shot reading", "Section 4.4: readers are trained in one language and read others. The paper's numbers stand beside ours where the data are the same, and above them where they are not.", "table2 table3 table4 | languages"),
+    ("Zero-shot reading", "Section 4.4: readers are trained in one language and read others. The paper's numbers stand beside ours where the data are the same, and above them where they are not.", "table2 table3 table4 | languages normalisation"),
     ("Systems and controls", "What the paper lacks: seeds, tests, and an S2DM that was never trained.", "systems |"),
     ("Which losses matter?", "Section 5.1, and how far each loss reaches.", "figure3 losses gradients |"),
     ("Siamese or single?", "Section 5.2: a network without translations.", "figure4 table5 |"),
