@@ -1,0 +1,103 @@
+"Differences between systems: against exact values, against simulated truth, and what is refused."
+import numpy as np
+import pytest
+
+from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
+from s2dm.core import DataError, ParameterError
+
+
+def simulate(rng, seeds, gain=0., passages=60, per=5, seed_sd=3., passage_sd=15., difficulty=None):
+    "Scores of a system: its mean, the passage's difficulty, the seed's luck, and chance."
+    difficulty = rng.normal(0, passage_sd, passages) if difficulty is None else difficulty
+    names = {lang: [p for p in range(passages) for _ in range(per)] for lang in ("de", "th")}
+    scores = []
+    for _ in range(seeds):
+        luck = rng.normal(0, seed_sd)
+        chance = {lang: np.clip((50 + gain + luck + np.repeat(difficulty, per)) / 100, 0, 1) for lang in names}
+        scores.append({lang: 100. * (rng.random(passages * per) < p) for lang, p in chance.items()})
+    return passage_scores(scores, names)
+
+
+def test_means_are_means_over_languages_of_means_over_questions():
+    rng = np.random.default_rng(0)
+    names = dict(de=["a"] * 3 + ["b"], ar=["b", "c"])
+    scores = [dict(de=rng.random(4) * 100, ar=rng.random(2) * 100) for _ in range(3)]
+    found = passage_scores(scores, names)
+    assert np.allclose(found.means(), [(s["de"].mean() + s["ar"].mean()) / 2 for s in scores])
+    assert found.counts.tolist() == [[3, 1, 0], [0, 1, 1]] and found.passages == ["a", "b", "c"]
+
+
+def test_one_passage_and_one_seed_leave_no_chance():
+    one = passage_scores([dict(de=[100, 0])], dict(de=["a", "a"]))
+    other = passage_scores([dict(de=[0, 0])], dict(de=["a", "a"]))
+    found = difference(one, other, 200)
+    assert (found["difference"], found["low"], found["high"]) == (50, 50, 50) and found["p"] == pytest.approx(2 / 201)
+
+
+def test_the_spread_is_that_of_the_sampling_distribution():
+    "With passages alone and with seeds alone, against the formula of the standard error of a mean."
+    rng = np.random.default_rng(1)
+    names = dict(de=list(range(200)))
+    none = passage_scores([dict(de=np.zeros(200))], names)
+    values = rng.normal(50, 20, 200)
+    wide = difference(passage_scores([dict(de=values)], names), none, 4000)
+    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(values.std() / np.sqrt(200), rel=.06)
+    seeds = rng.normal(50, 5, 8)
+    wide = difference(passage_scores([dict(de=np.full(200, s)) for s in seeds], names), none, 4000)
+    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(seeds.std() / np.sqrt(8), rel=.06)
+
+
+def test_the_same_passages_for_both_take_difficulty_out():
+    rng = np.random.default_rng(2)
+    difficulty = rng.normal(0, 25, 60)
+    pair = [simulate(rng, 4, seed_sd=0, difficulty=difficulty) for _ in range(2)]
+    alone = passage_scores([dict(de=np.zeros(300), th=np.zeros(300))], {k: [p for p in range(60) for _ in range(5)] for k in ("de", "th")})
+    def width(a, b): return np.ptp([difference(a, b, 1000)[k] for k in ("low", "high")])
+    assert width(*pair) < .6 * width(pair[0], alone)
+
+
+def test_false_alarms_are_rare_and_a_gain_is_found():
+    "Forty experiments without and with a gain of ten points."
+    rng = np.random.default_rng(3)
+    found = {gain: [] for gain in (0., 10.)}
+    for gain, p in found.items():
+        for _ in range(40):
+            difficulty = rng.normal(0, 15, 60)
+            a, b = (simulate(rng, 5, g, seed_sd=2., difficulty=difficulty) for g in (gain, 0.))
+            p.append(difference(a, b, 500)["p"])
+    assert np.mean(np.array(found[0.]) < .05) < .2 # five seeds give the bootstrap a little less than its due
+    assert np.mean(np.array(found[10.]) < .05) > .9
+
+
+def test_the_same_samples_each_time_and_in_blocks():
+    rng = np.random.default_rng(4)
+    a, b = simulate(rng, 3), simulate(rng, 3)
+    assert difference(a, b, 1500) == difference(a, b, 1500) != difference(a, b, 1500, seed=1)
+
+
+def test_what_cannot_be_compared():
+    rng = np.random.default_rng(5)
+    a, b = simulate(rng, 2), simulate(rng, 2, passages=50)
+    with pytest.raises(DataError, match="these two read others"): difference(a, b)
+    with pytest.raises(ParameterError, match="samples=0"): difference(a, a, 0)
+    with pytest.raises(DataError, match="seed 1 has 0 scores in th; expected 1"):
+        passage_scores([dict(th=[1]), dict(de=[1])], dict(th=["a"]))
+
+
+def test_a_family_is_corrected_together():
+    rng = np.random.default_rng(6)
+    scores = {name: simulate(rng, 3, gain) for name, gain in dict(a=12., b=0., c=0.).items()}
+    table = comparison_table(scores, [("a", "b"), ("b", "c"), ("a", "c")], 400)
+    assert list(table["system"] + table["other"]) == ["ab", "bc", "ac"]
+    assert (table["p_holm"] >= table["p"]).all() and (table["p_holm"] <= 1).all()
+    smallest = table["p"].idxmin()
+    assert table["p_holm"][smallest] == pytest.approx(3 * table["p"][smallest])
+
+
+def test_real_passages(real):
+    "240 passages, the same in every language; TyDi's passages belong to one language each."
+    from s2dm.reading import load_reading
+
+    german, thai = (passages_of(load_reading("xquad", lang), True, lang) for lang in ("de", "th"))
+    assert german == thai and len(german) == 1190 and len(set(german)) == 240
+    assert {name[0] for name in passages_of(load_reading("tydiqa", "fi"), False, "fi")} == {"fi"}
