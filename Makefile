@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = @test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; } >&2; $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full encoder data notebooks pytest lint export lab lock clean
+.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -43,6 +43,13 @@ reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; 
 	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
 	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
 
+e5: $(STAMP) ## the experiment with a real encoder (hours; may be stopped; goes on from the records in figures/e5/)
+	test ! -f figures/e5/records.tar.xz || $(BIN)/python profiles/records.py restore figures/e5/records.tar.xz
+	$(SNAKEMAKE) --config profile=e5 -- reproduce
+
+e5-keep: $(STAMP) ## put the records of its finished runs into figures/e5/records.tar.xz
+	$(BIN)/python profiles/records.py keep e5 figures/e5/records.tar.xz
+
 encoder: ENCODER = $(or $(S2DM_RUNS),runs)/encoder/small/seed0
 encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)
 	mkdir -p runs
@@ -69,7 +76,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network)
 	$(BIN)/python -m pip install --quiet uv
 	head -n 1 requirements.lock > requirements.new
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-annotate --no-header setup.py \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra e5 --no-annotate --no-header setup.py \
 	  | sed -E '/^(nvidia-|cuda-|triton)/d' >> requirements.new
 	mv requirements.new requirements.lock
 

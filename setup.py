@@ -7,6 +7,11 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = config["DEFAULT"]
+# elsewhere the encoder e5 comes from the hub
+E5_WHEELS = (
+    "(sys_platform == 'linux' and platform_machine in 'x86_64 aarch64') or "
+    "(sys_platform == 'darwin' and platform_machine == 'arm64')"
+)
 
 setup(
     name=cfg["lib_name"],
@@ -24,6 +29,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
+        "e5": [f"{r}; {E5_WHEELS}" for r in cfg["e5_requirements"].split()],
         "dev": cfg["dev_requirements"].split() + [f"{r}; python_version >= '3.11'" for r in cfg["workflow_requirements"].split()],
     },
     entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

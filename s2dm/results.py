@@ -24,7 +24,7 @@ from .core import EDITIONS, Config, DataError, MissingData, atomic_write, check_
 
 # %% ../nbs/07a_results.ipynb #45864c9d
 #: encoders of each profile
-PROFILES = {"small": ("small",), "real": ("real-s",), "paper": ("mbert", "xlm100")}
+PROFILES = {"small": ("small",), "e5": ("e5",), "real": ("real-s",), "paper": ("mbert", "xlm100")}
 
 
 @dataclass(frozen=True, init=False)
@@ -41,7 +41,7 @@ class ReportConfig(Config):
         if not self.models: object.__setattr__(self, "models", PROFILES[self.profile])
 
 # %% ../nbs/07a_results.ipynb #0582f0d5
-MODEL_NAMES = {"mbert": "mBERT", "xlm100": "XLM-100", "xlmr": "XLM-R", "small": "embedded", "real-s": "real-s", "real-m": "real-m"}
+MODEL_NAMES = {"e5": "e5", "mbert": "mBERT", "xlm100": "XLM-100", "xlmr": "XLM-R", "small": "embedded", "real-s": "real-s", "real-m": "real-m"}
 DATASET_NAMES = {"xquad": "XQuAD", "mlqa": "MLQA", "tydiqa": "TyDi QA", "bipar": "BiPaR", "synthetic": "generated languages",
                  "zh_sts": "Chinese STS", "sts2017": "SemEval-2017", "xnli15way": "XNLI-15way", "pud": "PUD", "sib200": "SIB-200", "ntrex128": "NTREX-128"}
 #: the language in which questions are trained, where it is not English
@@ -207,10 +207,17 @@ def collect(
 def prediction_files(
     results: Results, # all there is
 ) -> list[Path]: # one per language
-    "The predictions of the baseline on generated text, of the lowest seed that left any: those that Figure 1 shows."
-    runs = results.runs[(results.runs["stage"] == "evaluate") & (results.runs["system"] == "baseline") & results.runs["finished"].astype(bool)]
-    found = (sorted(Path(folder).glob("predictions.synthetic.*.json")) for folder in runs.get("folder", ()))
-    return next(filter(None, found), [])
+    """The predictions of the baseline on generated text, of the lowest seed that left any: those that
+    Figure 1 shows. Of real text all predictions and their places: comparisons are made from them."""
+    finished = results.runs["finished"].astype(bool)
+    runs = results.runs[(results.runs["stage"] == "evaluate") & finished]
+    baseline = runs[runs["system"] == "baseline"]
+    found = (sorted(Path(folder).glob("predictions.synthetic.*.json")) for folder in baseline.get("folder", ()))
+    shown = next(filter(None, found), [])
+    for folder in runs.get("folder", ()):
+        answers = sorted([*Path(folder).glob("predictions.*.json"), *Path(folder).glob("spans.*.json")])
+        shown += [file for file in answers if ".synthetic." not in file.name]
+    return shown
 
 
 def save_records(

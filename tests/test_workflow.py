@@ -95,7 +95,7 @@ def test_systems_are_all_that_the_paper_compares_and_more():
     from s2dm.model import ABLATIONS
     assert set(ABLATIONS) | set(MAIN) < set(SYSTEMS) and {s.get("edition") for s in SYSTEMS.values()} == {None, "paper", "released"}
     assert {s.get("head") for s in SYSTEMS.values()} == {None, "semantic", "concat"} and {s.get("control") for s in SYSTEMS.values()} == {None, "untrained", "trainable"}
-    for profile in ("small", "real", "paper"):
+    for profile in ("small", "e5", "real", "paper"):
         found = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text(encoding="utf-8"))
         assert found["edition"] == "refined" and all(found[t]["systems"] == "all" or set(found[t]["systems"]) <= set(SYSTEMS) for t in ("reproduce", "full"))
 
@@ -142,7 +142,7 @@ def test_commands_of_the_readme():
     assert "snakemake --cores 2 reproduce" in plan and "snakemake --cores 2 --config seeds=3 -- full" in plan and "runs/figures/small/report.html" in plan.replace(os.environ["S2DM_RUNS"], "runs")
 
 
-@pytest.mark.parametrize("more, says", [("seeds=abc", "seeds=abc is not possible"), ("seeds=0", "seeds=0 is not possible"), ("profile=smal", "profile 'smal' is not known; choose from: paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
+@pytest.mark.parametrize("more, says", [("seeds=abc", "seeds=abc is not possible"), ("seeds=0", "seeds=0 is not possible"), ("profile=smal", "profile 'smal' is not known; choose from: e5, paper, real, small"), ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
 def test_what_is_not_known_is_named(place, more, says):
     code, out = snakemake(place, "--dry-run", "--config", more)
     assert code == 1 and says in out

@@ -1,0 +1,38 @@
+"""Keep the records of finished runs in one archive, and take them out again: what a machine has computed is not lost with it.
+
+    python profiles/records.py keep e5 figures/e5/records.tar.xz
+    python profiles/records.py restore figures/e5/records.tar.xz
+
+An archive has settings, scores and predictions, no weights. `restore` leaves files that are there as they are."""
+import sys
+
+from s2dm.core import runs_dir
+from s2dm.results import PROFILES, collect, open_records, save_records
+
+
+def keep(profile, path):
+    "Archive every finished run of a profile's encoders."
+    results = collect(PROFILES[profile], runs_dir(), "refined")
+    results.runs = results.runs[results.runs["finished"].astype(bool)]
+    save_records(results, runs_dir(), path)
+    print(f"{len(results.runs)} finished runs are in {path}")
+
+
+def restore(path):
+    "Put an archive's records into the folder of runs."
+    count = 0
+    with open_records(path) as root:
+        for file in sorted(f for f in root.rglob("*") if f.is_file()):
+            place = runs_dir() / file.relative_to(root)
+            if place.exists(): continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+            count += 1
+    print(f"{count} files were restored to {runs_dir()}")
+
+
+if __name__ == "__main__":
+    commands = {"keep": (keep, 2), "restore": (restore, 1)}
+    command, *given = sys.argv[1:] or [""]
+    if command not in commands or len(given) != commands[command][1]: sys.exit(__doc__)
+    commands[command][0](*given)
