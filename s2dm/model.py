@@ -44,7 +44,7 @@ _EDITIONS = {
         reduction="mean", pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations",
         decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32),
     "refined": dict(
-        reduction="mean", pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations",
+        reduction="mean", pooling="parameters", negatives="violating", sdl_vectors="locations",
         z_level="token"),
 }
 for _edition, _weights in L.WEIGHTS.items():
