@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABLATIONS', 'S2DMConfig', 'feed_forward', 'Posterior', 'PosteriorNetworks', 'Latents', 'draw', 'Decoder', 'at_words',
-           'SyntacticHeads', 'model_card', 'S2DM']
+           'e_width', 'SyntacticHeads', 'model_card', 'S2DM']
 
 # %% ../nbs/02d_model.ipynb #d416928a
 import json, os
@@ -44,7 +44,7 @@ _EDITIONS = {
         reduction="mean", pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations",
         decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32),
     "refined": dict(
-        reduction="mean", pooling="parameters", kappa_min=100., negatives="violating", sdl_vectors="locations",
+        reduction="mean", pooling="parameters", negatives="violating", sdl_vectors="locations",
         z_level="token"),
 }
 for _edition, _weights in L.WEIGHTS.items():
@@ -67,6 +67,10 @@ class _Weights(Config):
     weight_POS: float = param(1., "weight of POS", low=0)
     weight_STL_depth: float = param(1., "weight of STL_depth", low=0)
     weight_STL_distance: float = param(1., "weight of STL_distance", low=0)
+
+    @property
+    def weights(self) -> dict[str, float]: # of each loss of the model, for `s2dm.losses.objective`
+        return {name: getattr(self, f"weight_{name}") for name in self.losses}
 
 # %% ../nbs/02d_model.ipynb #42e07ebe
 @dataclass(frozen=True, init=False)
@@ -107,15 +111,6 @@ class S2DMConfig(_Weights):
         super().__init__(**_EDITIONS[edition] | _VARIANTS[variant] | settings)
         if not self.paired and (alone := {"CRL", "SDL"} & set(self.losses)):
             raise ParameterError(f"paired=False is not possible with {' and '.join(sorted(alone))}: these losses compare a sentence with its translation.")
-
-    @property
-    def e_width(self) -> int: # of the e_i that the syntactic heads read
-        "Width of the encoder's states or of its input embeddings, as `e_level` says."
-        return self.embedding_width or self.encoder_width if self.e_level == "embeddings" else self.encoder_width
-
-    @property
-    def weights(self) -> dict[str, float]: # of each loss, for `s2dm.losses.objective`
-        return {name: getattr(self, f"weight_{name}") for name in self.losses}
 
 # %% ../nbs/02d_model.ipynb #18fda32e
 def feed_forward(
@@ -267,13 +262,21 @@ def _head_inputs(
     z = at_words(latents.z_tokens, first, words) if z_level == "token" else latents.z[:, None].expand(-1, e.shape[1], -1)
     return torch.cat([e.to(z.dtype), z], -1)
 
+# %% ../nbs/02d_model.ipynb #d45eca30
+def e_width(
+    config: S2DMConfig, # of the model
+) -> int: # of the e_i that the syntactic heads read
+    "Width of the encoder's states or of its input embeddings, as `e_level` says."
+    if config.e_level == "states": return config.encoder_width
+    return config.embedding_width or config.encoder_width
+
 # %% ../nbs/02d_model.ipynb #8c1a5329
 class SyntacticHeads(nn.Module):
     "Networks that read positions, tags and trees off [e; z], those that the losses need."
 
     def __init__(self, config: S2DMConfig):
         super().__init__()
-        c, width, self.config = config, config.e_width + config.latent_width, config
+        c, width, self.config = config, e_width(config) + config.latent_width, config
         trees = [name for name in c.losses if name.startswith("STL")]
         if "WPL" in c.losses: self.position = feed_forward(width, *[c.wpl_width] * (c.wpl_layers - 1), c.max_positions)
         if "POS" in c.losses: self.tag = nn.Linear(width, c.tags)
