@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .core import DataError, ParameterError
 from .sources import fetch, read_text
-from .vectors import KINDS, TextVectors, correlation, load_scored, retrieval_table
+from .vectors import (
+    KINDS, TextVectors, correlation, load_scored, pair_texts, retrieval_table, spoken_texts)
 
 # %% ../nbs/06c_geometry.ipynb #9071e9b7
 @lru_cache(maxsize=1)
@@ -54,7 +55,8 @@ def sts_table(
     rows, kinds = [], KINDS if vectors.model else KINDS[:1]
     for corpus, part in tests:
         pairs: Dataset = load(corpus, part)
-        a, b, score = (pairs[c][:] for c in ("text_a", "text_b", "score"))
+        a, b = (pair_texts(pairs, side) for side in "ab")
+        score = pairs["score"][:]
         for kind, x in vectors([*a, *b], kinds).items():
             cosine = F.cosine_similarity(x[:len(a)].double(), x[len(a):].double()).cpu().numpy()
             values = [*correlation(cosine, score), *pearson_interval(cosine, score, samples)]
@@ -127,7 +129,7 @@ def geometry_tables(
     versions, rows, points = some_sentences(versions, groups), [], []
     n = len(next(iter(versions.values())))
     lang, group = np.repeat(list(versions), n), np.tile(np.arange(n), len(versions))
-    for kind, x in vectors([t for texts in versions.values() for t in texts], KINDS if vectors.model else KINDS[:1]).items():
+    for kind, x in vectors(spoken_texts(versions), KINDS if vectors.model else KINDS[:1]).items():
         place, share = pca(x)
         place = place.cpu().numpy().round(4) # a picture shows no more, and the records of many runs stay small
         rows.append(dict(corpus=corpus, kind=kind, silhouette_language=silhouette(x, lang), silhouette_meaning=silhouette(x, group),

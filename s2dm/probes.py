@@ -22,6 +22,7 @@ from .core import ParameterError, check_choice
 from .encoder import FeatureCache, collate, length_batches, usual_budget
 from .losses import blank
 from .model import S2DM, at_words
+from .subwords import labelled_sentences
 from .treebanks import tree_distances
 
 # %% ../nbs/06b_probes.ipynb #7a99fa99
@@ -33,6 +34,12 @@ class ProbeData:
     means: dict[str, Tensor] # kind (mean, y, z) -> [N,d] float32
     start: np.ndarray # [N+1] where each sentence's words begin, and the end
     train: np.ndarray # [N] bool: sentences to train on
+    begun: np.ndarray | None = None # [W] bool: words that have a subword, and so a vector; None: all
+
+    @property
+    def there(self) -> np.ndarray: # [W] bool
+        "Which words have a vector."
+        return np.ones(self.start[-1], bool) if self.begun is None else self.begun
 
     def column(self, name: str) -> np.ndarray: # [W] a label of each word
         "A column with one entry per word."
@@ -64,20 +71,23 @@ def probe_data(
     seed: int = 0, # of the split
 ) -> ProbeData:
     "Vectors of words and sentences, with their labels."
-    at = cache.encode(sentences["forms"][:])
-    whole = np.flatnonzero(cache.index["kept"][at] == cache.index["words"][at])
+    at = cache.encode(labelled_sentences(sentences))
+    whole = np.flatnonzero((cache.lost[at] == 0) & (cache.index["unaligned"][at] == 0))
     sentences, at = sentences.select(whole), at[whole]
     count, words, means = cache.index["words"][at], {}, {}
     start, device = np.cumsum([0, *count]), next(model.parameters()).device if model else "cpu"
+    begun = np.zeros(start[-1], bool)
     for rows in length_batches(cache.index["rows"][at], usual_budget(device)):
         batch = collate([cache[i] for i in at[rows]]).to(device)
-        there, place = batch.word_mask.cpu(), torch.from_numpy(np.concatenate([np.arange(start[i], start[i + 1]) for i in rows]))
+        there = batch.word_mask.cpu()
+        place = torch.from_numpy(start[rows][:, None] + np.arange(there.shape[1]))[there]
+        begun[place.numpy()] = True
         found = dict(encoder=blank(batch.h, batch.mask)) | (dict(y=model.semantic(batch.h, batch.mask, "token"), z=model.syntactic(batch.h, batch.mask, "token")) if model else {})
         for kind, x in found.items():
-            words.setdefault(kind, torch.empty(start[-1], x.shape[-1]))[place] = at_words(x, batch.first, batch.word_mask).float().cpu()[there]
+            words.setdefault(kind, torch.zeros(start[-1], x.shape[-1]))[place] = at_words(x, batch.first, batch.word_mask).float().cpu()[there]
             mean = "mean" if kind == "encoder" else kind
             means.setdefault(mean, torch.empty(len(at), x.shape[-1]))[rows] = (x.sum(1) / batch.mask.sum(1, keepdim=True)).float().cpu()
-    return ProbeData(sentences, words, means, start, split_groups(sentences["group"][:], share, seed))
+    return ProbeData(sentences, words, means, start, split_groups(sentences["group"][:], share, seed), begun)
 
 # %% ../nbs/06b_probes.ipynb #cd6e4c0e
 def ridge(
@@ -164,16 +174,18 @@ def word_probes(
     seed: int = 0, # of the control tasks
 ) -> list[dict]: # rows of the table
     "Parts of speech and places of words."
-    train, forms, upos, rows = data.of_sentences(data.train), data.column("forms"), data.column("upos"), []
+    forms, upos, rows = data.column("forms"), data.column("upos"), []
+    train = data.of_sentences(data.train) & data.there
+    test = data.of_sentences(~data.train) & data.there
     known = data.of_sentences(np.asarray(data.sentences["lang"][:]) == source)
     place = np.concatenate([np.linspace(0, 1, n) for n in np.diff(data.start)])[:, None]
     tags, both = np.stack([upos, control_labels(forms, upos, seed)], 1), torch.from_numpy(np.concatenate([place, control_labels(forms, place, seed)], 1))
     for kind, x in data.words.items():
-        for task, seen, new in (("upos", train, ~train), ("upos, unseen", train & known, ~train & ~known)):
+        for task, seen, new in (("upos", train, test), ("upos, unseen", train & known, test & ~known)):
             if not seen.any() or not new.any(): continue
             rows.append(_row("token", task, kind, "accuracy", *_accuracy(x[seen], tags[seen], x[new], tags[new]), majority(upos[seen], upos[new])))
-        found = ridge(x[train], both[train], x[~train])
-        rows.append(_row("token", "position", kind, "r2", *(r_squared(found[:, i], both[~train, i]) for i in (0, 1)), 0.0))
+        found = ridge(x[train], both[train], x[test])
+        rows.append(_row("token", "position", kind, "r2", *(r_squared(found[:, i], both[test, i]) for i in (0, 1)), 0.0))
     return rows
 
 # %% ../nbs/06b_probes.ipynb #5702a626
@@ -285,7 +297,8 @@ def trees(
 ) -> tuple[Trees, Trees]: # real ones, and those of the control task
     "Trees without punctuation. Raises `ParameterError` if no sentence has three words."
     forms, upos, heads, depths = (data.sentences[c][:] for c in ("forms", "upos", "heads", "depths"))
-    kept = [np.flatnonzero(np.array(tags) != "PUNCT") for tags in upos]
+    there = np.split(data.there, data.start[1:-1])
+    kept = [np.flatnonzero((np.array(tags) != "PUNCT") & some) for tags, some in zip(upos, there)]
     some = [i for i, k in enumerate(kept) if 3 <= len(k) <= longest]
     order = np.random.default_rng(seed).permutation(some) if some else []
     some = sorted([i for i in order if data.train[i]][:most] + [i for i in order if not data.train[i]][:most])
@@ -438,8 +451,10 @@ def predictability(
     data: ProbeData, # vectors, of an S2DM
 ) -> pd.DataFrame: # from, to, r2 (percent; of sentences, and of words where the names say so)
     "Share of the variance of one variable that another predicts linearly, over sentences of other meanings."
-    rows, words = [], data.of_sentences(data.train)
-    for vectors, train, suffix in ((data.means, data.train, ""), (data.words, words, ", words")):
+    rows = []
+    words = {kind: x[torch.from_numpy(data.there)] for kind, x in data.words.items()}
+    seen = data.of_sentences(data.train)[data.there]
+    for vectors, train, suffix in ((data.means, data.train, ""), (words, seen, ", words")):
         for a, x in vectors.items():
             others = {b: y for b, y in vectors.items() if a != b and b in ("y", "z")}
             found = ridge(x[train], torch.cat([y[train] for y in others.values()], 1), x[~train]).split([y.shape[1] for y in others.values()], 1)

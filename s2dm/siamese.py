@@ -30,6 +30,7 @@ from .fit import Fit, FitConfig, fit
 from .model import ABLATIONS, S2DM, S2DMConfig, model_card
 from .similarity import load_similarity
 from .sources import CORPORA, REGISTRY
+from .subwords import labelled_sentences
 from .synthetic import Synthetic
 from .treebanks import COLLECTIONS, PAPER, UPOS, load_pairs, tree_distances
 from s2dm.vectors import (
@@ -37,7 +38,7 @@ from s2dm.vectors import (
 )
 
 # %% ../nbs/03a_siamese.ipynb #1ed1ac3c
-_LABELS = ("group", "lang", "forms", "upos", "heads", "depths")
+_LABELS = ("group", "lang", "text", "forms", "upos", "heads", "depths")
 
 
 def distinct_sentences(
@@ -75,7 +76,7 @@ class _Labelled: # sentences with features and labels; called with rows, it give
         if missing := set(_LABELS) - set(sentences.column_names):
             raise ParameterError(f"sentences lack the columns {', '.join(sorted(missing))}; expected those of `load_sentences`")
         if not len(sentences): raise ParameterError("there are no sentences to train on; expected at least one")
-        self.cache, self.losses, self.at = cache, set(losses), cache.encode(sentences["forms"][:])
+        self.cache, self.losses, self.at = cache, set(losses), cache.encode(labelled_sentences(sentences))
         self.lengths = cache.index["rows"][self.at]
         self.group = np.unique(sentences["group"][:], return_inverse=True)[1]
         columns = sentences.with_format("arrow")

@@ -1,6 +1,9 @@
 "What the tests share: an isolated data folder, a local http server that can misbehave, and the mirror of real data."
 import os
+import re
+import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,6 +44,18 @@ def real(monkeypatch, mirror_folder, shared_cache):
     "The mirror of real data, with a cache that tests of one process share."
     monkeypatch.setenv("S2DM_MIRROR", mirror_folder)
     monkeypatch.setenv("S2DM_DATA", str(shared_cache))
+
+
+@pytest.fixture
+def segmenters(monkeypatch):
+    "Stand-ins for the packages that cut Chinese and Thai into words for XLM: two letters, with their marks, are a word."
+    letter = r"\S[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]*"
+    def cut(text): return re.findall(f"{letter}(?:{letter})?", text)
+    thai = types.ModuleType("pythainlp")
+    thai.word_tokenize = lambda text: re.findall("\u0e20\u0e32\u0e29\u0e32|\u0e44\u0e17\u0e22|" + letter, text)
+    chinese = types.ModuleType("rjieba")
+    chinese.cut = cut
+    for module in (thai, chinese): monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -14,14 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.constituents import (
-    Constituents, CoreNLP, GoldParser, Kept, Parse, Stanza, TreebankParser, Trees, align_words, boundary_row, constituent_rows, dependency_parse, places,
+    Constituents, CoreNLP, GoldParser, Kept, Parse, Stanza, TreebankParser, Trees, boundary_row, constituent_rows, dependency_parse, places,
     read_brackets, restricted, share, subtree_runs, trim, violation_row,
 )
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.features import Answer
 from s2dm.synthetic import Clause, Draw, Entity, Grammar, LANGUAGES, Synthetic, SyntheticConfig, brackets, draw_clause, read_constituents
-from s2dm.sources import fetch
-from s2dm.treebanks import read_conllu
 
 
 # the rule
@@ -125,34 +123,6 @@ def test_broken_brackets_are_refused_or_sound(text):
     try: words, phrases = read_brackets(text)
     except DataError: return
     assert words and all(0 <= a < b <= len(words) for a, b, _ in phrases)
-
-
-# words in their text
-
-@pytest.mark.parametrize("text, forms, parts", [
-    ("Il va au marché.", ["Il", "va", "à", "le", "marché", "."], ["Il", "va", "au", "au", "marché", "."]),
-    ("Dámelo ya", ["da", "me", "lo", "ya"], ["Dámelo", "Dámelo", "Dámelo", "ya"]),
-    ("去了北京。", ["去", "了", "北京", "。"], ["去", "了", "北京", "。"]),
-    ("Vado nel", ["Vado", "in", "il"], ["Vado", "nel", "nel"]),
-    ("a a", ["a", "a"], ["a", "a"]),
-    ("x  y", ["x", "y"], ["x", "y"])])
-def test_words_find_their_characters(text, forms, parts):
-    assert [text[a:b] for a, b in align_words(text, forms)] == parts
-
-
-def test_words_of_another_text_are_refused():
-    for text, forms in (("one two", ["one", "three", "two"]), ("one two", ["one"]), ("one", ["one", "two"]), ("", ["a"]), ("a", [])):
-        with pytest.raises(DataError, match="text: "): align_words(text, forms)
-
-
-@pytest.mark.parametrize("language", ["French", "Arabic", "Chinese", "Spanish"])
-def test_sentences_of_the_parallel_treebanks_are_aligned(real, language):
-    code = dict(French="fr", Arabic="ar", Chinese="zh", Spanish="es")[language]
-    rows = read_conllu(fetch(f"ud/r2.7/UD_{language}-PUD/{code}_pud-ud-test.conllu"))
-    for text, forms in zip(rows["text"][:], rows["forms"][:]):
-        spans = align_words(text, forms)
-        assert len(spans) == len(forms) and all(a <= c for (a, _), (c, _) in zip(spans, spans[1:]))
-        assert not text[spans[-1][1]:].strip() and all(text[a:b].strip() == text[a:b] != "" for a, b in spans)
 
 
 def test_a_treebank_parses_its_own_sentences():

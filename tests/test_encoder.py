@@ -9,19 +9,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel, BertTokenizer, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel, XLMTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel, XLMTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 import s2dm.encoder
 from conftest import ROOT
 from s2dm.core import MODELS, DataError, MissingData, ParameterError
-from s2dm.encoder import PRESETS, SCRATCH, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, first_subwords, length_batches, load_encoder, mbert_tokenizer, scratch_folder
+from s2dm.encoder import PRESETS, SCRATCH, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, length_batches, load_encoder, mbert_tokenizer, scratch_folder, states_width
+from s2dm.features import SpanTokenizer
+from s2dm.subwords import NOWHERE, Sentence, TextSplitter, first_subwords, labelled_sentences
 from s2dm.treebanks import load_sentences
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
@@ -217,19 +222,35 @@ def test_a_batch_is_what_the_model_says_of_each_sentence_alone(encoder):
     assert not len(rows)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_width_is_that_of_the_states(tmp_path, precision):
+    "ELECTRA's embeddings are narrower than its states."
+    torch.manual_seed(0)
+    config = ElectraConfig(vocab_size=58, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = ElectraModel(config).train()
+    before = torch.get_rng_state()
+    assert states_width(model) == 16 and model.training and torch.equal(torch.get_rng_state(), before)
+    encoder = Encoder(model, tokenizer(), "electra", "r", "cpu")
+    cache = FeatureCache(encoder, precision, folder=tmp_path)
+    found = cache[cache.encode(words(9))[3]]
+    assert encoder.width == 16 and found.h.shape == (len(found.ids), 16)
+
+
 # Words and subwords
 
 def test_words_without_subwords_and_long_sentences_are_counted(encoder):
     cache = FeatureCache(encoder)
     at = cache.encode([["\u200b", "ab", "", "\x01"], ["abc"] * 40, [], ["a"] * 62, ["a"] * 63])
-    assert cache.counts | dict(bytes=0) == dict(sentences=5, words=169, unknown_words=3, truncated_words=20, truncated_sentences=2, subwords=5 + 3 * 62, bytes=0)
+    assert cache.counts | dict(bytes=0) == dict(
+        sentences=5, words=169, bare_words=3, unaligned_words=0, unaligned_sentences=0, truncated_words=20,
+        truncated_sentences=2, subwords=2 + 3 * 62, bytes=0)
     odd, long, empty, fits, over = (cache[i] for i in at)
-    assert odd.ids.tolist() == [1, 5, 32, 1, 1] and odd.first.tolist() == [0, 1, 3, 4] and odd.word_mask.all()
+    assert odd.ids.tolist() == [5, 32] and odd.first.tolist() == [0, 0, 0, 0] and odd.word_mask.tolist() == [False, True, False, False]
     assert long.h.shape == (62, 16) and long.word_mask.sum() == 21 and not long.word_mask[21:].any() and long.first[20] == 60
     assert empty.h.shape == (0, 16) and len(empty.first) == 0
     assert fits.word_mask.all() and over.word_mask.tolist() == [True] * 62 + [False]
     batch = collate([odd, long, empty])
-    assert batch.h.shape == (3, 62, 16) and batch.mask.sum() == 67 and batch.word_mask.sum(1).tolist() == [4, 21, 0]
+    assert batch.h.shape == (3, 62, 16) and batch.mask.sum() == 64 and batch.word_mask.sum(1).tolist() == [1, 21, 0]
 
 
 def xlm(folder):
@@ -245,8 +266,8 @@ def test_xlms_slow_tokenizer(tmp_path):
     assert not slow.is_fast
     split = WordTokenizer(slow, limit=12)
     one, long = split([["undo", "the", "he", "\u200b", "x."], ["undo"] * 30])
-    assert slow.convert_ids_to_tokens(one.ids.tolist()) == ["un", "d", "o</w>", "t", "he</w>", "he</w>", "<unk>", "x</w>", ".</w>"]
-    assert one.word.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 4] and one.unknown == 1
+    assert slow.convert_ids_to_tokens(one.ids.tolist()) == ["un", "d", "o</w>", "t", "he</w>", "he</w>", "x</w>", ".</w>"]
+    assert one.word.tolist() == [0, 0, 0, 1, 1, 2, 4, 4] and one.bare == 1
     assert len(long.ids) == 10 and first_subwords(long.word, 30)[1].sum() == 4
     assert (split.prefix, split.suffix) == ([0], [1]) # <s> and </s>
     torch.manual_seed(0)
@@ -257,8 +278,8 @@ def test_xlms_slow_tokenizer(tmp_path):
     assert (encoder.split.limit, encoder.record["tokenizer"]) == (12, "XLMTokenizer")
     rows = encoder([one, long])
     with torch.no_grad(): whole = model.eval()(torch.tensor([[0, *one.ids.tolist(), 1]])).last_hidden_state[0, 1:-1]
-    torch.testing.assert_close(rows[:9], whole, atol=2e-6, rtol=1e-5)
-    assert rows.isfinite().all() and len(rows) == 19
+    torch.testing.assert_close(rows[:8], whole, atol=2e-6, rtol=1e-5)
+    assert rows.isfinite().all() and len(rows) == 18
 
 
 def test_roberta_counts_positions_from_behind_the_padding():
@@ -273,14 +294,27 @@ def test_roberta_counts_positions_from_behind_the_padding():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.text(max_size=6), max_size=9), max_size=5))
 def test_any_text_is_split_as_the_tokenizer_splits_it(sentences):
-    "Oracle: the tokenizer on whole sentences, with `word_ids`."
+    "Oracle: the tokenizer on the text of the sentence; each word has those that begin in it."
     fast, got = tokenizer(), WordTokenizer(tokenizer(), limit=1000)(sentences)
     for s, t in zip(sentences, got):
-        oracle = fast(s, is_split_into_words=True, add_special_tokens=False) if s else None
-        pairs = list(zip(oracle.word_ids(), oracle["input_ids"])) if s else []
-        there = {w for w, _ in pairs}
-        assert t.unknown == len(s) - len(there) and first_subwords(t.word, len(s))[1].all()
-        assert [(w, i) for w, i in zip(t.word.tolist(), t.ids.tolist()) if w in there] == pairs
+        text = " ".join(s)
+        oracle = fast(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert t.ids.tolist() == oracle["input_ids"] == WordTokenizer(fast, limit=1000)([text])[0].ids.tolist()
+        owner = [w for w, word in enumerate(s) for _ in word + " "]
+        words = [owner[a] for a, b in oracle["offset_mapping"]]
+        assert t.word.tolist() == words and (t.words, t.unaligned) == (len(s), 0)
+        assert t.bare == len(s) - len(set(words)) == len(s) - first_subwords(t.word, len(s))[1].sum()
+
+
+def test_a_sentence_that_cannot_be_aligned_keeps_its_states(encoder):
+    cache = FeatureCache(encoder, "float32")
+    at = cache.encode(["ab c.", Sentence("ab c.", (NOWHERE, NOWHERE)), Sentence("ab c.", ((0, 2), (3, 4), (4, 5)))])
+    assert len(set(at.tolist())) == 3 and (cache.counts["unaligned_words"], cache.counts["unaligned_sentences"], cache.counts["words"]) == (2, 1, 5)
+    plain, nowhere, known = (cache[i] for i in at)
+    for f in (nowhere, known): torch.testing.assert_close(f.h, plain.h, atol=2e-6, rtol=1e-5)
+    assert nowhere.word_mask.tolist() == [False, False] and known.first.tolist() == [0, 2, 3] and known.word_mask.all()
+    batch = collate([nowhere, known])
+    assert batch.mask.sum(1).tolist() == [4, 4] and batch.word_mask.sum(1).tolist() == [0, 3]
 
 
 # The cache
@@ -416,7 +450,7 @@ def test_the_bar_has_rate_and_size(encoder, capsys, monkeypatch):
     monkeypatch.setattr(s2dm.encoder, "tqdm", lambda real=s2dm.encoder.tqdm, **how: real(**(how | dict(delay=0, mininterval=0, ncols=120))))
     FeatureCache(encoder).encode(words(100), budget=64)
     bar = capsys.readouterr().err
-    assert "encoding with tiny" in bar and "word/s" in bar and " MB" in bar
+    assert "encoding with tiny" in bar and "subword/s" in bar and " MB" in bar
 
 
 def test_no_bar_for_what_takes_no_time(encoder, capsys):
@@ -426,39 +460,46 @@ def test_no_bar_for_what_takes_no_time(encoder, capsys):
 
 # Real sentences, real vocabulary
 
-def surface(pieces): return "".join(p.removeprefix("##") for p in pieces)
+def overlap(a, b): # of two bags
+    a, b = Counter(a), Counter(b)
+    return 2 * sum((a & b).values()) / (sum(a.values()) + sum(b.values()))
 
 
-def test_every_real_word_has_its_subwords(real):
+def test_training_and_reading_have_the_same_subwords_in_every_language(real):
+    "Of PUD in mBERT's vocabulary: bags of subwords, and the tokenizer itself as an oracle."
     tok = mbert_tokenizer()
     assert (len(tok), tok.convert_tokens_to_ids("##s"), tok.model_max_length) == (119547, 10107, 512)
-    sentences = load_sentences(("pud",))
-    forms, langs = sentences["forms"][:], sentences["lang"][:]
-    split = WordTokenizer(tok)
+    rows = load_sentences(("pud",))
     start = time.perf_counter()
-    tokenized = split(forms)
+    tokenized = WordTokenizer(tok)(labelled_sentences(rows))
     seconds = time.perf_counter() - start
-    normal = tok.backend_tokenizer.normalizer.normalize_str
-    unknown, named = {}, 0
-    for s, t, lang in zip(forms, tokenized, langs):
+    texts = rows["text"][:]
+    reader = SpanTokenizer(tok)(texts)
+    langs = np.array(rows["lang"][:])
+    table = []
+    for lang in sorted(set(langs)):
+        at = np.flatnonzero(langs == lang)
+        trained, read = (np.concatenate([x[i].ids for i in at]) for x in (tokenized, reader))
+        counts = {name: sum(getattr(tokenized[i], name) for i in at) for name in ("words", "bare", "unaligned")}
+        table.append(dict(lang=lang, overlap=overlap(trained.tolist(), read.tolist())) | counts)
+    table = pd.DataFrame(table)
+    print(f"{len(texts)} sentences in {seconds:.1f} s", table.to_string(index=False), sep="\n")
+    assert len(table) == 20 and (table["overlap"] == 1).all()
+    assert table.query("unaligned > 0")[["lang", "unaligned"]].values.tolist() == [["is", 5]] and (table["bare"] < .17 * table["words"]).all()
+    for i in range(0, len(texts), 97): assert tok.encode(texts[i], add_special_tokens=False) == tokenized[i].ids.tolist()
+
+
+def test_first_subwords_of_real_words_begin_in_them(real):
+    "A sample of all languages: a word's first subword is the first that begins in it, and in no word before."
+    rows = load_sentences().select(range(0, 26000, 41))
+    sentences = labelled_sentences(rows)
+    tok = mbert_tokenizer()
+    for s, t, (_, start, end) in zip(sentences, WordTokenizer(tok)(sentences), TextSplitter(tok)([s.text for s in sentences])):
         first, there = first_subwords(t.word, t.words)
-        assert t.words == len(s) and there.all() and (np.diff(first) > 0).all() and not t.unknown, s
-        pieces = tok.convert_ids_to_tokens(t.ids.tolist())
-        for w, a, b in zip(s, first, [*first[1:], len(pieces)]):
-            named += 1
-            if "[UNK]" in pieces[a:b]: unknown[lang] = unknown.get(lang, 0) + 1
-            else: assert surface(pieces[a:b]) == "".join(normal(w).split()) or "##" in w, (lang, w, pieces[a:b])
-    total = sum(len(t.ids) for t in tokenized)
-    print(f"PUD: {len(forms)} sentences, {named} words, {total} subwords ({total / named:.2f} a word) in {seconds:.1f} s; longest {max(len(t.ids) for t in tokenized)}; [UNK] {unknown}")
-    assert named > 400_000 and 1.2 < total / named < 2.2 and sum(unknown.values()) < .01 * named
-
-
-def test_real_sentences_are_split_as_the_tokenizer_splits_them(real):
-    "Oracle: the fast tokenizer on whole sentences, with `word_ids`; a sample of all languages."
-    tok, forms = mbert_tokenizer(), load_sentences()["forms"][::13]
-    oracle = tok(forms, is_split_into_words=True, add_special_tokens=False)
-    for i, t in enumerate(WordTokenizer(tok)(forms)):
-        assert t.unknown == 0 and oracle["input_ids"][i] == t.ids.tolist() and oracle.word_ids(i) == t.word.tolist()
+        for w, (a, b) in enumerate(s.spans):
+            begin = [k for k in range(len(start)) if a <= start[k] < b and start[k] < end[k]]
+            shared = (a, b) in s.spans[:w]
+            assert there[w] == bool(begin and not shared) and (not there[w] or first[w] == begin[0]), (s.text, s.text[a:b])
 
 
 def test_real_sentences_through_the_cache(real, tmp_path):
@@ -468,9 +509,11 @@ def test_real_sentences_through_the_cache(real, tmp_path):
     encoder = Encoder(bert(len(tok), layers=1, positions=512), tok, "mbert-random", "seed0", device="cpu")
     pairs = load_pairs(("pud",)).select(range(0, 19_000, 475)) # all languages
     cache = FeatureCache(encoder, folder=tmp_path)
-    at = cache.encode(pairs["forms_s"][:] + pairs["forms_t"][:])
+    sides = [Dataset.from_dict(dict(text=pairs[f"text_{end}"][:], forms=pairs[f"forms_{end}"][:])) for end in "st"]
+    at = cache.encode(labelled_sentences(sides[0]) + labelled_sentences(sides[1]))
     counts = cache.counts
-    assert len(cache) == len({tuple(f) for f in pairs["forms_s"][:] + pairs["forms_t"][:]}) and counts["unknown_words"] == counts["truncated_words"] == 0
+    assert len(cache) == len(set(pairs["text_s"][:] + pairs["text_t"][:])) and counts["unaligned_words"] == counts["truncated_words"] == 0
     batch = collate([cache[i] for i in at])
-    assert batch.word_mask.sum(1).tolist() == [len(u) for u in pairs["upos_s"][:] + pairs["upos_t"][:]]
+    assert (batch.word_mask.sum(1) <= torch.tensor([len(u) for u in pairs["upos_s"][:] + pairs["upos_t"][:]])).all()
+    assert 0 < counts["bare_words"] < .1 * counts["words"]
     assert batch.first.max() < batch.h.shape[1] and batch.h.isfinite().all()

@@ -15,9 +15,10 @@ from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokeniz
 from conftest import ROOT
 from s2dm.core import DataError, ParameterError, RunConfig
 from s2dm.encoder import length_batches, mbert_tokenizer
-from s2dm.features import Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers, pad_windows, recovery, tighten
+from s2dm.features import Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers, pad_windows, recovery
 from s2dm.fit import FitConfig, fit
 from s2dm.reading import READING, load_reading
+from s2dm.subwords import tighten
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SCRIPTS = LETTERS + "ABCéüßя中国文語ภาษาไทยที่हिन्दीमें한국어العربية0123.,!?\"'“”…-"
@@ -282,8 +283,8 @@ def test_nothing_to_read(splits):
 
 
 def test_the_bar_counts_texts(splits, capsys, monkeypatch):
-    import s2dm.features
-    monkeypatch.setattr(s2dm.features, "tqdm", lambda real=s2dm.features.tqdm, **how: real(**(how | dict(delay=0, mininterval=0))))
+    import s2dm.subwords
+    monkeypatch.setattr(s2dm.subwords, "tqdm", lambda real=s2dm.subwords.tqdm, **how: real(**(how | dict(delay=0, mininterval=0))))
     splits["cased"](["a"] * 1200, progress=True)
     assert "splitting: 100%" in capsys.readouterr().err and len(splits["cased"](["a"] * 1200)) == 1200
     assert "splitting" not in capsys.readouterr().err
@@ -467,7 +468,7 @@ def test_real_windows_are_those_of_mberts_own_pairs(real, language):
 
 
 @pytest.mark.parametrize("language", ["vi", "th", "zh", "hi"])
-def test_real_gold_answers_come_back_from_xlms_slow_tokenizer(real, tmp_path, language):
+def test_real_gold_answers_come_back_from_xlms_slow_tokenizer(real, tmp_path, language, segmenters):
     "With a vocabulary of single characters every answer is a span of subwords, unless Moses or the cutting of words goes wrong."
     folder, questions = tmp_path, load_reading("xquad", language).select(range(0, 1190, 9))
     alphabet = sorted({c for text in questions["context"][:] for c in text if not c.isspace()})

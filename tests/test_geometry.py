@@ -68,7 +68,7 @@ def test_interval_does_not_see_scale():
 
 def vectors(texts, kinds=KINDS): # "de:3": language and number
     def drawn(key): return torch.from_numpy(np.random.default_rng(list(key.encode())).normal(size=24))
-    out = dict(mean=[2 * drawn(t.split(":")[0]) + drawn(t.split(":")[1]) for t in texts], y=[drawn(t.split(":")[1]) for t in texts], z=[drawn(t.split(":")[0]) for t in texts])
+    out = dict(mean=[2 * drawn(t.text.split(":")[0]) + drawn(t.text.split(":")[1]) for t in texts], y=[drawn(t.text.split(":")[1]) for t in texts], z=[drawn(t.text.split(":")[0]) for t in texts])
     return {k: torch.stack(out[k]) for k in kinds}
 
 

@@ -25,6 +25,7 @@ from s2dm.core import MissingData, ParameterError
 from s2dm.encoder import Encoder, FeatureCache, mbert_tokenizer
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.siamese import SYSTEMS, PairData, PretrainConfig, SentenceData, Siamese, distinct_sentences, grouped_batches, pretrain, selection_data, training_data
+from s2dm.subwords import Sentence, word_spans
 from s2dm.treebanks import UPOS, align, load_pairs, tree_depths, tree_distances
 from s2dm.vectors import TextVectors
 
@@ -101,11 +102,12 @@ def same_labels(data, pairs, positions):
         there, n = batch["word_mask"][i], len(row[f"forms_{end}"])
         assert not there[n:].any()
         at = there[:n].nonzero()[:, 0].tolist()
-        assert at == list(range(len(at)))  # what the limit cuts off is the end
+        sentence = Sentence(row[f"text_{end}"], word_spans(row[f"text_{end}"], row[f"forms_{end}"]))
+        pieces = data.sentences.cache.encoder.split([sentence])[0]
+        assert at == sorted({*pieces.word.tolist()} - {-1})  # words with a subword, up to the limit
         assert [UPOS[t] for t in batch["tags"][i, at]] == [row[f"upos_{end}"][w] for w in at]
         assert batch["depths"][i, at].tolist() == [row[f"depths_{end}"][w] for w in at]
         assert (batch["distances"][i][at][:, at].numpy() == tree_distances(row[f"heads_{end}"])[np.ix_(at, at)]).all()
-        pieces = data.sentences.cache.encoder.split([row[f"forms_{end}"]])[0]
         assert batch["ids"][i, batch["mask"][i]].tolist() == pieces.ids.tolist()
         assert batch["first"][i, at].tolist() == [pieces.word.tolist().index(w) for w in at]
         assert (batch["group"][i] == batch["group"][:len(rows)]).tolist() == [r["group"] == row["group"] for r in rows]

@@ -15,8 +15,9 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import Encoder, FeatureCache, load_encoder, mbert_tokenizer
 from s2dm.model import S2DM, S2DMConfig
+from s2dm.subwords import Sentence
 from s2dm.treebanks import load_pairs
-from s2dm.vectors import (KINDS, TextVectors, as_words, correlation, parallel_text, parallel_treebank, plot_retrieval, retrieval_accuracy, retrieval_table, similarity_table,
+from s2dm.vectors import (KINDS, TextVectors, as_sentences, correlation, parallel_text, parallel_treebank, plot_retrieval, retrieval_accuracy, retrieval_table, similarity_table,
                           sts_correlations)
 
 LETTERS = "abcdefgh"
@@ -56,7 +57,7 @@ def test_vectors_are_those_of_the_model_on_the_encoders_states(encoder):
     found = vectors(many, budget=50)
     for i, text in enumerate(many):
         pieces = encoder.split.tokenizer.tokenize(text)  # white space, punctuation and Chinese: the tokenizer's own way
-        h = encoder(encoder.split([text.split()]))
+        h = encoder(encoder.split([text]))
         assert len(h) == len(pieces)
         mask = torch.ones(1, len(h), dtype=torch.bool)
         alone = dict(mean=h.mean(0), y=vectors.model.semantic(h[None], mask)[0], z=vectors.model.syntactic(h[None], mask)[0])
@@ -105,8 +106,10 @@ def test_what_is_no_text_is_an_error(wrong, says, encoder):
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1))
-def test_any_text_comes_apart_at_white_space_and_only_there(texts):
-    assert [" ".join(words) for words in as_words(texts)] == [" ".join(t.split()) for t in texts]
+def test_any_text_stays_as_it_is(texts):
+    assert as_sentences(texts, "de") == [Sentence(text, (), "de") for text in texts]
+    words = [text.split() for text in texts]
+    assert [s.text for s in as_sentences(words)] == [" ".join(w) for w in words]
 
 
 def test_kinds_and_widths_that_are_not_there(encoder):
@@ -240,8 +243,8 @@ def test_table_of_retrieval(encoder):
 
 def test_a_treebank_side_by_side(real):
     versions = parallel_treebank("partut-it")
-    pairs = {(" ".join(p["forms_s"]), " ".join(p["forms_t"])) for p in load_pairs(("partut-it",))}
-    assert set(versions) == {"en", "it"} and {(" ".join(e), " ".join(i)) for e, i in zip(versions["en"], versions["it"])} == pairs and len(versions["en"]) > 500
+    pairs = {(p["text_s"], p["text_t"]) for p in load_pairs(("partut-it",))}
+    assert set(versions) == {"en", "it"} and {*zip(versions["en"], versions["it"])} == pairs and len(versions["en"]) > 500
 
 
 def test_a_parallel_corpus_side_by_side(real):
