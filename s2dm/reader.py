@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from . import __version__
 from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
-from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, usual_budget
+from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, states_width, usual_budget
+from .features import LONGEST, Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .layers import LowerStates, TextStates, split_layers
-from .features import Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .losses import widen
 from .model import S2DM, S2DMConfig
 
@@ -42,13 +42,13 @@ class ReaderConfig(Config):
     stride: int = param(128, "subwords of context that neighbouring windows share", low=0)
     query: int = param(64, "subwords of a question that are kept", low=1)
     n_best: int = param(20, "starts and ends that are paired in each window", low=1)
-    longest: int = param(30, "subwords of an answer, at most", low=1)
+    longest_characters: int = param(LONGEST, "characters of an answer, at most", low=1)
 
 # %% ../nbs/04b_reader.ipynb #43150a43
 class _Networks(nn.Module): # encoder, semantic network, span head
     def __init__(self, encoder: nn.Module, semantic: nn.Module | None, latent_width: int, head: str, frozen: bool):
         super().__init__()
-        self.encoder, self.semantic, self.kind, width = encoder, semantic, head, encoder.get_input_embeddings().embedding_dim
+        self.encoder, self.semantic, self.kind, width = encoder, semantic, head, states_width(encoder)
         if semantic is not None: semantic.requires_grad_(not frozen)
         self.head = nn.Linear(dict(semantic=latent_width, concat=width + latent_width, baseline=width)[head], 2)
         types = getattr(encoder.config, "type_vocab_size", 0) > 1
@@ -100,7 +100,7 @@ An extractive reader (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-lon
 
 
 def _check_parts(encoder, tokenizer, s2dm, config): # raises ParameterError
-    width, limit = encoder.get_input_embeddings().embedding_dim, _limit(encoder, tokenizer)
+    width, limit = states_width(encoder), _limit(encoder, tokenizer)
     if (s2dm is None) != (config.head == "baseline"): raise ParameterError(f"head={config.head!r} {'needs an S2DM' if s2dm is None else 'has no place for an S2DM'}.")
     if s2dm and s2dm.config.encoder_width != width:
         raise ParameterError(f"the S2DM reads states of width {s2dm.config.encoder_width}, this encoder's have {width}; expected the encoder that it was trained on.")
@@ -178,6 +178,11 @@ def _read_about(folder: Path) -> dict: # what reader.json says; raises DataError
     except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
     if not isinstance(found, dict) or found.get("model_type") != "s2dm_reader": raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
     if missing := [key for key in ("reader", "s2dm") if key not in found]: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    if isinstance(found["reader"], dict) and "longest" in found["reader"]:
+        raise DataError(
+            f'{file} was written by a version of s2dm that limits answers to {found["reader"]["longest"]} '
+            f'subwords ("longest"); the limit is now given in characters: replace that entry of "reader" by '
+            f'"longest_characters": {LONGEST}, and some of its answers may change.')
     need("encoder.safetensors" if found.get("encoder") else "encoder/config.json")
     return found
 
@@ -254,7 +259,7 @@ class _Shared(_Saved): # ... and to others
 class _Reading(_Shared): # data sets
     def windows(
         self,
-        questions, # a Dataset, or a dict of columns: question, context and, for training, answers
+        questions, # a Dataset, or a dict of columns: question, context; answers, lang_question, lang_context
         progress: bool = True, # a bar, if it takes more than a second
     ) -> Windows:
         "Questions and contexts as this reader sees them."
@@ -282,7 +287,7 @@ class _Reading(_Shared): # data sets
         states: TextStates | None = None, # of the lower layers, if they are kept: of each window
     ) -> list[list[Answer]]: # of each question, the best first; none if no span of the context is among the n best
         "Answer all the questions. Long windows go first, so that memory runs out at once or never."
-        device, order, found, training = self.head.weight.device, [], [], self.training
+        c, device, order, found, training = self.config, self.head.weight.device, [], [], self.training
         half = torch.autocast(device.type, torch.bfloat16) if has_bfloat16(device.type) else nullcontext()
         try:
             self.eval()
@@ -291,7 +296,7 @@ class _Reading(_Shared): # data sets
                 inputs = {k: batch[k].to(device) for k in self.inputs if k in batch}
                 if states is not None: inputs["states"] = states.pad(at).to(device)
                 with half: scores = self.scores(inputs)
-                found.append(best_spans(*scores, batch, self.config.n_best, self.config.longest))
+                found.append(best_spans(*scores, windows, at, c.n_best, c.longest_characters))
                 order += at
         finally: self.train(training)
         return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*found))), top_k)
@@ -318,12 +323,18 @@ class S2DMReader(_Reading):
         question: str | Sequence[str], # one question, or many
         context: str | Sequence[str], # the text with the answer, of any length; one for all questions, or one each
         top_k: int = 1, # answers of a question, 1 to n_best; there may be fewer
+        language: str | None = None, # of the contexts, ISO 639-1, for XLM's tokenizer; None: not known
+        question_language: str | None = None, # of the questions; None: that of the contexts
     ) -> list[Answer] | list[list[Answer]]: # of the question; of each, if there are many
-        "The best answers, each with text, first character, the character behind the last, and score. Raises `ParameterError` for what is no text."
+        """The best answers, each with text, first character, the character behind the last, and score. Raises `ParameterError` for what is no text,
+        `MissingData` where a language needs a package that is not installed."""
         questions, contexts = _texts(question, "question"), _texts(context, "context")
         if len(contexts) == 1: contexts *= len(questions)
         if len(questions) == 1: questions *= len(contexts)
         if len(questions) != len(contexts): raise ParameterError(f"{len(questions)} questions and {len(contexts)} contexts; expected as many, or one of either")
         if top_k not in range(1, self.config.n_best + 1): raise ParameterError(f"top_k={top_k!r} is not possible; expected 1 to {self.config.n_best}, the reader's n_best")
-        answers = self.read(self.windows(dict(question=questions, context=contexts)), top_k)
+        rows = dict(
+            question=questions, context=contexts, lang_context=[language] * len(contexts),
+            lang_question=[question_language or language] * len(questions))
+        answers = self.read(self.windows(rows), top_k)
         return answers[0] if isinstance(question, str) and isinstance(context, str) else answers

@@ -214,7 +214,7 @@ def _settings(overrides) -> dict[str, str]: # setting -> value; raises Parameter
 
 # %% ../nbs/03a_siamese.ipynb #1efddbea
 _REAL = dict(epochs=3, learning_rate=1e-3)
-_E5 = _REAL | dict(decoder_vocabulary="data") # of 250,037 subwords the treebanks have a quarter
+_E5 = _REAL | dict(decoder_vocabulary="data")
 PRESETS = {"small": dict(collections="synthetic", selection="synthetic", epochs=1, learning_rate=1e-3), "real-s": _REAL, "real-m": _REAL, "e5": _E5} # for all other encoders the paper's
 SELECTION = {"zh_sts": "Chinese STS, dev (no licence stated)", "synthetic": "generated pairs, dev"}
 

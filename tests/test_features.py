@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokeniz
 from conftest import ROOT
 from s2dm.core import DataError, ParameterError, RunConfig
 from s2dm.encoder import length_batches, mbert_tokenizer
-from s2dm.features import Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers, pad_windows, recovery
+from s2dm.features import LONGEST, Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers, pad_windows, recovery
 from s2dm.fit import FitConfig, fit
 from s2dm.reading import READING, load_reading
 from s2dm.subwords import tighten
@@ -336,14 +336,14 @@ def test_the_loop_trains_on_them(tmp_path, tokenizers, splits):
     fit(model, TrainingBatches(windows, 16), TinyConfig(epochs=25, learning_rate=1e-2, precision="float32"), tmp_path / "run")
     order = [i for b in length_batches(windows.lengths, 512) for i in b]
     model.eval()
-    with torch.no_grad(): parts = [best_spans(*model.scores(batch := pad_windows(windows, b)), batch) for b in length_batches(windows.lengths, 512)]
+    with torch.no_grad(): parts = [best_spans(*model.scores(pad_windows(windows, b)), windows, b) for b in length_batches(windows.lengths, 512)]
     answers = choose_answers(windows, order, Spans(*map(np.concatenate, zip(*parts))))
     assert np.mean([a[0].text == gold["text"][0] for a, gold in zip(answers, rows["answers"]) if a]) > .9 and all(answers)
 
 
 # The choice of a span
 
-def example_choice(windows, start, end, n_best=20, longest=30):
+def example_choice(windows, start, end, n_best=20, longest=500):
     "The example's loops, with its sort made stable: the best spans of every question."
     chosen = []
     for row in range(len(windows.gold)):
@@ -354,8 +354,9 @@ def example_choice(windows, start, end, n_best=20, longest=30):
             for i in starts:
                 for j in ends:
                     if i not in context or j not in context: continue
-                    if j < i or j - i + 1 > longest: continue
+                    if j < i: continue
                     first, last = windows.characters([w], np.array([i]), np.array([j]))
+                    if last[0] - first[0] > longest: continue
                     candidates.append((float(start[w, i] + end[w, j]), int(first[0]), int(last[0])))
         chosen.append(sorted(candidates, key=lambda c: c[0], reverse=True)[:n_best])
     return chosen
@@ -375,14 +376,14 @@ SCORES = dict(
 
 @pytest.mark.parametrize("kind", ["cased", "bytelevel", "xlm"])
 @pytest.mark.parametrize("scores", SCORES)
-@pytest.mark.parametrize("n_best, longest", [(20, 30), (3, 4), (1, 1)])
+@pytest.mark.parametrize("n_best, longest", [(20, 60), (20, 12), (3, 4), (1, 1)])
 def test_spans_are_those_of_the_examples_loops(splits, kind, scores, n_best, longest):
     windows = Windows(splits[kind], corpus(24, longest=40), 70, 20, 20)
     assert len(windows) > 30
     rng, batch = np.random.default_rng(1), pad_windows(windows, range(len(windows)))
     start, end = (SCORES[scores](rng, batch["input_ids"].shape) for _ in range(2))
     expected = example_choice(windows, start, end, n_best, longest)
-    spans = best_spans(torch.from_numpy(start), torch.from_numpy(end), batch, n_best, longest)
+    spans = best_spans(torch.from_numpy(start), torch.from_numpy(end), windows, range(len(windows)), n_best, longest)
     got = choose_answers(windows, range(len(windows)), spans, top_k=n_best)
     for row, (answers, candidates) in enumerate(zip(got, expected)):
         assert [(a.start, a.end, a.score) for a in answers] == once(candidates)
@@ -397,12 +398,12 @@ def test_batches_padding_order_and_precision_do_not_matter(splits):
     windows = Windows(splits["cased"], corpus(40), 70, 20, 20)
     whole, g = pad_windows(windows, range(len(windows))), torch.Generator().manual_seed(0)
     start, end = (torch.randint(-40, 40, whole["input_ids"].shape, generator=g) / 8 for _ in range(2)) # bfloat16 can hold them
-    straight = choose_answers(windows, range(len(windows)), best_spans(start, end, whole), top_k=5)
+    straight = choose_answers(windows, range(len(windows)), best_spans(start, end, windows, range(len(windows))), top_k=5)
     order, parts = [], []
     for b in length_batches(windows.lengths, 300):
         batch = pad_windows(windows, b)
         width = batch["input_ids"].shape[1]
-        parts.append(best_spans(start[b, :width].to(torch.bfloat16), end[b, :width].double(), batch))
+        parts.append(best_spans(start[b, :width].to(torch.bfloat16), end[b, :width].double(), windows, b))
         order += b
     assert choose_answers(windows, order, Spans(*map(np.concatenate, zip(*parts))), top_k=5) == straight
 
@@ -412,7 +413,7 @@ def test_scores_masked_by_the_reader_leave_the_context_alone(splits):
     windows = Windows(splits["cased"], corpus(30), 70, 20, 20)
     batch, g = pad_windows(windows, range(len(windows))), torch.Generator().manual_seed(0)
     start, end = (torch.randn(batch["input_ids"].shape, generator=g).masked_fill(~batch["context_mask"], -torch.inf) for _ in range(2))
-    assert all(choose_answers(windows, range(len(windows)), best_spans(start, end, batch)))
+    assert all(choose_answers(windows, range(len(windows)), best_spans(start, end, windows, range(len(windows)))))
 
 
 def test_a_question_without_any_span_has_no_answer(splits):
@@ -420,13 +421,15 @@ def test_a_question_without_any_span_has_no_answer(splits):
     batch = pad_windows(windows, [0, 1])
     start = torch.zeros(batch["input_ids"].shape)
     start[0, 0] = 9
-    answers = choose_answers(windows, [0, 1], best_spans(start, start, batch, n_best=1))
-    assert answers == [[], []] and choose_answers(windows, [0, 1], best_spans(start, start, batch, n_best=9), top_k=3)[1][0] == Answer("y", 2, 3, 0.0)
+    answers = choose_answers(windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=1))
+    assert answers == [[], []] and choose_answers(windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=9), top_k=3)[1][0] == Answer("y", 2, 3, 0.0)
 
 
-def test_short_windows_have_as_many_columns_as_long_ones():
-    batch = dict(attention_mask=torch.ones(2, 3), context_mask=torch.tensor([[0, 1, 1], [0, 0, 1]]))
-    spans = best_spans(torch.tensor([[0., 1, 2], [0, 0, 0]]), torch.tensor([[0., 5, 6], [1, 1, 1]]), batch)
+def test_short_windows_have_as_many_columns_as_long_ones(splits):
+    windows = Windows(splits["cased"], dict(question=["a"] * 2, context=["x y", "x"])) # [CLS] a [SEP] x y [SEP]
+    start = torch.tensor([[0., 0, 0, 1, 2, 0], [0, 0, 0, 0, 0, 9]])
+    end = torch.tensor([[0., 0, 0, 5, 6, 0], [0, 0, 0, 1, 1, 9]])
+    spans = best_spans(start, end, windows, [0, 1])
     assert spans.score.shape == (2, 20) and spans.score[0, :4].tolist() == [8, 7, 6, -torch.inf] and spans.score[1, :2].tolist() == [1, -torch.inf]
 
 
@@ -434,9 +437,9 @@ def test_what_cannot_be_chosen_from(splits):
     windows = Windows(splits["cased"], dict(question=["a"], context=["x y z"]))
     batch = pad_windows(windows, [0])
     scores = torch.zeros(batch["input_ids"].shape)
-    with pytest.raises(DataError, match="not a number"): best_spans(scores, scores * torch.nan, batch)
+    with pytest.raises(DataError, match="not a number"): best_spans(scores, scores * torch.nan, windows, [0])
     for order in ([], [0, 0], [1]):
-        with pytest.raises(ParameterError, match="1 windows; expected each window exactly once"): choose_answers(windows, order, best_spans(scores, scores, batch))
+        with pytest.raises(ParameterError, match="1 windows; expected each window exactly once"): choose_answers(windows, order, best_spans(scores, scores, windows, [0]))
 
 
 # Real data
@@ -479,3 +482,30 @@ def test_real_gold_answers_come_back_from_xlms_slow_tokenizer(real, tmp_path, la
         tokenizer = XLMTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), do_lowercase_and_remove_accent=lower)
         found = recovery(Windows(SpanTokenizer(tokenizer), questions, max_length=2000, progress=False))
         assert found["exact"] >= .99 and found["covered"] == 1, found
+
+
+@pytest.mark.parametrize("corpus", ["xquad", "tydiqa"])
+def test_the_longest_answer_reaches_nearly_all_gold_answers_of_every_language(real, corpus):
+    "All gold answers, and those of the first annotator alone."
+    for language in READING[corpus][0]:
+        answers = load_reading(corpus, language)["answers"][:]
+        every = [len(text) for row in answers for text in row["text"]]
+        first = [len(row["text"][0]) for row in answers]
+        for lengths in (every, first): assert np.mean(np.array(lengths) <= LONGEST) >= .995, language
+
+
+def test_an_answer_of_the_longest_size_is_found_and_a_longer_one_is_not(splits):
+    "Thirty words are no limit, 500 characters are, wherever the context stands in its window."
+    windows = Windows(splits["cased"], dict(question=["wo?"], context=["ab " * 400]), max_length=300, stride=50, query=8)
+    for w in range(len(windows)):
+        n, begin = windows.lengths[w], windows.begin[w]
+        start = torch.full((1, n), -9.)
+        end = start.clone()
+        subwords = 2 * 167 # of 167 words, "ab ab ... ab": 3 * 167 - 1 = 500 characters
+        if begin + subwords + 2 >= n: continue
+        start[0, begin] = 9
+        end[0, begin + subwords - 1] = 9
+        end[0, begin + subwords + 1] = 10
+        spans = best_spans(start, end, windows, [w])
+        first, last = windows.characters([w], spans.start[0, :1], spans.end[0, :1])
+        assert (last - first, spans.score[0, 0]) == (LONGEST, 18)

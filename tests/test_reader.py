@@ -14,8 +14,9 @@ from conftest import ROOT
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from test_features import TEXTS, sentencepiece, wordpiece, xlm
+from test_subwords import xlm as segmenting_xlm
 from torch import nn
-from transformers import BertConfig, BertModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel
 
 import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
@@ -339,6 +340,7 @@ BROKEN = [
     (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_bytes(b"\xff\xfe")), (DataError, '"model_type" must be "s2dm_reader"', lambda f: (f / "reader.json").write_text("[]")),
     (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")), (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)), (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
     (DataError, "reader.json: unknown parameter 'hed'", lambda f: edit(f, reader__hed="semantic")), (DataError, "reader.json: head='x' is not possible", lambda f: edit(f, reader__head="x")), (DataError, "reader.json: ", lambda f: edit(f, reader=3)),
+    (DataError, "limits answers to 30 subwords.*replace.*longest_characters", lambda f: edit(f, reader__longest=30)),
     (DataError, "reader.json: max_length=960", lambda f: edit(f, reader__max_length=960)), (DataError, "reader.json: the S2DM reads states of width 17", lambda f: edit(f, s2dm__encoder_width=17)),
     (DataError, "reader.json: head='semantic' needs an S2DM", lambda f: edit(f, s2dm=None)), (DataError, "reader.json: paired=False is not possible", lambda f: edit(f, s2dm__paired=False)),
     (DataError, "reader.safetensors does not belong.*semantic.2.weight", lambda f: edit(f, s2dm__latent_width=9)), (DataError, "reader.safetensors does not belong.*head.weight", lambda f: edit(f, reader__head="concat")),
@@ -467,3 +469,30 @@ def test_real_questions_in_many_languages(real, corpus, language):
     for row, answers in zip(questions, found):
         assert answers and all(row["context"][a.start:a.end] == a.text and a.text.strip() == a.text for a in answers)
         assert [a[:3] for a in reader.answer(row["question"], row["context"], top_k=4)] == [a[:3] for a in answers]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_width_of_a_reader_is_that_of_the_encoders_states(head, tmp_path):
+    "ELECTRA's embeddings are narrower than its states."
+    tokenizer = wordpiece()
+    torch.manual_seed(0)
+    config = ElectraConfig(vocab_size=len(tokenizer), embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    semantic = None if head == "baseline" else network()
+    reader = S2DMReader(ElectraModel(config), tokenizer, semantic, ReaderConfig(head=head)).eval()
+    again = S2DMReader.from_pretrained(reader.save_pretrained(tmp_path), device="cpu")
+    assert again.answer("Wo?", CONTEXT) == reader.answer("Wo?", CONTEXT) != []
+
+
+def test_an_answer_is_read_in_its_language(tmp_path, segmenters):
+    "A reader with XLM's tokenizer cuts a Chinese context into words; an encoder that does not ask reads the same in every language."
+    tokenizer = segmenting_xlm(tmp_path)
+    torch.manual_seed(0)
+    model = XLMModel(XLMConfig(vocab_size=len(tokenizer), emb_dim=16, n_layers=1, n_heads=2, max_position_embeddings=96, use_lang_emb=False))
+    reader = S2DMReader(model, tokenizer, None, ReaderConfig(head="baseline", max_length=60, stride=16, query=12)).eval()
+    asked = []
+    windows = reader.windows
+    reader.windows = lambda rows, **how: asked.append(windows(rows, **how)) or asked[-1]
+    answers = [reader.answer("wo", "中国人民银行", **how) for how in (dict(language="zh", question_language="en"), dict(language="de"), {})]
+    assert [len(w.subwords(0)[1]) for w in asked] == [4, 6, 6] and answers[1] == answers[2]
+    reader = make()
+    assert reader.answer("Wo?", CONTEXT, language="zh") == reader.answer("Wo?", CONTEXT)
