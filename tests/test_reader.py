@@ -381,7 +381,7 @@ class Hub:
         return [p.name for p in (self.folder / repo).rglob("*")]
 
     def snapshot_download(self, repo, allow_patterns, local_files_only=False):
-        assert set(allow_patterns) == {"reader.*", "README.md", "encoder/*"}
+        assert set(allow_patterns) == {"reader.*", "encoder.safetensors", "README.md", "encoder/*"}
         cache = self.folder / "cache" / repo
         if local_files_only and not cache.is_dir(): raise OSError("not in the cache")
         if not local_files_only: shutil.copytree(self.folder / repo, cache, dirs_exist_ok=True)
