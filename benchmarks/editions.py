@@ -30,8 +30,8 @@ from s2dm.vectors import TextVectors, sts_correlations
 
 HEADS = dict(WPL="WPL", POS="POS", STL_depth="depth", STL_distance="distance")
 LEAST = (0, 10, 50, 100) # kappa_min, with KL_y at the released code's weight
-WEIGHTS = (0, 0.001, 0.1) # of KL_y, with the kappa_min that is best so
-CLOSE = (0, 10) # kappa_min that two seeds do not tell apart: two seeds more
+WEIGHTS = (0.0, 0.001, 0.1) # of KL_y, with the kappa_min that is best so
+CLOSE = [(0, 0.01), (10, 0.01), (0, 0.001)] # what two seeds do not tell apart: two seeds more
 LEVELS = ("states", "embeddings")
 VARIANTS = ("s2dm_sp", "s2dm_pos")
 
@@ -141,8 +141,9 @@ def main():
         found = table("editions_concentration", jobs, measures)
         found = found[(found["weight_KL_y"] == 0.01) & (found["seed"] < 2)]
         best = int(found.groupby("kappa_min")["y"].mean().idxmax())
-        jobs += concentration_jobs([(k, 0.01) for k in CLOSE], (2, 3))
         jobs += concentration_jobs([(best, w) for w in WEIGHTS], (0, 1))
+        jobs += concentration_jobs([(0, w) for w in WEIGHTS if w < 0.01], (0, 1)) # the same without a bound
+        jobs += concentration_jobs(CLOSE, (2, 3))
         table("editions_concentration", jobs, measures)
     if "levels" in tables:
         seeds = dict(refined=(0, 1), paper=(0,))

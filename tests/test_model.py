@@ -86,7 +86,7 @@ def test_editions_are_what_the_documentation_says():
         reduction="mean", pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations", decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32,
         weight_KL_y=.01, weight_KL_z=.001)
     assert differ(refined) == dict(
-        reduction="mean", pooling="parameters", negatives="violating", sdl_vectors="locations", z_level="token", weight_KL_y=.01, weight_KL_z=.001)
+        reduction="mean", pooling="parameters", negatives="violating", sdl_vectors="locations", z_level="token", weight_KL_y=.001, weight_KL_z=.001)
     assert refined == S2DMConfig().as_dict()
     wanted = dict(reduction="sum", e_level="states", decoder_layers=1, wpl_width=200, pooling="samples", kappa_min=0., negatives="crossed", sdl_vectors="samples", wpl_layers=3, distance_rank=0, z_level="sentence", posterior="vmf",
                   latent_width=200, margin=.4, depth_rank=128, tags=17)
