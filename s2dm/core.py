@@ -189,6 +189,16 @@ class Config:
         "One line per parameter: name, default, meaning, what is allowed."
         return "\n".join(f"  {f.name} = {f.default!r}: {f.metadata['help']}. {_allowed(f)}" for f in dataclasses.fields(cls))
 
+    def in_force(self) -> str:
+        "One line per parameter: its value and meaning, the edition first, and what the default is where it is another."
+        fields = sorted(dataclasses.fields(self), key=lambda f: f.name != "edition")
+        lines = []
+        for f in fields:
+            value = getattr(self, f.name)
+            usual = "" if value == f.default else f" (by default {f.default!r})"
+            lines.append(f"  {f.name} = {value!r}{usual}: {f.metadata['help']}")
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         "The parameters as a plain dict, for config.json."
         return dataclasses.asdict(self)
