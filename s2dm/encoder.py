@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .core import DataError, MissingData, ParameterError, check_choice, data_dir, runs_dir, write_json
 from .e5 import PACKAGE, SHA256, e5_folder
 from .sources import fetch
-from .subwords import NOWHERE, Sentence, TextSplitter, as_sentence, first_subwords, words_of_subwords
+from .subwords import NOWHERE, Sentence, TextSplitter, as_sentence, first_subwords, words_of_all
 
 # %% ../nbs/02a_encoder.ipynb #4b5684c2
 PRESETS: dict[str, tuple[str, str | None]] = { # name -> hub id, revision (None: the newest, recorded when it is loaded)
@@ -179,15 +179,16 @@ class WordTokenizer:
         `MissingData` where a language needs a package that is not installed."""
         sentences = [as_sentence(s) for s in sentences]
         texts = self.splitter([s.text for s in sentences], [s.lang for s in sentences])
-        return [self._one(text, s.spans) for text, s in zip(texts, sentences)]
+        words = words_of_all(texts, [s.spans for s in sentences]) if sentences else []
+        rows = zip(texts, words, sentences)
+        return [self._one(text.ids, word, s.spans) for text, word, s in rows]
 
-    def _one(self, subwords, spans):
-        word = words_of_subwords(subwords, spans)
+    def _one(self, ids, word, spans):
         unaligned = spans.count(NOWHERE)
         begun = word[word >= 0]
         bare = len(spans) - unaligned - (np.diff(begun, prepend=-1) > 0).sum().item()
         room = self.limit - len(self.prefix) - len(self.suffix)
-        return Tokenized(subwords.ids[:room], word[:room], len(spans), bare, unaligned)
+        return Tokenized(ids[:room], word[:room], len(spans), bare, unaligned)
 
 # %% ../nbs/02a_encoder.ipynb #e520915c
 def mbert_tokenizer():

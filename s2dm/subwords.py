@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOWHERE', 'Subwords', 'tighten', 'TextSplitter', 'align_words', 'Sentence', 'as_sentence', 'word_spans',
-           'labelled_sentences', 'alignment_table', 'words_of_subwords', 'first_subwords']
+           'labelled_sentences', 'alignment_table', 'words_of_subwords', 'words_of_all', 'first_subwords']
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a03
 import inspect
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -126,21 +127,36 @@ class _Words: # a slow tokenizer's subwords of words, each asked for once in eac
         return _join([self(p, lang) for p in parts], np.cumsum([0, *map(len, parts)]))
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a09
+def _tighten_all(texts, spans, counts): # spans of all subwords of texts -> [S] starts, [S] ends
+    # one long text: a space keeps the texts apart
+    base = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
+    shift = np.repeat(base, counts)
+    last = np.repeat(base + [len(text) for text in texts], counts)
+    start, end = tighten(" ".join(texts), *(spans + shift[:, None]).T)
+    # what stands for nothing does not move to the next text
+    return tuple((np.minimum(x, last) - shift).astype(np.int32) for x in (start, end))
+
+
 def _split_fast(tokenizer, texts):
     split = tokenizer(
         texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
         return_token_type_ids=False, verbose=False)
-    for text, ids, offsets in zip(texts, split["input_ids"], split["offset_mapping"]):
-        spans = tighten(text, *np.array(offsets, int).reshape(-1, 2).T)
-        yield Subwords(np.array(ids, np.int32), *spans)
+    counts = [len(ids) for ids in split["input_ids"]]
+    spans = np.array(list(chain.from_iterable(split["offset_mapping"])), int).reshape(-1, 2)
+    start, end = _tighten_all(texts, spans, counts)
+    ids = np.array(list(chain.from_iterable(split["input_ids"])), np.int32)
+    ends = np.cumsum(counts)[:-1]
+    return [Subwords(*x) for x in zip(*(np.split(part, ends) for part in (ids, start, end)))]
 
 
 def _split_slow(words: _Words, texts, languages):
+    found = []
     for text, lang in zip(texts, languages):
-        found = [*re.finditer(r"\S+", text)]
-        parts = [words(w.group(), lang) for w in found]
-        ids, start, end = _join(parts, [w.start() for w in found])
-        yield Subwords(ids, *tighten(text, start, end))
+        places = [*re.finditer(r"\S+", text)]
+        parts = [words(w.group(), lang) for w in places]
+        ids, start, end = _join(parts, [w.start() for w in places])
+        found.append(Subwords(ids, *tighten(text, start, end)))
+    return found
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a11
 class TextSplitter:
@@ -220,6 +236,7 @@ def align_words(
     """The characters of words. Raises `DataError` if words and text do not belong together."""
     def start(at): return at + len(text[at:]) - len(text[at:].lstrip())
     if not forms: raise DataError(f"{where}: there are no words; expected at least one")
+    if spans := _one_by_one(text, forms): return spans
     seen = set()
     best = 0
     path = [(0, start(0), _options(text, forms, 0, start(0)))] # word, character, what is untried
@@ -239,6 +256,17 @@ def align_words(
     if best == len(forms): problem = "something follows the last word"
     else: problem = f"word {best + 1}, {forms[best]!r}, does not follow"
     raise DataError(f"{where}: {problem}; expected the words of {text[:60]!r}, in order")
+
+
+def _one_by_one(text, forms): # where the search would begin; None if it would have to go on
+    spans = []
+    at = 0
+    for form in forms:
+        while text[at:at + 1].isspace(): at += 1
+        if not form or not text.startswith(form, at): return None
+        spans.append((at, at + len(form.rstrip())))
+        at += len(form)
+    return None if text[at:].strip() else spans
 
 
 def _spans(path, text): # of each word
@@ -305,15 +333,32 @@ def words_of_subwords(
     spans: Sequence[tuple[int, int]], # [W] characters of its words, ascending
 ) -> np.ndarray: # [S] int32, the word that each begins in; -1: in none
     "Which word each subword belongs to."
-    word = np.full(len(subwords.ids), -1, np.int32)
-    if not len(spans): return word
-    begin, end = np.array(spans, int).T
-    at = np.searchsorted(begin, subwords.start, "right") - 1 # the last word that begins there or before
-    at = np.searchsorted(begin, begin[at.clip(0)], "left") # of a contraction the first
-    inside = (begin[at] <= subwords.start) & (subwords.start < end[at])
-    some = inside & (subwords.end > subwords.start)
-    word[some] = at[some]
-    return word
+    return words_of_all([subwords], [spans])[0]
+
+
+def words_of_all(
+    subwords: Sequence[Subwords], # of each text
+    spans: Sequence[Sequence[tuple[int, int]]], # of each text the characters of its words
+) -> list[np.ndarray]: # of each text, as from `words_of_subwords`
+    "The same of many texts at once, as if they stood one behind the other."
+    counts = [len(s.ids) for s in subwords]
+    words = [len(w) for w in spans]
+    begin, end = np.array([*chain.from_iterable(spans), (0, 0)], int).T
+    begin, end = begin[:-1], end[:-1]
+    size = 2 + max([0, *(s.end[-1] for s in subwords if len(s.ids)), *end]) # of each text, room for `NOWHERE`
+    own = np.repeat(np.arange(len(words)) * size, words)
+    begin, end = (np.where(begin < 0, own, own + x + 1) for x in (begin, end)) # nowhere: no characters
+    shift = np.repeat(np.arange(len(counts)) * size, counts) + 1
+    start = np.concatenate([s.start for s in subwords]) + shift
+    some = np.concatenate([s.end for s in subwords]) + shift > start
+    found = np.full(len(start), -1, np.int32)
+    if len(begin):
+        at = np.searchsorted(begin, start, "right") - 1 # the last word that begins there or before
+        at = np.searchsorted(begin, begin[at.clip(0)], "left") # of a contraction the first
+        inside = (begin[at] <= start) & (start < end[at]) & some
+        before = np.repeat(np.cumsum([0, *words])[:-1], counts) # words of the texts before
+        found[inside] = (at - before)[inside]
+    return np.split(found, np.cumsum(counts)[:-1])
 
 
 def first_subwords(

@@ -1,9 +1,11 @@
 "Subwords and words: any tokenizer, words in their text, languages and their packages."
 import json
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
+from test_features import wordpiece
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,8 +16,8 @@ from s2dm.encoder import WordTokenizer
 from s2dm.features import SpanTokenizer, Windows
 from s2dm.sources import fetch
 from s2dm.subwords import (
-    Subwords, TextSplitter, align_words, alignment_table, as_sentence,
-    first_subwords, word_spans, words_of_subwords)
+    NOWHERE, Subwords, TextSplitter, align_words, alignment_table, as_sentence, first_subwords,
+    tighten, word_spans, words_of_all, words_of_subwords)
 from s2dm.treebanks import COLLECTIONS, load_sentences, read_conllu
 
 
@@ -77,6 +79,24 @@ def test_the_first_subword_is_the_first_that_begins_in_the_word(steps, words):
         assert (first[w] if there[w] else None) == (begin[0] if begin else None)
 
 
+ANY = st.text(st.one_of(st.sampled_from("ab \n\u0301\u0e34\u093f\u200b"), st.characters(exclude_categories=["Cs"])), max_size=12)
+
+
+@given(st.lists(ANY, min_size=1, max_size=6), st.sampled_from(["bytes", "metaspace", "wordpiece"]), st.data())
+def test_texts_are_split_together_as_they_are_alone(texts, kind, data):
+    split = TextSplitter(marking(kind) if kind != "wordpiece" else wordpiece(lower=True))
+    together = split(texts)
+    for text, s in zip(texts, together):
+        alone, = split([text])
+        reported = split.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        expected = tighten(text, *np.array(reported, int).reshape(-1, 2).T)
+        for part, (mine, his) in zip((s.start, s.end), zip((alone.start, alone.end), expected)):
+            assert part.tolist() == mine.tolist() == his.tolist() and part.dtype == np.int32
+        assert s.ids.tolist() == alone.ids.tolist()
+    spans = [data.draw(st.sampled_from([[], [NOWHERE], [(0, len(t))] * 2, [(0, 1), (1, 2)]])) for t in texts]
+    for word, s, own in zip(words_of_all(together, spans), together, spans): assert word.tolist() == words_of_subwords(s, own).tolist()
+
+
 def test_words_that_are_nowhere():
     s = Subwords(np.array([1]), np.array([0]), np.array([1]))
     assert words_of_subwords(s, word_spans("one two", ["another"])).tolist() == [-1]
@@ -86,6 +106,7 @@ def test_words_that_are_nowhere():
 
 # tokenizers that mark the space before a word
 
+@cache
 def marking(kind):
     "Byte-level BPE as GPT-2's, and Gemma's way: a normalizer that writes the space as a letter, before words only."
     if kind == "bytes":
