@@ -162,23 +162,35 @@ def _same(path: Path, there: dict, here: dict): # raises ParameterError
 
 # %% ../nbs/03b_fit.ipynb #299333da
 class Diverged(FloatingPointError):
-    "A term of the loss, or the gradient, was infinite or not a number; the message names it and the step."
+    "A term of the loss, or the gradient, was infinite or not a number; says which, and the step."
+
+
+def _diverged(
+    step: int, # counted from 1
+    what: str, # what is not finite
+    folder: Path, # of the run
+) -> Diverged:
+    saved = (folder / "fit.safetensors").exists()
+    checkpoint = "the last good checkpoint is" if saved else "there was no checkpoint yet"
+    return Diverged(f"step {step}: {what}; {checkpoint} in {folder}. "
+                    "A lower learning_rate, a lower clip or precision='float32' may help.")
 
 
 def _check_finite(
-    rows: Tensor, # [steps,terms]
-    names: list[str], # of the terms
-    last: int, # steps done by now
+    numbers: Mapping[str, Tensor], # of one step: name -> a number
+    step: int, # counted from 1
     folder: Path, # of the run
-): # raises Diverged
-    bad = (~rows.isfinite()).nonzero()
-    if not len(bad): return
-    first = int(bad[0, 0])
-    found = [names[j] for i, j in bad.tolist() if i == first]
-    terms = [name for name in found if name not in ("loss", "gradient_norm")] or found # these two only follow
-    there = "the last good checkpoint is" if (folder / "fit.safetensors").exists() else "there was no checkpoint yet"
-    raise Diverged(f"step {last - len(rows) + first + 1}: {' and '.join(terms)} {'is' if len(terms) == 1 else 'are'} not finite; {there} in {folder}. "
-                   "A lower learning_rate, a lower clip or precision='float32' may help.")
+    accelerator: Accelerator | None = None, # None: there is one process
+): # raises Diverged, in all processes if it does in one
+    values = torch.stack([x.detach().float() for x in numbers.values()])
+    if accelerator: values = accelerator.reduce(values, "mean")
+    finite = values.isfinite()
+    if finite.all(): return # the only moment of a step at which the host waits for the device
+    found = [name for name, good in zip(numbers, finite.tolist(), strict=True) if not good]
+    # the loss and the gradient only follow the terms
+    terms = [name for name in found if name not in ("loss", "gradient_norm")] or found
+    raise _diverged(step, f"{' and '.join(terms)} {'is' if len(terms) == 1 else 'are'} not finite",
+                    folder)
 
 # %% ../nbs/03b_fit.ipynb #a20e9268
 @dataclass
@@ -215,7 +227,6 @@ class _Log: # terms of the steps since the last line, and where lines go
     def line(self, progress: _Progress, **more) -> dict: # the means since the last line
         rows = self.accelerator.reduce(torch.stack(self.rows), "mean").cpu()
         self.rows = []
-        _check_finite(rows, self.names, progress.step, self.folder)
         line = dict(step=progress.step, **more, **dict(zip(self.names, rows.double().mean(0).tolist())))
         progress.history.append(line)
         self.write(progress.step, "train", line)
@@ -322,13 +333,27 @@ def _forward_backward(model, parts, weights, accelerator) -> dict[str, Tensor]: 
     return found
 
 
-def _train_step(model, optimizer, parts, weights, config, accelerator, share) -> dict[str, Tensor]: # means of the terms, loss, gradient_norm
-    found = _forward_backward(model, parts, weights, accelerator)
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
-    for group in optimizer.param_groups: group["lr"] = config.learning_rate * share * group["scale"]
+def _train_step(
+    model, # prepared by `accelerator`
+    optimizer, # likewise
+    parts, # weight and batch of each
+    weights, # of the terms
+    config, # the FitConfig
+    accelerator, # of this process
+    share, # of the highest learning rate
+    step: int = 1, # counted from 1
+    folder: Path = Path(), # of the run
+) -> dict[str, Tensor]: # means of the terms, loss, gradient_norm; raises Diverged
+    try: found = _forward_backward(model, parts, weights, accelerator)
+    except FloatingPointError as error: # a distribution that cannot be sampled
+        raise _diverged(step, f"loss is not finite ({error})", folder) from error
+    found["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+    _check_finite(found, step, folder, accelerator)
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * share * group["scale"]
     optimizer.step()
     optimizer.zero_grad()
-    return found | dict(gradient_norm=norm)
+    return found
 
 # %% ../nbs/03b_fit.ipynb #2589e3c3
 def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, total): # from where the run stands to its end
@@ -340,7 +365,8 @@ def _train(run: _Run, data, config, seed, weights, evaluate, metric, counts, tot
         for epoch, left, parts in _batches(data, config, seed, accelerator, counts, p.step):
             torch.manual_seed(step_seed(seed, p.step, accelerator.process_index))
             share = rate(p.step, total, config.warmup)
-            log.add(_train_step(net, optimizer, parts, weights, config, accelerator, share))
+            log.add(_train_step(net, optimizer, parts, weights, config, accelerator, share,
+                                p.step + 1, run.folder))
             p.step += 1
             bar.update()
             last = p.step == total

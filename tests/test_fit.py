@@ -142,6 +142,30 @@ def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(where, s
     assert any(k.startswith("optimizer.") for k in kept)
 
 
+@pytest.mark.parametrize("where", ["loss", "gradient", "sample"])
+def test_what_is_not_finite_changes_no_weight_whatever_the_log(where, tmp_path):
+    "Found in the very step, although a line of the log is due much later."
+    class Breaks(Net):
+        def forward(self, batch):
+            terms = super().forward(batch)
+            bad = self.seen > 8
+            if bad and where == "sample": raise FloatingPointError("no sample for kappa = nan")
+            root = (self.out.bias.sum() * (0 if bad else 1)).abs().sqrt()
+            if where == "gradient": return dict(terms, root=root)
+            return dict(terms, root=torch.where(bad, torch.inf, root.detach()))
+    net = Breaks()
+    names = dict(loss="root is not finite", gradient="gradient_norm is not finite",
+                 sample=r"loss is not finite \(no sample for kappa = nan\)")
+    with pytest.raises(Diverged, match="^step 3: " + names[where]) as error:
+        train(tmp_path / "bad", net=net, log_every=1000)
+    assert "there was no checkpoint yet" in str(error.value)
+    two = Breaks()
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "two", PowerCut(2), two, log_every=1000)
+    for (name, a), b in zip(net.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_the_best_evaluation_chooses_the_weights_and_patience_ends_the_run(tmp_path):
     values, snapshots = iter([0.1, 0.5, 0.3, 0.4, 0.9]), []
 
@@ -262,6 +286,33 @@ T.save_file({k: v.clone() for k, v in net.state_dict().items()}, f"{sys.argv[1]}
 found.history.to_json(f"{sys.argv[1]}/history{os.environ.get('RANK', '')}.json", double_precision=15)
 Path(f"{sys.argv[1]}/calls{os.environ.get('RANK', '')}").write_text(str(len(calls)))
 """
+
+
+BAD = """
+import os, sys
+sys.path.insert(0, "tests")
+import test_fit as T
+class Breaks(T.Net):
+    def forward(self, batch):
+        terms = super().forward(batch)
+        bad = self.seen > 4 and os.environ["RANK"] == "1"
+        return dict(terms, size=terms["size"] + (T.torch.inf if bad else 0))
+try: T.train(sys.argv[1], net=Breaks(), log_every=1000, precision="float32")
+except T.Diverged as error: open(f"{sys.argv[1]}/error{os.environ['RANK']}", "w").write(str(error))
+"""
+
+
+def test_what_is_not_finite_in_one_process_ends_all_of_them(tmp_path):
+    "A process that went on alone would wait for the others for ever."
+    script = tmp_path / "bad.py"
+    script.write_text(BAD)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node", "2", script, tmp_path]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    assert out.returncode == 0, out.stderr[-3000:]
+    first, second = ((tmp_path / f"error{rank}").read_text() for rank in (0, 1))
+    assert first == second and first.startswith("step 3: size is not finite")
 
 
 def test_two_processes_share_the_work_and_agree(tmp_path):

@@ -1,5 +1,6 @@
 """Hard tests of s2dm.vmf: mpmath and scipy as oracles, the whole grid of dimensions and concentrations, both distributions."""
 import math
+import re
 import warnings
 from functools import lru_cache
 
@@ -112,6 +113,129 @@ def test_concentration_zero(m):
     assert (kl == 0).all() and (torch.autograd.grad(kl.sum(), k)[0] == 0).all()
     assert (d.entropy() == log_area(m)).all()
     assert torch.equal(log_bessel(0, k.detach()), torch.zeros(3, **f64)) and (log_bessel(1.5, k.detach()) == -math.inf).all()
+
+
+HIGH = (2.**20 * 1.01, 1e7, 1e9, 1e12, 1e15, 1e16, 1e18)
+
+
+@lru_cache(None)
+def high_oracle(m, k):
+    "log density at the mean, KL, and the first two derivatives of both in k, with 140 digits."
+    with mpmath.workdps(140):
+        v, k = mpmath.mpf(m) / 2 - 1, mpmath.mpf(k)
+        lower, upper = mpmath.besseli(v, k), mpmath.besseli(v + 1, k)
+        A = upper / lower
+        dA = 1 - A * A - (m - 1) / k * A
+        d2A = -2 * A * dA - (m - 1) * (dA / k - A / k**2)
+        ell = mpmath.log(lower) - v * mpmath.log(k / 2) + mpmath.loggamma(v + 1)
+        rest = k - ell, 1 - A, -dA
+        kl = k * A - ell, k * dA, dA + k * d2A
+        return tuple(tuple(float(x) for x in row) for row in (rest, kl))
+
+
+@pytest.mark.parametrize("m", [2, 3, 5, 20, 49, 50, 200, 768, 1024])
+def test_divergence_and_density_at_high_concentrations(m):
+    "Values, slopes and curvatures, each to nine digits."
+    k = torch.tensor(HIGH, **f64, requires_grad=True)
+    mu = unit(m, **f64)
+    d = VonMisesFisher(mu, k)
+    kl = kl_divergence(d, HypersphericalUniform(m))
+    rest = d.log_prob(mu) + log_area(m)
+    for name, value in (("kl", kl), ("rest", rest)):
+        slope, = torch.autograd.grad(value.sum(), k, create_graph=True)
+        curvature, = torch.autograd.grad(slope.sum(), k)
+        got = torch.stack([value, slope, curvature], -1).detach()
+        want = torch.tensor([high_oracle(m, x)[name == "kl"] for x in HIGH], **f64)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+    assert torch.equal(d.entropy(), log_area(m) - kl)
+    d_entropy, = torch.autograd.grad(d.entropy().sum(), k)
+    slopes = torch.tensor([high_oracle(m, x)[1][1] for x in HIGH], **f64)
+    torch.testing.assert_close(-d_entropy, slopes, rtol=1e-9, atol=0)
+    variance = torch.tensor([-high_oracle(m, x)[0][2] for x in HIGH], **f64)
+    torch.testing.assert_close(d.variance[:, 0], variance, rtol=1e-9, atol=0)
+    assert kl_divergence(d, d).abs().max() < 1e-9
+
+
+def test_divergence_at_high_concentrations_in_float32():
+    for m in (2, 200):
+        k = torch.tensor(HIGH[:-1], requires_grad=True)
+        kl = kl_divergence(VonMisesFisher(unit(m), k), HypersphericalUniform(m))
+        slope, = torch.autograd.grad(kl.sum(), k)
+        want = torch.tensor([high_oracle(m, x)[1][:2] for x in k.tolist()])
+        torch.testing.assert_close(torch.stack([kl.detach(), slope], -1), want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("m", [2, 3, 200])
+@pytest.mark.parametrize("k", [2e6, 1e12, 1e15, 1e18])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_and_their_gradient_at_high_concentrations(family, m, k):
+    "Close to mu, 1 - w is a gamma variable; dw/dk has the slope of the mean as its mean."
+    torch.manual_seed(m)
+    n = 20_000
+    loc = some_loc(m, **f64)
+    K = torch.full((n,), k, **f64)
+    d = family(loc, K)
+    gap = d._sample_gap(K)
+    rate = k if family is VonMisesFisher else k / 2
+    gamma = scipy.stats.gamma((m - 1) / 2, scale=1 / rate)
+    assert scipy.stats.kstest(gap.numpy(), gamma.cdf).pvalue > 1e-3
+    dw = d._slope(gap) * gap * (2 - gap)
+    assert dw.isfinite().all() and (dw > 0).all()
+    truth = (m - 1) / 2 / rate / k
+    assert within(dw[:, None], truth) and dw.std() / math.sqrt(n) < .02 * truth
+    # at a fixed quantile a gamma variable is proportional to 1/k
+    torch.testing.assert_close(dw, gap / k, rtol=1e-3, atol=0)
+    if k <= 1e15:
+        _, d_k = per_sample_gradients(family, m, k, n, lambda x: distance(x, loc) * -1)
+        assert within(d_k[:, None], truth, 5)
+
+
+@pytest.mark.parametrize("m", [2, 3, 200])
+def test_power_spherical_at_high_concentrations(m):
+    k = torch.tensor(HIGH, **f64, requires_grad=True)
+    kl = kl_divergence(PowerSpherical(unit(m, **f64), k), HypersphericalUniform(m))
+    slope, = torch.autograd.grad(kl.sum(), k)
+    with mpmath.workdps(80):
+        b = mpmath.mpf(m - 1) / 2
+        for x, *got in zip(HIGH, kl.tolist(), slope.tolist(), strict=True):
+            x = mpmath.mpf(x)
+            a, psi = b + x, mpmath.psi
+            log_mgf = mpmath.loggamma(a) + mpmath.loggamma(2 * b)
+            log_mgf -= mpmath.loggamma(a + b) + mpmath.loggamma(b)
+            want = x * (psi(0, a) - psi(0, a + b)) - log_mgf, x * (psi(1, a) - psi(1, a + b))
+            assert got == pytest.approx([float(y) for y in want], rel=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e19, 3e38])
+def test_concentrations_out_of_range_are_an_error(family, wrong):
+    "None of them may make a sampler loop; beyond 1e18 there are samples, but no density."
+    k = torch.tensor([1., wrong])
+    d = family(some_loc(5), k, validate_args=False)
+    says = re.escape(f"1 of 2 concentrations, such as {k[1].item()}, are not finite or above 1e+18")
+    x = some_loc(5)
+    vmf_2, vmf_k = VonMisesFisher(x, 2.), VonMisesFisher(x, k, validate_args=False)
+    for f in (d.entropy, lambda: d.log_prob(x), lambda: d.mean, lambda: d.variance,
+              lambda: kl_divergence(d, HypersphericalUniform(5)), lambda: kl_divergence(d, vmf_2),
+              lambda: kl_divergence(vmf_2, vmf_k)):
+        with pytest.raises(vmf.ConcentrationError, match=says): f()
+    if math.isfinite(wrong):
+        k.requires_grad_()
+        sample = family(x, k).rsample((50,))
+        sample.sum().backward()
+        assert (sample[:, 1] - x).abs().max() < 1e-6 and k.grad.isfinite().all()
+        return
+    with pytest.raises(vmf.ConcentrationError, match="such as (nan|inf)"): d.rsample()
+    with pytest.raises(FloatingPointError): d.rsample()
+    with pytest.raises(ValueError): d.rsample()
+
+
+def test_a_rejection_that_never_accepts_ends(monkeypatch):
+    never = lambda m, k: (torch.zeros_like(k), torch.zeros_like(k, dtype=torch.bool))
+    monkeypatch.setattr(vmf, "_propose", never)
+    says = "no proposal was accepted in 500 rounds for 3 samples"
+    with pytest.raises(vmf.ConcentrationError, match=says):
+        VonMisesFisher(some_loc(5), torch.ones(3)).sample()
 
 
 def test_gradgradcheck():
