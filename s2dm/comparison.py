@@ -34,7 +34,7 @@ def passage_scores(
     scores: Sequence[Mapping[str, Sequence[float]]], # of each seed: language -> [questions] percent
     passages: Mapping[str, Sequence], # language -> [questions] the passage of each question
 ) -> PassageScores:
-    "Add scores up by passage. Raises `DataError` if a seed lacks a language or has another number of questions."
+    "Add scores up by passage. Raises `DataError` if a seed lacks a language or some questions."
     languages = list(passages)
     names = list(dict.fromkeys(name for of in passages.values() for name in of))
     place = {name: i for i, name in enumerate(names)}
@@ -45,7 +45,9 @@ def passage_scores(
         np.add.at(counts[row], at, 1)
         for seed, found in enumerate(scores):
             if language not in found or len(found[language]) != len(at):
-                raise DataError(f"seed {seed} has {len(found.get(language, ()))} scores in {language}; expected {len(at)}")
+                there = len(found.get(language, ()))
+                raise DataError(
+                    f"seed {seed} has {there} scores in {language}; expected {len(at)}")
             np.add.at(sums[seed, row], at, found[language])
     return PassageScores(sums, counts, names, languages)
 
@@ -55,7 +57,8 @@ def passages_of(
     parallel: bool, # the same questions, by id, are asked in every language
     language: str, # of the contexts
 ) -> list[tuple]: # of each question
-    "The passage of each question: by its first question's id where languages are parallel, else by language and text."
+    """The passage of each question: named by its first question where languages are parallel, else
+    by language and number."""
     first = {}
     names = []
     for id, context in zip(questions["id"][:], questions["context"][:]):
@@ -64,7 +67,7 @@ def passages_of(
     return names
 
 # %% ../nbs/07e_comparison.ipynb #19615b8e
-def _drawn_means(scores, weights, rng): # [samples] the score of a system with drawn passages and drawn seeds
+def _drawn_means(scores, weights, rng): # [samples] with drawn passages and drawn seeds
     seeds = len(scores.sums)
     asked = weights @ scores.counts.T
     means = np.stack([(weights @ of.T / asked).mean(1) for of in scores.sums]) # [seeds,samples]
@@ -79,7 +82,7 @@ def difference(
     confidence: float = .95, # share of the samples within the interval
     seed: int = 0, # of the draw
 ) -> dict[str, float]: # difference, low, high in points; p, two-sided
-    "How much better a system is than another. Raises `DataError` if they did not read the same questions."
+    "How much better a system is than another. Raises `DataError` if they read other questions."
     if system.passages != other.passages or not np.array_equal(system.counts, other.counts):
         raise DataError("two systems are compared on the same questions; these two read others")
     if samples < 1: raise ParameterError(f"samples={samples}; expected at least 1")
@@ -91,9 +94,11 @@ def difference(
         found.append(_drawn_means(system, weights, rng) - _drawn_means(other, weights, rng))
     found = np.concatenate(found)
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    below, above = (1 + (found <= 0).sum()) / (1 + samples), (1 + (found >= 0).sum()) / (1 + samples)
+    below = (1 + (found <= 0).sum()) / (1 + samples)
+    above = (1 + (found >= 0).sum()) / (1 + samples)
     gain = float(system.means().mean() - other.means().mean())
-    return dict(difference=gain, low=float(low), high=float(high), p=min(1., 2 * float(min(below, above))))
+    p = min(1., 2 * float(min(below, above)))
+    return dict(difference=gain, low=float(low), high=float(high), p=p)
 
 # %% ../nbs/07e_comparison.ipynb #e1c8e56a
 def comparison_table(

@@ -89,17 +89,19 @@ class Sizes:
 
 
 class E5File:
-    "The content of a 4-bit file. Raises `DataError` if it is another kind of file or ends too early."
+    "The content of a 4-bit file. Raises `DataError` if it is of another kind or ends too early."
 
     def __init__(
         self,
         file: Path, # such as `package_file()`
     ):
         self.file = Path(file)
-        self.data = np.memmap(file, np.uint8, "r") if self.file.stat().st_size else np.zeros(0, np.uint8)
+        empty = not self.file.stat().st_size # which cannot be mapped
+        self.data = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
         cursor = _Cursor(self.data, file)
         if cursor.bytes(4) != b"E5S1" or cursor.numbers("i") != (1,):
-            raise DataError(f"{file} is no 4-bit encoder; expected it to begin with E5S1, version 1")
+            raise DataError(
+                f"{file} is no 4-bit encoder; expected it to begin with E5S1, version 1")
         self.sizes = Sizes(*cursor.numbers("7if"))
         self.block, = cursor.numbers("i")
         self._read_vocabulary(cursor)
@@ -163,7 +165,8 @@ def _trie(results): # character -> number; nested dicts by byte, with the number
 def double_array(
     results: dict[str, int], # text without the character 0 -> a number from 0 to 2**31 - 1
 ) -> np.ndarray: # [positions] uint32
-    "A trie in one array, as SentencePiece and `tokenizers` read it. Raises `DataError` if it grows beyond its format."
+    """A trie in one array, as SentencePiece and `tokenizers` read it.
+    Raises `DataError` if it grows beyond its format."""
     units = {0: 0}
     bases = {0} # each node has one of its own, or a byte could lead to another node's child
     todo = [(0, _trie(results))] # positions whose children have no place yet
@@ -174,7 +177,8 @@ def double_array(
         base = first
         while base in bases or any(base ^ byte in units for byte in node): base += 1
         bases.add(base)
-        if at ^ base >= 1 << 21: raise DataError(f"{len(results)} characters are too many for one array")
+        if at ^ base >= 1 << 21:
+            raise DataError(f"{len(results)} characters are too many for one array")
         units[at] |= (at ^ base) << 10 | (_ENDS if 0 in node else 0)
         for byte, child in node.items():
             units[base ^ byte] = _LEAF | child if byte == 0 else byte
@@ -207,7 +211,8 @@ def unigram_tokenizer(
     limit: int = 512, # subwords that the encoder can read
 ):
     "XLM-R's kind of tokenizer, as transformers wants it."
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, decoders, models
+    from tokenizers import normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special["<unk>"], byte_fallback=False))
@@ -275,7 +280,8 @@ def write_encoder(
     tokenizer = unigram_tokenizer(
         content.pieces, content.special, content.characters, sizes.positions)
     tokenizer.save_pretrained(folder)
-    save_file(encoder_weights(content), Path(folder) / "model.safetensors", metadata=dict(format="pt"))
+    weights = encoder_weights(content)
+    save_file(weights, Path(folder) / "model.safetensors", metadata=dict(format="pt"))
     write_json(Path(folder) / "config.json", dict(
         architectures=["BertModel"],
         model_type="bert",
@@ -297,8 +303,8 @@ def write_encoder(
 def e5_folder(
     write: bool = True, # False: only say where it is, or would be
 ) -> Path: # with config.json, model.safetensors and the tokenizer
-    """The encoder from the installed package, as a folder that transformers loads. Raises `MissingData`
-    without the package, `DataError` if its file is another one than that which was tested."""
+    """The encoder from the installed package, as a folder that transformers loads. Raises
+    `MissingData` without the package, `DataError` if its file is another one than that which was tested."""
     folder = data_dir() / "cache" / "encoders" / f"e5-{SHA256[:12]}"
     if folder.is_dir() or not write: return folder
     file = package_file()
@@ -306,7 +312,8 @@ def e5_folder(
         raise DataError(f"{file} has the checksum {found}; expected {SHA256}: {PACKAGE} 0.3.0")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        for left in folder.parent.glob(f"{folder.name}.new*"): shutil.rmtree(left) # by a killed process
+        for left in folder.parent.glob(f"{folder.name}.new*"):
+            shutil.rmtree(left) # by a killed process
         if not folder.is_dir():
             new = Path(mkdtemp(prefix=f"{folder.name}.new", dir=folder.parent))
             write_encoder(E5File(file), new)

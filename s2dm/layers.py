@@ -33,7 +33,8 @@ def set_dropout(
         if isinstance(module, nn.Dropout): module.p = rate
         for name in ("dropout", "attention_dropout", "dropout_prob"):
             if isinstance(getattr(module, name, None), float): setattr(module, name, rate)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+    known = "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"
+    for name in known:
         if isinstance(getattr(model.config, name, None), float): setattr(model.config, name, rate)
 
 
@@ -47,9 +48,10 @@ def dropout_of(
 def layer_list(
     model: nn.Module, # an encoder of transformers
 ) -> nn.ModuleList:
-    "The layers of an encoder. Raises `ParameterError` for a kind of encoder that keeps them elsewhere."
+    "The layers of an encoder. Raises `ParameterError` for a kind that keeps them elsewhere."
     layers = getattr(getattr(model, "encoder", None), "layer", None)
-    if isinstance(layers, nn.ModuleList) and isinstance(getattr(model, "embeddings", None), nn.Module): return layers
+    embeddings = getattr(model, "embeddings", None)
+    if isinstance(layers, nn.ModuleList) and isinstance(embeddings, nn.Module): return layers
     raise ParameterError(
         f"freeze_layers is not possible with {type(model).__name__}: "
         "expected an encoder with `embeddings` and `encoder.layer`, such as BERT, XLM-R or ELECTRA."
@@ -61,19 +63,23 @@ def freeze(
     embeddings: bool = False, # the embeddings do not learn
     layers: int = 0, # nor do so many of the lowest layers; if any, the embeddings do not either
 ):
-    "Say which parts of an encoder do not learn. Raises `ParameterError` if there are not that many layers."
-    if layers and layers >= len(layer_list(model)):
-        raise ParameterError(f"freeze_layers={layers} is not possible: expected fewer than the {len(layer_list(model))} layers of the encoder")
-    if layers: model.embeddings.requires_grad_(False)
-    elif embeddings: getattr(model, "embeddings", model.get_input_embeddings()).requires_grad_(False)
-    for layer in layer_list(model)[:layers] if layers else (): layer.requires_grad_(False)
+    """Say which parts of an encoder do not learn. Raises `ParameterError` if there are not that
+    many layers."""
+    if embeddings or layers:
+        getattr(model, "embeddings", model.get_input_embeddings()).requires_grad_(False)
+    if not layers: return
+    stack = layer_list(model)
+    if layers >= len(stack):
+        raise ParameterError(f"freeze_layers={layers} is not possible: expected fewer than "
+                             f"the {len(stack)} layers of the encoder")
+    for layer in stack[:layers]: layer.requires_grad_(False)
 
 # %% ../nbs/02f_layers.ipynb #e21b7804
 class _Given(nn.Module): # in place of embeddings: states that are there already
     def forward(self, input_ids=None, inputs_embeds=None, **others): return inputs_embeds
 
 
-def _with_layers(model, chosen): # a model that shares its weights with another one, but has other layers
+def _with_layers(model, chosen): # shares its weights with `model`, but has other layers
     new = copy.copy(model)
     new._modules = dict(model._modules)
     new.encoder = copy.copy(model.encoder)
@@ -99,7 +105,7 @@ _BUDGET = 8192 # subwords of a batch, padding included
 
 
 class TextStates:
-    "The kept states of some texts: `states[i]` is [S,d] float16, `states.pad(positions)` a batch [B,T,d]."
+    "Kept states of texts: `states[i]` is [S,d] float16, `states.pad(positions)` a batch [B,T,d]."
 
     def __init__(
         self,
@@ -139,28 +145,32 @@ class LowerStates:
         model: nn.Module, # an encoder of transformers, whose lower layers do not change
         layers: int, # how many of them
         revision: str, # which weights exactly
-        folder: str | os.PathLike | None = None, # where files go; None: `cache/states/` in the data folder
+        folder: str | os.PathLike | None = None, # for files; None: `cache/states/` of the data folder
     ):
         self.lower = split_layers(model, layers)[0]
         self.device = next(model.parameters()).device
         self.half = has_bfloat16(self.device.type)
-        self.about = dict(revision=revision, layers=layers, precision="bfloat16" if self.half else "float32")
+        precision = "bfloat16" if self.half else "float32"
+        self.about = dict(revision=revision, layers=layers, precision=precision)
         self.folder = Path(folder or data_dir() / "cache" / "states")
 
     def of(
         self,
         lengths: Sequence[int], # [N] subwords of each text, special tokens included
-        load: Callable[[list[int]], Mapping[str, Tensor]], # positions -> input_ids, attention_mask, perhaps token_type_ids
+        load: Callable[[list[int]], Mapping[str, Tensor]], # positions -> inputs of the encoder
         progress: bool = True, # a bar, if it takes more than a second
     ) -> TextStates:
-        "The states of texts; what is not there yet is computed. Raises `DataError` if the disk is full: what was written until then stays."
+        """The states of texts; what is not there yet is computed. Raises `DataError` if the disk is
+        full: what was written until then stays."""
         lengths = np.asarray(lengths)
         parts, places = [], []
-        with tqdm(total=len(lengths), unit="text", desc="lower layers", delay=1, disable=not progress) as bar:
+        bar = tqdm(total=len(lengths), unit="text", desc="lower layers", delay=1, disable=not progress)
+        with bar:
             for number, first in enumerate(range(0, len(lengths), _PART)):
                 mine = np.arange(first, min(first + _PART, len(lengths)))
                 batches, start = _in_file_order(lengths[mine])
-                parts.append(self._part([mine[b].tolist() for b in batches], load, int(lengths[mine].sum()), bar))
+                positions = [mine[batch].tolist() for batch in batches]
+                parts.append(self._part(positions, load, int(lengths[mine].sum()), bar))
                 places.append(np.stack([np.full(len(mine), number), start, lengths[mine]], 1))
         return TextStates(parts, np.concatenate(places))
 
@@ -169,8 +179,9 @@ class LowerStates:
         file = self.folder / f"{self._key(batches, load)}.bin"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
-            if not file.is_file() or file.stat().st_size != rows * width * 2: self._compute(file, batches, load, bar)
-            else: bar.update(sum(map(len, batches)))
+            if file.is_file() and file.stat().st_size == rows * width * 2:
+                bar.update(sum(map(len, batches)))
+            else: self._compute(file, batches, load, bar)
         return np.memmap(file, np.float16, "r", shape=(rows, width))
 
     def _key(self, batches, load): # a checksum of encoder and subwords
@@ -180,7 +191,8 @@ class LowerStates:
             for name in self._names(batch): found.update(batch[name].numpy().tobytes())
         return found.hexdigest()[:32]
 
-    def _names(self, batch): return [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch]
+    def _names(self, batch):
+        return [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch]
 
     @torch.no_grad()
     def _compute(self, file, batches, load, bar):
@@ -196,4 +208,6 @@ class LowerStates:
                     out.write(states.cpu()[there].to(torch.float16).numpy().tobytes())
                     bar.update(len(positions))
         except OSError as error:
-            raise DataError(f"{file} cannot be written ({error.strerror}): make room or set S2DM_DATA to another disk, then start again, which goes on from there") from error
+            raise DataError(
+                f"{file} cannot be written ({error.strerror}): make room or set S2DM_DATA to "
+                "another disk, then start again, which goes on from there") from error
