@@ -351,6 +351,19 @@ def usual_budget(
     "What `length_batches` gets if nobody says more."
     return 16384 if torch.device(device).type == "cuda" else 4096
 
+# %% ../nbs/02a_encoder.ipynb #02a5e004
+def _lost(index) -> np.ndarray: # rows of sentences.bin -> [N] words beyond the encoder's limit
+    return index["words"] - index["kept"] - index["bare"] - index["unaligned"]
+
+
+def _counts(index) -> dict[str, int]: # of sentences and words
+    unaligned = index["unaligned"]
+    lost = _lost(index)
+    return dict(
+        sentences=len(index), words=int(index["words"].sum()), bare_words=int(index["bare"].sum()),
+        unaligned_words=int(unaligned.sum()), unaligned_sentences=int((unaligned > 0).sum()),
+        truncated_words=int(lost.sum()), truncated_sentences=int((lost > 0).sum()))
+
 # %% ../nbs/02a_encoder.ipynb #2acf753d
 class _Store: # the files of a cache, up to the last complete batch
     def __init__(self, folder: Path, width: int, precision: str):
@@ -389,20 +402,12 @@ class _Store: # the files of a cache, up to the last complete batch
     def counts(self) -> dict[str, int]:
         """What is in it: sentences, words, words in which no subword begins, words and sentences that
         could not be aligned, words and sentences cut by the encoder's limit, subwords, bytes of features."""
-        bare = self.index["bare"]
-        unaligned = self.index["unaligned"]
-        lost = self.lost
-        return dict(
-            sentences=len(self), words=int(self.index["words"].sum()), bare_words=int(bare.sum()),
-            unaligned_words=int(unaligned.sum()), unaligned_sentences=int((unaligned > 0).sum()),
-            truncated_words=int(lost.sum()), truncated_sentences=int((lost > 0).sum()),
-            subwords=self.rows, bytes=self._h.nbytes)
+        return _counts(self.index) | dict(subwords=self.rows, bytes=self._h.nbytes)
 
     @property
     def lost(self) -> np.ndarray: # [N] of each sentence
         "How many words lie beyond the encoder's limit."
-        index = self.index
-        return index["words"] - index["kept"] - index["bare"] - index["unaligned"]
+        return _lost(self.index)
 
 # %% ../nbs/02a_encoder.ipynb #acc1ca2a
 def _append(file: Path, array: np.ndarray): # to the end of `file`; raises OSError if the disk is full

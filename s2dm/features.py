@@ -220,9 +220,6 @@ class TrainingBatches:
         return pad_windows(self.windows, positions)
 
 # %% ../nbs/04a_features.ipynb #3c1f516b
-LONGEST = 500 # characters of an answer: at least 99.5 % of the gold answers in every language
-
-
 def _best(scores: np.ndarray, n: int, later: bool) -> np.ndarray: # [B,T] float32 -> [B,n] positions of the n highest, the highest first; of equal ones the later (or the earlier) first
     bits, place = (scores + np.float32(0)).view(np.int32), np.arange(scores.shape[1]) # + 0, since -0.0 has other bits
     keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | (place if later else place[::-1])
@@ -236,6 +233,9 @@ class Spans(NamedTuple):
     start: np.ndarray # [B,K] int64, position of the first subword in the window
     end: np.ndarray # [B,K] int64, position of the last
     score: np.ndarray # [B,K] float32, the sum of their scores; -inf: there is no further span
+
+# %% ../nbs/04a_features.ipynb #04a5e002
+LONGEST = 500 # characters of an answer: at least 99.5 % of the gold answers in every language
 
 
 def _numbers(scores, there): # [B,T] float32, -inf beyond a window's end
@@ -253,7 +253,7 @@ def _fitting(windows, at, i, j, longest): # [B,1] windows, [B,K] starts, [B,L] e
     fits = inside[:, :, None] & other[:, None, :] & (i[:, :, None] <= j[:, None, :])
     return fits & (end[:, None, :] - first[:, :, None] <= longest)
 
-
+# %% ../nbs/04a_features.ipynb #04a5e003
 def best_spans(
     start: Tensor, # [B,T] score of each position as the answer's start, on any device
     end: Tensor, # [B,T] score of each as its end

@@ -192,9 +192,11 @@ class TextSplitter:
         as texts."""
         if languages is None: languages = [None] * len(texts)
         if len(languages) != len(texts):
-            raise ParameterError(f"{len(languages)} languages for {len(texts)} texts; expected as many")
+            counts = f"{len(languages)} languages for {len(texts)} texts"
+            raise ParameterError(f"{counts}; expected as many")
         out = []
-        with tqdm(total=len(texts), unit="text", desc="splitting", delay=1, disable=not progress) as bar:
+        shown = dict(unit="text", desc="splitting", delay=1, disable=not progress)
+        with tqdm(total=len(texts), **shown) as bar:
             for i in range(0, len(texts), 500):
                 some = list(texts[i:i + 500])
                 if self._words: out += _split_slow(self._words, some, languages[i:i + 500])
@@ -227,6 +229,24 @@ def _contracted(surface, forms): # could these words look like that?
     # but Czech aby may be aby and by
     return surface == forms[0] != forms[-1] and surface.endswith(forms[-1])
 
+# %% ../nbs/01g_subwords.ipynb #5b0f2a30
+def _one_by_one(text, forms): # where the search would begin; None if it would have to go on
+    spans = []
+    at = 0
+    for form in forms:
+        while text[at:at + 1].isspace(): at += 1
+        if not form or not text.startswith(form, at): return None
+        spans.append((at, at + len(form.rstrip())))
+        at += len(form)
+    return None if text[at:].strip() else spans
+
+
+def _spans(path, text): # of each word
+    spans = []
+    for (i, at), (j, stop) in zip(path, path[1:]):
+        spans += [(at, at + len(text[at:stop].rstrip()))] * (j - i)
+    return spans
+
 # %% ../nbs/01g_subwords.ipynb #9d9f555c
 def align_words(
     text: str, # a sentence
@@ -256,24 +276,6 @@ def align_words(
     if best == len(forms): problem = "something follows the last word"
     else: problem = f"word {best + 1}, {forms[best]!r}, does not follow"
     raise DataError(f"{where}: {problem}; expected the words of {text[:60]!r}, in order")
-
-
-def _one_by_one(text, forms): # where the search would begin; None if it would have to go on
-    spans = []
-    at = 0
-    for form in forms:
-        while text[at:at + 1].isspace(): at += 1
-        if not form or not text.startswith(form, at): return None
-        spans.append((at, at + len(form.rstrip())))
-        at += len(form)
-    return None if text[at:].strip() else spans
-
-
-def _spans(path, text): # of each word
-    spans = []
-    for (i, at), (j, stop) in zip(path, path[1:]):
-        spans += [(at, at + len(text[at:stop].rstrip()))] * (j - i)
-    return spans
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a16
 NOWHERE = (-1, -1) # the characters of a word whose place is not known
@@ -345,9 +347,11 @@ def words_of_all(
     words = [len(w) for w in spans]
     begin, end = np.array([*chain.from_iterable(spans), (0, 0)], int).T
     begin, end = begin[:-1], end[:-1]
-    size = 2 + max([0, *(s.end[-1] for s in subwords if len(s.ids)), *end]) # of each text, room for `NOWHERE`
+    last = [s.end[-1] for s in subwords if len(s.ids)]
+    size = 2 + max([0, *last, *end]) # of each text, with room for `NOWHERE`
     own = np.repeat(np.arange(len(words)) * size, words)
-    begin, end = (np.where(begin < 0, own, own + x + 1) for x in (begin, end)) # nowhere: no characters
+    # what is nowhere has no characters
+    begin, end = (np.where(begin < 0, own, own + x + 1) for x in (begin, end))
     shift = np.repeat(np.arange(len(counts)) * size, counts) + 1
     start = np.concatenate([s.start for s in subwords]) + shift
     some = np.concatenate([s.end for s in subwords]) + shift > start
@@ -360,11 +364,11 @@ def words_of_all(
         found[inside] = (at - before)[inside]
     return np.split(found, np.cumsum(counts)[:-1])
 
-
+# %% ../nbs/01g_subwords.ipynb #5b0f2a28
 def first_subwords(
     word, # [S] the word of each subword, -1 for none; ascending but for these
     words: int, # W, words of the sentence
-) -> tuple[np.ndarray, np.ndarray]: # [W] int64, 0 where there is none; [W] bool, true where there is one
+) -> tuple[np.ndarray, np.ndarray]: # [W] int64, 0 where there is none; [W] bool, is there one?
     "The index of each word's first subword, and whether it has one."
     word = np.asarray(word, int)
     first = np.zeros(words, np.int64)
