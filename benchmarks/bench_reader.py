@@ -60,7 +60,7 @@ class Training:
 
     def step(self, data, positions, share=.1):
         batch = {k: x.to(self.accelerator.device, non_blocking=True) for k, x in data.load(positions).items()}
-        return _train_step(self.net, self.optimizer, batch, HALVES, CONFIG, self.accelerator, share)
+        return _train_step(self.net, self.optimizer, [(1., batch)], HALVES, CONFIG, self.accelerator, share)
 
 
 def seconds(run, cuda=False):

@@ -56,7 +56,7 @@ class Training:
 
     def step(self, data, positions):
         batch = {k: x.to(self.accelerator.device, non_blocking=True) for k, x in data.load(positions).items()}
-        return _train_step(self.net, self.optimizer, batch, self.weights, CONFIG, self.accelerator, 1.)
+        return _train_step(self.net, self.optimizer, [(1., batch)], self.weights, CONFIG, self.accelerator, 1.)
 
 
 def products(training, data, positions): # (weight's shape, rows, is dx needed?) of each matrix product of a step

@@ -101,7 +101,8 @@ class Text:
         columns = dict(group=[f"g{i}" for i in range(len(lengths))])
         for end in "st":
             heads = [[0, *(self.draw.integers(1, np.arange(2, n + 1)).tolist())] for n in lengths]
-            columns |= {f"sentence_id_{end}": [f"{end}{i}" for i in range(len(lengths))], f"lang_{end}": [end] * len(lengths), f"forms_{end}": [self.sentence(n) for n in lengths],
+            forms = [self.sentence(n) for n in lengths]
+            columns |= {f"text_{end}": [" ".join(words) for words in forms], f"sentence_id_{end}": [f"{end}{i}" for i in range(len(lengths))], f"lang_{end}": [end] * len(lengths), f"forms_{end}": forms,
                         f"upos_{end}": [[UPOS[i] for i in self.draw.integers(len(UPOS), size=n)] for n in lengths], f"heads_{end}": heads, f"depths_{end}": [tree_depths(h).tolist() for h in heads]}
         return Dataset.from_dict(columns)
 

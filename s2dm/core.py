@@ -142,6 +142,11 @@ def _allowed(f): # one sentence on what a parameter may be
     return f"{f.name} is a {kind}{span}."
 
 
+def _line(f, value): # a parameter's value, the default if that is another, and its meaning
+    usual = "" if value == f.default else f" (by default {f.default!r})"
+    return f"  {f.name} = {value!r}{usual}: {f.metadata['help']}"
+
+
 def _checked(f, value): # `value` converted, or a ParameterError
     kind, limits = _kind(f), f.metadata
     try: value = _convert(kind, value)
@@ -190,14 +195,9 @@ class Config:
         return "\n".join(f"  {f.name} = {f.default!r}: {f.metadata['help']}. {_allowed(f)}" for f in dataclasses.fields(cls))
 
     def in_force(self) -> str:
-        "One line per parameter: its value and meaning, the edition first, and what the default is where it is another."
+        "One line per parameter, the edition first: its value, the default if that is another, its meaning."
         fields = sorted(dataclasses.fields(self), key=lambda f: f.name != "edition")
-        lines = []
-        for f in fields:
-            value = getattr(self, f.name)
-            usual = "" if value == f.default else f" (by default {f.default!r})"
-            lines.append(f"  {f.name} = {value!r}{usual}: {f.metadata['help']}")
-        return "\n".join(lines)
+        return "\n".join(_line(f, getattr(self, f.name)) for f in fields)
 
     def as_dict(self) -> dict[str, Any]:
         "The parameters as a plain dict, for config.json."

@@ -87,7 +87,35 @@ class Sizes:
     types: int
     epsilon: float # of the layer norms
 
+# %% ../nbs/01h_e5.ipynb #4db2a34f
+def _read_vocabulary(cursor): # special tokens with their ids, and pieces with their log probabilities
+    count, *special = cursor.numbers("5i")
+    length, = cursor.numbers("Q")
+    ends = cursor.array("<u4", count + 1).tolist()
+    scores = cursor.array("<f4", count).tolist()
+    text = cursor.bytes(length)
+    pieces = [text[a:b].decode() for a, b in zip(ends, ends[1:])]
+    return dict(zip(("<s>", "</s>", "<pad>", "<unk>"), special)), list(zip(pieces, scores))
 
+
+def _read_characters(cursor): # what SentencePiece's normalisation makes of a character
+    count, _ = cursor.numbers("iI")
+    found = {}
+    for _ in range(count):
+        code, length = cursor.numbers("IB")
+        found[chr(code)] = "".join(map(chr, cursor.numbers(f"{length}I")))
+    return found
+
+
+def _read_directory(cursor): # name -> kind, weights, first byte, bytes
+    found = {}
+    for _ in range(*cursor.numbers("i")):
+        length, = cursor.numbers("H")
+        name = cursor.bytes(length).decode()
+        found[name] = cursor.numbers("BIQQ")
+    return found
+
+# %% ../nbs/01h_e5.ipynb #c3d02677
 class E5File:
     "The content of a 4-bit file. Raises `DataError` if it is of another kind or ends too early."
 
@@ -104,33 +132,9 @@ class E5File:
                 f"{file} is no 4-bit encoder; expected it to begin with E5S1, version 1")
         self.sizes = Sizes(*cursor.numbers("7if"))
         self.block, = cursor.numbers("i")
-        self._read_vocabulary(cursor)
-        self._read_characters(cursor)
-        self._read_directory(cursor)
-
-    def _read_vocabulary(self, cursor):
-        count, *special = cursor.numbers("5i")
-        self.special = dict(zip(("<s>", "</s>", "<pad>", "<unk>"), special))
-        length, = cursor.numbers("Q")
-        ends = cursor.array("<u4", count + 1).tolist()
-        scores = cursor.array("<f4", count).tolist()
-        text = cursor.bytes(length)
-        pieces = [text[a:b].decode() for a, b in zip(ends, ends[1:])]
-        self.pieces = list(zip(pieces, scores)) # piece and its log probability
-
-    def _read_characters(self, cursor): # what SentencePiece's normalisation makes of a character
-        count, _ = cursor.numbers("iI")
-        self.characters = {}
-        for _ in range(count):
-            code, length = cursor.numbers("IB")
-            self.characters[chr(code)] = "".join(map(chr, cursor.numbers(f"{length}I")))
-
-    def _read_directory(self, cursor):
-        self.directory = {}
-        for _ in range(*cursor.numbers("i")):
-            length, = cursor.numbers("H")
-            name = cursor.bytes(length).decode()
-            self.directory[name] = cursor.numbers("BIQQ") # kind, weights, first byte, bytes
+        self.special, self.pieces = _read_vocabulary(cursor)
+        self.characters = _read_characters(cursor)
+        self.directory = _read_directory(cursor)
 
     def tensor(
         self,
@@ -187,7 +191,7 @@ def double_array(
     found[list(units)] = list(units.values())
     return found
 
-
+# %% ../nbs/01h_e5.ipynb #9b712a21
 def character_map(
     characters: dict[str, str], # character -> what it becomes
 ): # a normalizer of `tokenizers`
@@ -299,7 +303,7 @@ def write_encoder(
         eos_token_id=content.special["</s>"],
     ))
 
-
+# %% ../nbs/01h_e5.ipynb #0a2719a8
 def e5_folder(
     write: bool = True, # False: only say where it is, or would be
 ) -> Path: # with config.json, model.safetensors and the tokenizer

@@ -76,7 +76,7 @@ def _check_dropout(value): # None, or what would be right
     except ValueError: inside = False
     return None if inside else "dropout is auto, own, or a number from 0 to 1, such as 0.1."
 
-
+# %% ../nbs/04c_finetune.ipynb #dde71dd1
 @dataclass(frozen=True, init=False)
 class FinetuneConfig(FitConfig, RunConfig):
     "Parameters of the run 04_finetune; those that are None are the encoder's own."
@@ -176,7 +176,7 @@ class Finetuned:
     fit: Fit # loss and English scores by step
     metrics: dict # what the record says
 
-
+# %% ../nbs/04c_finetune.ipynb #28b1f004
 class _WithStates: # training batches that hold states of lower layers instead of subwords
     def __init__(self, data: TrainingBatches, states: TextStates):
         self.data = data
@@ -193,7 +193,7 @@ def _score(reader: S2DMReader, questions: Dataset, windows, states) -> dict[str,
     found = score({id: a[0].text if a else "" for id, a in zip(questions["id"][:], answers, strict=True)}, questions)
     return dict(em=float(found.em.mean()), f1=float(found.f1.mean()))
 
-
+# %% ../nbs/04c_finetune.ipynb #ba8ac269
 def finetune(
     config: FinetuneConfig, # everything
 ) -> Finetuned:

@@ -137,6 +137,38 @@ def _in_file_order(lengths): # batches of one part, and where in the file each t
     return batches, start
 
 
+def _inputs(batch): # of the encoder, those that a batch has
+    names = "input_ids", "attention_mask", "token_type_ids"
+    return {name: batch[name] for name in names if name in batch}
+
+
+def _key(about, batches, load): # a checksum of encoder and subwords
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for positions in batches:
+        for tensor in _inputs(load(positions)).values(): found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:32]
+
+
+@torch.no_grad()
+def _compute(lower, half, file, batches, load, bar): # write the states of a part
+    device = next(lower.parameters()).device
+    cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+    lower.eval()
+    try:
+        with atomic_write(file) as new, open(new, "wb") as out:
+            for positions in batches:
+                batch = load(positions)
+                inputs = {name: tensor.to(device) for name, tensor in _inputs(batch).items()}
+                with cast: states = lower(**inputs).last_hidden_state.cpu()
+                kept = states[batch["attention_mask"].bool()].to(torch.float16)
+                out.write(kept.numpy().tobytes())
+                bar.update(len(positions))
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be written ({error.strerror}): make room or set S2DM_DATA to "
+            "another disk, then start again, which goes on from there") from error
+
+# %% ../nbs/02f_layers.ipynb #d12877f1
 class LowerStates:
     "What the lower layers of an encoder say of texts, kept on disk."
 
@@ -148,8 +180,7 @@ class LowerStates:
         folder: str | os.PathLike | None = None, # for files; None: `cache/states/` of the data folder
     ):
         self.lower = split_layers(model, layers)[0]
-        self.device = next(model.parameters()).device
-        self.half = has_bfloat16(self.device.type)
+        self.half = has_bfloat16(next(model.parameters()).device.type)
         precision = "bfloat16" if self.half else "float32"
         self.about = dict(revision=revision, layers=layers, precision=precision)
         self.folder = Path(folder or data_dir() / "cache" / "states")
@@ -164,8 +195,7 @@ class LowerStates:
         full: what was written until then stays."""
         lengths = np.asarray(lengths)
         parts, places = [], []
-        bar = tqdm(total=len(lengths), unit="text", desc="lower layers", delay=1, disable=not progress)
-        with bar:
+        with tqdm(total=len(lengths), desc="lower layers", delay=1, disable=not progress) as bar:
             for number, first in enumerate(range(0, len(lengths), _PART)):
                 mine = np.arange(first, min(first + _PART, len(lengths)))
                 batches, start = _in_file_order(lengths[mine])
@@ -176,38 +206,10 @@ class LowerStates:
 
     def _part(self, batches, load, rows, bar): # the file of some texts, mapped into memory
         width = self.lower.config.hidden_size
-        file = self.folder / f"{self._key(batches, load)}.bin"
+        file = self.folder / f"{_key(self.about, batches, load)}.bin"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if file.is_file() and file.stat().st_size == rows * width * 2:
                 bar.update(sum(map(len, batches)))
-            else: self._compute(file, batches, load, bar)
+            else: _compute(self.lower, self.half, file, batches, load, bar)
         return np.memmap(file, np.float16, "r", shape=(rows, width))
-
-    def _key(self, batches, load): # a checksum of encoder and subwords
-        found = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode())
-        for positions in batches:
-            batch = load(positions)
-            for name in self._names(batch): found.update(batch[name].numpy().tobytes())
-        return found.hexdigest()[:32]
-
-    def _names(self, batch):
-        return [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch]
-
-    @torch.no_grad()
-    def _compute(self, file, batches, load, bar):
-        self.lower.eval()
-        half = torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
-        try:
-            with atomic_write(file) as new, open(new, "wb") as out:
-                for positions in batches:
-                    batch = load(positions)
-                    inputs = {name: batch[name].to(self.device) for name in self._names(batch)}
-                    with half: states = self.lower(**inputs).last_hidden_state
-                    there = batch["attention_mask"].bool()
-                    out.write(states.cpu()[there].to(torch.float16).numpy().tobytes())
-                    bar.update(len(positions))
-        except OSError as error:
-            raise DataError(
-                f"{file} cannot be written ({error.strerror}): make room or set S2DM_DATA to "
-                "another disk, then start again, which goes on from there") from error

@@ -126,15 +126,13 @@ class _Base(_Networks): # tokenizer, settings, the way to the disk
     def _own(self) -> dict[str, Tensor]: # weights beside the encoder's
         return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
 
-    def _learned(self) -> dict[str, Tensor]: # weights of the encoder that are its own
-        return {k: p.detach().contiguous() for k, p in self.encoder.named_parameters() if p.requires_grad}
-
     def _save_encoder(self, folder): # -> what reader.json says of it
         if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
             with _quiet():
                 for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
             return None
-        with atomic_write(folder / "encoder.safetensors") as tmp: save_file(self._learned(), tmp, metadata=dict(format="pt"))
+        learned = {k: p.detach().contiguous() for k, p in self.encoder.named_parameters() if p.requires_grad}
+        with atomic_write(folder / "encoder.safetensors") as tmp: save_file(learned, tmp, metadata=dict(format="pt"))
         return dict(self.base, lower_layers=self.lower_layers)
 
     def save_pretrained(
@@ -206,7 +204,7 @@ def _open_encoder(folder, about, device): # of a saved reader; raises DataError
     for name, parameter in own.items(): parameter.requires_grad_(name in learned)
     return encoder
 
-
+# %% ../nbs/04b_reader.ipynb #59faf581
 class _Saved(_Base): # the way back
     @classmethod
     def from_pretrained(

@@ -63,14 +63,14 @@ def test_configs_are_frozen_hashable_and_inherited():
         epochs: int = param(3, "epochs", low=1)
 
     config = Stage(model="mbert", epochs="2", seed=4)
-    assert config.as_dict() == {"model": "mbert", "variant": "s2dm_sp", "edition": "paper", "seed": 4, "epochs": 2}
-    assert config.folder("finetune") == runs_dir() / "finetune" / "mbert" / "s2dm_sp" / "seed4" and len({config, Stage(model="mbert", epochs=2, seed=4)}) == 1
+    assert config.as_dict() == {"model": "mbert", "variant": "s2dm_sp", "edition": "refined", "seed": 4, "epochs": 2}
+    assert config.folder("finetune") == runs_dir() / "finetune" / "mbert" / "s2dm_sp-refined" / "seed4" and len({config, Stage(model="mbert", epochs=2, seed=4)}) == 1
     with pytest.raises(AttributeError): config.seed = 5
 
 
 def test_model_is_a_preset_a_hub_id_or_a_folder(tmp_path):
     for model in ("mbert", "xlm100", "google-bert/bert-base-multilingual-cased", str(tmp_path)): assert RunConfig(model=model).model == model
-    with pytest.raises(ParameterError, match="model='bert-multi' is not possible. model is one of small, real-s, real-m, mbert"): RunConfig(model="bert-multi")
+    with pytest.raises(ParameterError, match="model='bert-multi' is not possible. model is one of small, real-s, real-m, e5, mbert"): RunConfig(model="bert-multi")
 
 
 def test_seed_makes_numbers_repeatable():

@@ -221,7 +221,7 @@ def test_another_reader_or_other_questions_are_read_anew(mlqa, monkeypatch, chan
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Killed): evaluate(config, make())
-    reader = make(seed=int(change == "weights"), **dict(longest=3) if change == "settings" else {})
+    reader = make(seed=int(change == "weights"), **dict(longest_characters=3) if change == "settings" else {})
     if change == "questions": # another one in German
         file = mlqa / "mlqa/MLQA_V1/test/test-context-de-question-de.json"
         file.write_text(
@@ -253,7 +253,7 @@ def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch
     done = finetune(trained_as)
     config = EvaluateConfig(**trained_as.as_dict() | dict(datasets="mlqa", samples=100))
     result = evaluate(config)
-    assert result.folder.parts[-4:] == ("evaluate", *done.folder.parts[-3:]) and result.folder.parts[-2] == "s2dm_sp-untrained"
+    assert result.folder.parts[-4:] == ("evaluate", *done.folder.parts[-3:]) and result.folder.parts[-2] == "s2dm_sp-refined-untrained"
     assert json.loads((result.folder / "metrics.json").read_text())["reader"] == done.reader.facts
     named = evaluate(EvaluateConfig(reader=str(done.folder / "checkpoint"), datasets="mlqa", samples=100))
     assert named.table.equals(result.table) and named.folder != result.folder
@@ -264,7 +264,7 @@ def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch
 
 
 def test_a_reader_that_is_not_there():
-    with pytest.raises(MissingData, match="finetune/small/s2dm_pos/seed2/checkpoint is not there: train the reader first, with nbs/04_finetune"): evaluate(EvaluateConfig(variant="s2dm_pos", seed=2))
+    with pytest.raises(MissingData, match="finetune/small/s2dm_pos-refined/seed2/checkpoint is not there: train the reader first, with nbs/04_finetune"): evaluate(EvaluateConfig(variant="s2dm_pos", seed=2))
     with pytest.raises(MissingData, match="is no folder and no hub id"): evaluate(EvaluateConfig(reader="nowhere"))
 
 

@@ -323,7 +323,7 @@ def test_kept_states_train_the_reader_that_the_whole_encoder_trains(deep, varian
     kept = finetune(config(deep, **given))
     files = list((tmp_path / "data" / "cache" / "states").glob("*.bin"))
     assert files
-    monkeypatch.setattr("s2dm.layers.LowerStates._compute", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr("s2dm.layers._compute", lambda *args: pytest.fail("computed again"))
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "again"))
     again = finetune(config(deep, **given, seed=1))
     assert again.fit.steps == kept.fit.steps
