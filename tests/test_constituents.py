@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.constituents import (
-    Constituents, CoreNLP, GoldParser, Kept, Parse, Stanza, TreebankParser, Trees, align_words, boundary_row, constituent_rows, dependency_parse, places,
+    Constituents, CoreNLP, GoldParser, Parse, Stanza, TreebankParser, Trees, align_words, boundary_row, constituent_rows, dependency_parse, places,
     read_brackets, restricted, share, subtree_runs, trim, violation_row,
 )
 from s2dm.core import DataError, MissingData, ParameterError
@@ -285,19 +285,6 @@ def test_nonsense_is_refused(corenlp, answer, message):
 def test_no_server_says_how_to_start_one():
     with pytest.raises(MissingData, match="StanfordCoreNLPServer"): CoreNLP("http://127.0.0.1:9", timeout=2)([TEXT])
     with pytest.raises(ParameterError): CoreNLP(timeout=0)
-
-
-# kept parses
-
-def test_parsing_stopped_goes_on(tmp_path, corenlp):
-    server, file = corenlp(said(TEXT, TREES), (500, "broken")), tmp_path / "p" / "parses.jsonl"
-    with pytest.raises(DataError): Kept(CoreNLP(server.url), file)([TEXT, "Another."])
-    with open(file, "a", encoding="utf-8") as f: f.write('["cut o') # as a kill may leave it
-    silent = SimpleNamespace(name="silent")
-    again = Kept(silent, file)
-    assert again([TEXT, TEXT]) == CoreNLP(corenlp(said(TEXT, TREES)).url)([TEXT]) * 2
-    Kept(GoldParser({"x": []}), file)(["x"])
-    assert Kept(silent, file)(["x", TEXT])[0] == Parse([(0, 1)], [])
 
 
 # stanza
