@@ -247,7 +247,7 @@ def _joined(parses: Iterable[Parse]) -> Parse: # of the sentences of a text
     for parse in parses:
         for every, part in zip(joined[:4], parse): every.extend(part)
         joined = joined._replace(unparsed=joined.unparsed + parse.unparsed)
-    return joined
+    return joined._replace(tags=tuple(joined.tags), sentences=tuple(joined.sentences))
 
 # %% ../nbs/06a_constituents.ipynb #95447817
 _START = ("java -Xmx4g -cp '*' edu.stanford.nlp.pipeline.StanfordCoreNLPServer "

@@ -1,4 +1,4 @@
-"Kept parses: cut off lines, files of the mirror, a replayed server, and a real one where it is at hand."
+"Kept parses: lines that were cut off, registered files, a replayed server, and a real one."
 import json
 import os
 import shutil
@@ -88,7 +88,8 @@ def test_parsing_stopped_goes_on(tmp_path, replay):
     file = tmp_path / "p" / "parses.jsonl"
     server = replay({TEXT: json.dumps(answered()).encode()})
     with pytest.raises(DataError): Kept(CoreNLP(server.url), file)([TEXT, "Another."])
-    with open(file, "a", encoding="utf-8") as f: f.write('{"sha256": "cut o')  # as a kill may leave it
+    with open(file, "a", encoding="utf-8") as f:
+        f.write('{"sha256": "cut o')  # as a kill may leave it
     silent = SimpleNamespace(name="silent")  # cannot be called
     again = Kept(silent, file)
     assert again([TEXT, TEXT]) == CoreNLP(server.url)([TEXT]) * 2
@@ -120,7 +121,8 @@ def test_other_files_are_read_and_stay(tmp_path, replay):
     other.write_text(line, encoding="utf-8")
     parser = Kept(None, tmp_path / "p.jsonl", [other], "corenlp")
     assert len(parser([TEXT])[0].words) == 6 and not parser.file.exists()
-    with pytest.raises(MissingData, match="2 of 3 texts .* the first is 'b'"): parser(["b", TEXT, "a"])
+    with pytest.raises(MissingData, match="2 of 3 texts .* the first is 'b'"):
+        parser(["b", TEXT, "a"])
 
 
 def test_files_are_named_by_parser_version_and_language():
@@ -162,7 +164,7 @@ def test_a_sentence_that_was_given_up_is_counted():
     parse = read_answer(TEXT, plain_answer(TEXT, answered(trees=[TREES[0], unparsed])))
     assert len(parse.words) == 6 and parse.unparsed == 1
     assert {label for a, _, label in parse.phrases if a >= 12} == set()
-    assert parse.sentences == [(0, 11), (12, 21)]
+    assert parse.sentences == ((0, 11), (12, 21))
 
 
 def test_tokens_without_offsets_are_looked_for_in_order():
