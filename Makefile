@@ -61,8 +61,9 @@ data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and
 corenlp: $(STAMP) ## parse the contexts that are missing with the CoreNLP in S2DM_CORENLP (may be stopped); CORENLP_LANGUAGE=zh: of that language
 	$(BIN)/python benchmarks/corenlp.py --language $(or $(CORENLP_LANGUAGE),en)
 
-table1: $(STAMP) ## Table 1 from kept parses, into figures/e5/: gold answers that are constituents, by each rule
+table1: $(STAMP) ## Table 1 from kept parses, by each rule, and an example per language, into figures/e5/
 	$(BIN)/python benchmarks/table1.py --out $(or $(S2DM_FIGURES),figures)/e5
+	$(BIN)/python benchmarks/trees.py --out $(or $(S2DM_FIGURES),figures)/e5
 
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export

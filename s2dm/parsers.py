@@ -242,7 +242,7 @@ def fill(
     server is gone; what was parsed until then stays, so another call goes on there."""
     problems = []
     for text in tqdm(parser.missing(texts), desc=f"parsing with {parser.name}", unit="text"):
-        try: parser([text])
+        try: _keep(parser, text)
         except MissingData: raise
         except DataError as error: problems.append(str(error))
     return problems
