@@ -13,7 +13,7 @@ SNAKEMAKE = @test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 
 .PHONY: help setup test reproduce reproduce-full encoder data notebooks pytest lint export lab lock clean corenlp table1
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment .venv from requirements.lock (the other targets do this themselves)
 

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .constituents import (GoldParser, Trees, boundary_row, constituent_rows, decoding_row,
-                               violation_row)
+from .constituents import (RULES, GoldParser, Trees, boundary_row, constituent_rows,
+                               decoding_row, violation_row)
 from .core import EDITIONS, MissingData, ParameterError, atomic_write, data_dir, param, runs_dir
 from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import (DATASETS, EvaluateConfig, begin_record, best_answers, read_answers,
@@ -85,6 +85,7 @@ class AnalyseConfig(EvaluateConfig):
     samples: int = param(2000, "bootstrap samples of an interval", low=100)
     parser: str = param("", "corenlp: its parses that are kept; or the http address of a server, "
                             "{} for the language; empty: gold trees where there are any")
+    rule: str = param("characters", "when an answer is a constituent", choices=tuple(RULES))
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
     references: tuple[str, ...] = param((), "generated languages whose own reader is trained now if it is not there")
 
@@ -235,7 +236,9 @@ class _Answers: # what is known of one test after another
         said = attempt("answers", lambda: _said(folder, label, questions, how))
         counted = DATASETS[name], about["lang"]
         if said: add("boundaries", [about | boundary_row(questions, said, *counted)])
-        trees = attempt("constituents", lambda: Trees(questions, parser_for(config, name, language, self.parsers)))
+        def parsed():
+            return Trees(questions, parser_for(config, name, language, self.parsers), config.rule)
+        trees = attempt("constituents", parsed)
         if not trees: return
         add("constituents", [about | row for row in constituent_rows(questions, trees, said, config.samples)])
         if said: self.compare(about, questions, trees, said, label, attempt)

@@ -61,8 +61,9 @@ class Parse(NamedTuple):
 RULES = {
     "characters": "its characters, without punctuation at the edges, are those of some node",
     "strict": "the tokens that it touches are exactly those of some node",
-    "edges": "the same, tokens of punctuation at the edges of both left out",
-    "leading": "the same, a leading determiner, preposition or possessive left out, too",
+    "edges": "its tokens are those of some node, punctuation at the edges of both left out",
+    "leading": ("its tokens are those of some node, without a leading determiner, preposition or "
+                "possessive and punctuation at the edges of both"),
     "brackets": "the tokens that it touches lie in one sentence and cross no node",
     "string": "its text, without punctuation at the edges, is that of some node of the context",
 }
@@ -589,7 +590,7 @@ def constituent_rows(
     trees: Trees, # of their contexts
     predictions: Said | None = None, # of a reader; None: gold answers only
     samples: int = 2000, # of the bootstrap
-) -> list[dict]: # parser, of, questions, placed; spans_constituent, low, high, spans_phrase: percen
+) -> list[dict]: # parser, rule, of, questions, placed; percent: spans_constituent, low, high, spans_phrase
     "How many gold and predicted answers span a constituent (Table 1). Of several gold answers the first counts."
     contexts = questions["context"][:]
     where = dict(gold=([p[:1] for p in _gold_places(questions["answers"][:])], "spans"))
@@ -597,7 +598,8 @@ def constituent_rows(
         where["predicted"] = answer_places(predictions, questions), how_placed(predictions)
     rows = []
     for of, (spans, placed) in where.items():
-        row = dict(parser=trees.parser, of=of, questions=len(contexts), placed=placed)
+        row = dict(parser=trees.parser, rule=trees.rule, of=of)
+        row |= dict(questions=len(contexts), placed=placed)
         nodes = [trees.spans(c, s) for c, s in zip(contexts, spans)]
         row |= dict(zip(("spans_constituent", "low", "high"), share(nodes, samples)))
         phrases = [trees.spans(c, s, True) for c, s in zip(contexts, spans)]
