@@ -10,10 +10,10 @@ JOBS   ?= 2
 SNAKEMAKE = @test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; } >&2; $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean
+.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean corenlp table1
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment .venv from requirements.lock (the other targets do this themselves)
 
@@ -64,6 +64,13 @@ encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and p
 data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and figures/
 	mkdir -p runs
 	$(BIN)/papermill --log-output --no-progress-bar nbs/01_data.ipynb runs/01_data.ipynb
+
+corenlp: $(STAMP) ## parse the contexts that are missing with the CoreNLP in S2DM_CORENLP (may be stopped); CORENLP_LANGUAGE=zh: of that language
+	$(BIN)/python benchmarks/corenlp.py --language $(or $(CORENLP_LANGUAGE),en)
+
+table1: $(STAMP) ## Table 1 from kept parses, by each rule, and an example per language, into figures/e5/
+	$(BIN)/python benchmarks/table1.py --out $(or $(S2DM_FIGURES),figures)/e5
+	$(BIN)/python benchmarks/trees.py --out $(or $(S2DM_FIGURES),figures)/e5
 
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .constituents import CoreNLP, GoldParser, Kept, Trees, boundary_row, constituent_rows, decoding_row, violation_row
+from .constituents import (RULES, GoldParser, Trees, boundary_row, constituent_rows,
+                               decoding_row, violation_row)
 from .core import EDITIONS, MissingData, ParameterError, atomic_write, data_dir, param, runs_dir
 from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import (DATASETS, EvaluateConfig, begin_record, best_answers, read_answers,
@@ -27,6 +28,7 @@ from .evaluation import _label, _questions
 from .finetune import finetune, pretrained_s2dm
 from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
 from .model import S2DM, S2DMConfig
+from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
 from .synthetic import Grammar, Synthetic, SyntheticConfig, parse_language, read_constituents
@@ -81,7 +83,9 @@ class AnalyseConfig(EvaluateConfig):
     groups: int = param(100, "parallel sentences for silhouettes and probes; of the encoder small, whose are short: 250", low=10)
     questions: int = param(100, "questions of a language whose best spans are restricted to constituents", low=1)
     samples: int = param(2000, "bootstrap samples of an interval", low=100)
-    parser: str = param("", "http address of a CoreNLP server, {} for the language; empty: gold trees where there are any")
+    parser: str = param("", "corenlp: its parses that are kept; or the http address of a server, "
+                            "{} for the language; empty: gold trees where there are any")
+    rule: str = param("characters", "when an answer is a constituent", choices=tuple(RULES))
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
     references: tuple[str, ...] = param((), "generated languages whose own reader is trained now if it is not there")
 
@@ -195,16 +199,20 @@ def _gold(language): # trees of the generated contexts of a language
 
 
 def parser_for(
-    config: AnalyseConfig, # names a server, perhaps
+    config: AnalyseConfig, # parser: corenlp, or the address of a server
     dataset: str, # of the contexts
     language: str, # of the contexts
     parsers: Callable | None = None, # language -> parser, or None where there is none
 ): # a parser; raises `MissingData` if there is none
     "Who says what the constituents are."
     if dataset == "synthetic": return _gold(language)
-    parser = parsers(language) if parsers else CoreNLP(config.parser.replace("{}", language), language) if config.parser else None
-    if parser is None: raise MissingData("no parser: give the address of a CoreNLP server as parser, or call s2dm.analysis.analyse with parsers")
-    return Kept(parser, data_dir() / "cache" / "parses" / f"{parser.name.replace(' ', '_')}.{language}.jsonl")
+    if parsers:
+        parser = parsers(language)
+        if parser is not None: return kept(parser, language)
+    elif config.parser:
+        return corenlp(language, config.parser)
+    raise MissingData("no parser: set parser to corenlp (the parses that are kept) or to the "
+                      "address of a CoreNLP server, or call s2dm.analysis.analyse with parsers")
 
 # %% ../nbs/06d_analysis.ipynb #a6fc1139
 def _said(folder, label, questions, how): # a reader's answers; raises MissingData that says how
@@ -228,7 +236,9 @@ class _Answers: # what is known of one test after another
         said = attempt("answers", lambda: _said(folder, label, questions, how))
         counted = DATASETS[name], about["lang"]
         if said: add("boundaries", [about | boundary_row(questions, said, *counted)])
-        trees = attempt("constituents", lambda: Trees(questions, parser_for(config, name, language, self.parsers)))
+        def parsed():
+            return Trees(questions, parser_for(config, name, language, self.parsers), config.rule)
+        trees = attempt("constituents", parsed)
         if not trees: return
         add("constituents", [about | row for row in constituent_rows(questions, trees, said, config.samples)])
         if said: self.compare(about, questions, trees, said, label, attempt)

@@ -14,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.constituents import (
-    Constituents, CoreNLP, GoldParser, Kept, Parse, Stanza, TreebankParser, Trees, boundary_row, constituent_rows, dependency_parse, places,
+    RULES, deficit_row, overlap_row, rule_rows,
+    Constituents, CoreNLP, GoldParser, Parse, Stanza, TreebankParser, Trees, boundary_row, constituent_rows, dependency_parse, places,
     read_brackets, restricted, share, subtree_runs, trim, violation_row,
 )
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.features import Answer
+from s2dm.parsers import corenlp as kept_corenlp
+from s2dm.reading import load_reading
 from s2dm.synthetic import Clause, Draw, Entity, Grammar, LANGUAGES, Synthetic, SyntheticConfig, brackets, draw_clause, read_constituents
 
 
@@ -257,19 +260,6 @@ def test_no_server_says_how_to_start_one():
     with pytest.raises(ParameterError): CoreNLP(timeout=0)
 
 
-# kept parses
-
-def test_parsing_stopped_goes_on(tmp_path, corenlp):
-    server, file = corenlp(said(TEXT, TREES), (500, "broken")), tmp_path / "p" / "parses.jsonl"
-    with pytest.raises(DataError): Kept(CoreNLP(server.url), file)([TEXT, "Another."])
-    with open(file, "a", encoding="utf-8") as f: f.write('["cut o') # as a kill may leave it
-    silent = SimpleNamespace(name="silent")
-    again = Kept(silent, file)
-    assert again([TEXT, TEXT]) == CoreNLP(corenlp(said(TEXT, TREES)).url)([TEXT]) * 2
-    Kept(GoldParser({"x": []}), file)(["x"])
-    assert Kept(silent, file)(["x", TEXT])[0] == Parse([(0, 1)], [])
-
-
 # stanza
 
 def stanza_document(tree, heads, starts=((0, 4, 1), (5, 10, 1), (10, 11, 1))):
@@ -461,3 +451,103 @@ def test_gold_answers_of_the_generated_corpus_are_phrases():
         questions = corpus.reading(language)
         trees = Trees(questions, GoldParser(read_constituents(corpus.path("reading", "test", f"{language}.json"))))
         assert constituent_rows(questions, trees)[0]["spans_phrase"] == 100
+
+
+# rules
+
+# what an independent count found, percent of the gold answers: strict, brackets
+COUNTED = {
+    ("xquad", "en"): (70.3, 86.6),
+    ("xquad", "zh"): (77.0, 85.2),
+    ("tydiqa", "en"): (66.6, 78.9),
+    ("bipar", "en"): (65.9, 80.3),
+    ("bipar", "zh"): (72.3, 83.1),
+    ("xquad", "de"): (None, 87.3),
+    ("xquad", "es"): (None, 84.6),
+    ("xquad", "ar"): (None, 80.7),
+}
+
+
+@pytest.mark.parametrize("dataset, language", COUNTED)
+def test_table1_is_what_another_count_found(real, dataset, language):
+    rows = rule_rows(load_reading(dataset, language), kept_corenlp(language), samples=100)
+    shares = {row["rule"]: row["share"] for row in rows}
+    for rule, share_found in zip(("strict", "brackets"), COUNTED[dataset, language]):
+        assert share_found is None or shares[rule] == pytest.approx(share_found, abs=.051)
+    assert shares["any"] >= max(shares.values())
+
+
+def penn(*leaves): # a text and its parse: leaves as (word, tag), phrases by numbers of words
+    text, words = " ".join(word for word, _ in leaves), []
+    for word, _ in leaves:
+        start = words[-1][1] + 1 if words else 0
+        words.append((start, start + len(word)))
+    return text, words, [tag for _, tag in leaves]
+
+
+TEXT_OF_RULES, WORDS_OF_RULES, TAGS_OF_RULES = penn(
+    ("of", "IN"), ("the", "DT"), ("old", "JJ"), ("king", "NN"), (",", ","), ("Karl", "NNP"),
+    ("died", "VBD"), (".", "."), ("She", "PRP"), ("ruled", "VBD"),
+)
+NODES_OF_RULES = [(0, 5), (1, 4), (5, 6), (0, 8), (8, 10)]
+
+
+def ruled(first, last, rule, cut=0): # is the run of words a constituent?
+    phrases = [(WORDS_OF_RULES[i][0], WORDS_OF_RULES[j - 1][1], "X") for i, j in NODES_OF_RULES]
+    sentences = [(0, WORDS_OF_RULES[7][1]), (WORDS_OF_RULES[8][0], len(TEXT_OF_RULES))]
+    parse = Parse(WORDS_OF_RULES, phrases, TAGS_OF_RULES, sentences)
+    there = Constituents(TEXT_OF_RULES, parse, rule=rule)
+    return (WORDS_OF_RULES[first][0] + cut, WORDS_OF_RULES[last - 1][1]) in there
+
+
+@pytest.mark.parametrize("first, last, rules", [
+    (1, 4, "characters strict edges leading brackets string"),  # the old king
+    (2, 4, "leading brackets"),  # old king: the article may be left out
+    (0, 4, "characters edges leading brackets string"),  # of the old king, without the comma
+    (4, 5, "characters strict edges leading brackets string"),  # a comma is a word
+    (5, 7, "brackets"),  # Karl died: siblings
+    (6, 9, ""),  # over two sentences
+    (3, 6, ""),  # king , Karl
+])
+def test_each_rule_on_one_tree(first, last, rules):
+    assert {rule for rule in RULES if ruled(first, last, rule)} == set(rules.split())
+
+
+def test_an_answer_that_cuts_a_token_touches_it():
+    assert ruled(1, 4, "strict", cut=1) and ruled(1, 4, "brackets", cut=1)
+    assert not ruled(1, 4, "characters", cut=1) and not ruled(1, 4, "string", cut=1)
+
+
+def test_rules_are_checked():
+    with pytest.raises(ParameterError, match="rule='brakets'"):
+        Constituents("a", Parse([(0, 1)], []), rule="brakets")
+    with pytest.raises(DataError, match="no tags"):
+        Constituents("a", Parse([(0, 1)], []), rule="leading")
+
+
+@pytest.mark.parametrize("rule", ["strict", "brackets"])
+def test_overlapping_errors_are_divided_without_rest(rule):
+    said = ["old king", "The old king of", "saw the", "France", "the old king", ""]
+    asked_of = asked(*[(CONTEXT, "the old king of France", 17)] * 5, (CONTEXT, "king saw", 8))
+    predictions = {f"q{i}": answer for i, answer in enumerate(said)}
+    trees = Trees(asked_of, GoldParser({CONTEXT: PHRASES}), rule)
+    row = overlap_row(asked_of, trees, predictions)
+    parts = ("breaks", "both_keep", "both_break", "only_predicted_keeps")
+    assert sum(row[part] for part in parts) == row["wrong_overlapping"]
+    assert row["neither"] == row["both_break"] + row["only_predicted_keeps"]
+
+
+def test_overlapping_errors_by_hand():
+    golds = [(CONTEXT, "the old king of France", 17)] * 3 + [(CONTEXT, "king saw", 8)] * 2
+    places_said = [(21, 29), (17, 29), (0, 12), (8, 24), (0, 12)]
+    predictions = {}
+    for i, (a, b) in enumerate(places_said): predictions[f"q{i}"] = Answer(CONTEXT[a:b], a, b, 0.)
+    questions = asked(*golds)
+    trees = Trees(questions, GoldParser({CONTEXT: PHRASES}), "strict")
+    row = overlap_row(questions, trees, predictions)
+    assert row["wrong_overlapping"] == 4 and row["placed"] == "spans"  # q2 is elsewhere
+    assert (row["breaks"], row["both_keep"]) == (1, 1)
+    assert (row["both_break"], row["only_predicted_keeps"]) == (1, 1)
+    found = deficit_row(questions, trees, predictions, samples=200)
+    assert (found["gold"], found["predicted"], found["deficit"]) == (60, 60, 0)
+    assert found["low"] < 0 < found["high"]

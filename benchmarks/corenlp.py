@@ -1,0 +1,63 @@
+"""Parse the contexts of the corpora that are not parsed yet, with a CoreNLP server of one's own.
+
+    S2DM_CORENLP=folder/of/jars python benchmarks/corenlp.py --language en
+
+The server is started from the jar files in $S2DM_CORENLP, or `--address` names one that runs.
+What is parsed is kept at once, so the script may be stopped and started again. A server that dies
+is started anew, twice at most. Texts that it cannot parse are named, and the exit status is 1."""
+import argparse
+import contextlib
+import sys
+
+from s2dm.constituents import CoreNLP
+from s2dm.core import DataError, MissingData
+from s2dm.parsers import corenlp, corenlp_server, fill, kept
+from s2dm.reading import READING, load_reading
+
+ATTEMPTS = 3
+
+
+def contexts(datasets, language):
+    "The contexts of the corpora that have the language, once each."
+    texts = {}
+    for name in datasets:
+        if language not in READING[name][0]: continue
+        try: texts |= dict.fromkeys(load_reading(name, language)["context"][:])
+        except MissingData as error: print(f"{name} is left out: {str(error).splitlines()[0]}")
+    return list(texts)
+
+
+def parse(texts, chosen):
+    "What could not be parsed; another server is started if one dies."
+    for attempt in range(1, ATTEMPTS + 1):
+        server = contextlib.nullcontext(chosen.address)
+        if not chosen.address: server = corenlp_server(None, chosen.language, chosen.memory)
+        with server as address:
+            parser = kept(CoreNLP(address, chosen.language), chosen.language)
+            try: return fill(parser, texts)
+            except MissingData as error:
+                if attempt == ATTEMPTS: raise
+                print(f"{error}; attempt {attempt + 1} of {ATTEMPTS}", flush=True)
+    return []
+
+
+def main(chosen):
+    texts = contexts(chosen.datasets.split(","), chosen.language)
+    missing = corenlp(chosen.language).missing(texts)[:chosen.limit]
+    print(f"{chosen.language}: {len(texts)} contexts, {len(missing)} to parse", flush=True)
+    problems = parse(missing, chosen) if missing else []
+    for problem in problems: print(problem, file=sys.stderr)
+    print(f"parsed {len(missing) - len(problems)} of {len(missing)}")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    plain = argparse.RawTextHelpFormatter
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    asked.add_argument("--language", default="en")
+    asked.add_argument("--datasets", default="xquad,tydiqa,bipar,mlqa")
+    asked.add_argument("--address", default="", help="of a server that runs")
+    asked.add_argument("--memory", default="4g", help="of Java")
+    asked.add_argument("--limit", type=int, help="texts at most")
+    try: sys.exit(main(asked.parse_args()))
+    except DataError as error: sys.exit(str(error))

@@ -1,0 +1,151 @@
+"""An example per language, as in the paper's Figure 1: a tree, the gold answer, one that breaks it.
+
+    python benchmarks/trees.py --out figures/e5
+
+English and Chinese: BiPaR, with an answer that its authors' multilingual BERT predicted (published
+with the corpus). German, Spanish and Arabic: XQuAD, of which no predictions are published, so the
+gold answer is moved by one word to the right, and the picture says so. The example is the shortest
+sentence whose gold answer is a node of at least two words, and whose other answer crosses one. The
+pictures are SVG with text, so that the viewer's fonts draw Chinese and Arabic."""
+import argparse
+import json
+import re
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from s2dm.constituents import Constituents, answer_places, how_cut
+from s2dm.core import atomic_write
+from s2dm.parsers import corenlp, text_key
+from s2dm.reading import load_reading
+from s2dm.sources import fetch
+
+NAMES = dict(en="English", zh="Chinese", de="German", es="Spanish", ar="Arabic")
+PREDICTED = "bipar/predictions/multilingual_predictions_test.json"
+SHORTEST, LONGEST = 5, 16 # words of a sentence
+GOLD, OTHER = "#0173b2", "#d55e00"
+
+
+def nested(tree): # (label, children); a word is a text
+    stack = [("", [])]
+    for part in re.finditer(r"\(([^() \n]*) *([^()]*)|\)", tree):
+        if part.group() == ")": stack.pop()
+        else:
+            label, word = part.groups()
+            stack[-1][1].append((label, [word.strip(" \n")] if word.strip(" \n") else []))
+            stack.append(stack[-1][1][-1])
+    return stack[0][1][0]
+
+
+def draw(ax, node, place, heights):
+    "Draw a node over its words; returns x and height of its label."
+    label, children = node
+    if isinstance(children[0], str):
+        x, y = place(len(heights)), 1
+        heights.append(x)
+        ax.text(x, 0, children[0], ha="center", va="center", fontsize=9)
+        ax.plot([x, x], [.25, .75], color=".6", lw=.7)
+    else:
+        points = [draw(ax, child, place, heights) for child in children]
+        x = (points[0][0] + points[-1][0]) / 2
+        y = 1 + max(height for _, height in points)
+        for left, height in points:
+            ax.plot([x, left], [y - .25, height + .25], color=".6", lw=.7)
+    ax.text(x, y, label, ha="center", va="center", fontsize=7, color=".25")
+    return x, y
+
+
+def underline(ax, numbers, place, y, colour, name):
+    xs = [place(i) for i in numbers]
+    ax.plot([min(xs) - .4, max(xs) + .4], [y, y], color=colour, lw=3, solid_capstyle="butt")
+    ax.text(min(xs) - .4, y - .2, name, ha="left", va="top", fontsize=7, color=colour)
+
+
+def picture(example):
+    words = example["words"]
+    # Arabic is read from right to left
+    place = (lambda i: len(words) - 1 - i) if example["lang"] == "ar" else (lambda i: i)
+    place = (lambda i, f=place: 1.4 * f(i))
+    fig, ax = plt.subplots(figsize=(max(6, .75 * len(words)), 4.5))
+    tree = nested(example["tree"])
+    _, top = draw(ax, tree, place, [])
+    underline(ax, example["gold_words"], place, -.6, GOLD, "gold answer")
+    underline(ax, example["other_words"], place, -1.2, OTHER, example["other_is"])
+    ax.set(title=f"{NAMES[example['lang']]}: {example['question']}", ylim=(-1.9, top + .5))
+    ax.title.set_fontsize(9)
+    ax.axis("off")
+    return fig
+
+
+def numbers_of(words, start, end): # of the words that a span touches
+    return [i for i, (a, b) in enumerate(words) if a < end and start < b]
+
+
+def other_places(questions, language, parses): # what is shown beside the gold answer, and its name
+    if language in ("en", "zh"):
+        said = json.loads(fetch(PREDICTED).read_text(encoding="utf-8"))
+        places = answer_places(said, questions)
+        return [p[0] if len(p) == 1 else None for p in places], "predicted by multilingual BERT"
+    found = []
+    for context, answers in zip(questions["context"][:], questions["answers"][:]):
+        start, words = answers["answer_start"][0], parses[context].words
+        inside = numbers_of(words, start, start + len(answers["text"][0]))
+        last = inside[-1] + 1 if inside else len(words)
+        moved = last < len(words) and len(inside) > 1
+        found.append((words[inside[1]][0], words[last][1]) if moved else None)
+    return found, "the gold answer, moved by one word"
+
+
+def candidates(language):
+    "Examples in one language, those of the shortest sentences first."
+    dataset = "bipar" if language in ("en", "zh") else "xquad"
+    questions, parser = load_reading(dataset, language), corenlp(language)
+    contexts = questions["context"][:]
+    parses = dict(zip(contexts, parser(contexts)))
+    others, name = other_places(questions, language, parses)
+    for row, other in zip(questions, others):
+        if other is None: continue
+        parse, context = parses[row["context"]], row["context"]
+        start = row["answers"]["answer_start"][0]
+        gold = start, start + len(row["answers"]["text"][0])
+        strict = Constituents(context, parse, words=False, rule="strict")
+        brackets = Constituents(context, parse, rule="brackets")
+        overlap = gold[0] < other[1] and other[0] < gold[1]
+        cut = any(how_cut(strict, *gold)) or any(how_cut(strict, *other))
+        if cut or not overlap or gold not in strict or other in brackets: continue
+        sentences = json.loads(parser.lines[text_key(context)])["sentences"]
+        sentence = next(s for s, (a, b) in zip(sentences, parse.sentences) if a <= gold[0] < b)
+        words = [(a, b) for _, _, a, b, _ in sentence["tokens"]]
+        mine, theirs = numbers_of(words, *gold), numbers_of(words, *other)
+        punctuated = not (context[gold[1] - 1].isalnum() and context[other[1] - 1].isalnum())
+        if punctuated or len(mine) < 2 or not SHORTEST <= len(words) <= LONGEST: continue
+        yield dict(lang=language, dataset=dataset, id=row["id"], question=row["question"],
+                   gold=context[slice(*gold)], other=context[slice(*other)], other_is=name,
+                   words=words, gold_words=mine, other_words=theirs, tree=sentence["parse"])
+
+
+def main(out):
+    rows = []
+    for language in NAMES:
+        found = list(candidates(language))
+        example = min(found, key=lambda row: (len(row["words"]), row["id"]))
+        with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "s2dm"}):
+            with warnings.catch_warnings(): # the viewer has the glyphs that are missing here
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
+                fig = picture(example)
+                with atomic_write(out / f"tree_{language}.svg") as tmp:
+                    fig.savefig(tmp, format="svg", bbox_inches="tight", metadata={"Date": None})
+                plt.close(fig)
+        shown = ("lang", "dataset", "id", "question", "gold", "other", "other_is", "tree")
+        rows.append({name: example[name] for name in shown} | dict(candidates=len(found)))
+    with atomic_write(out / "trees.csv") as tmp:
+        pd.DataFrame(rows).to_csv(tmp, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    plain = argparse.RawTextHelpFormatter
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    asked.add_argument("--out", type=Path, default=Path("figures/e5"))
+    main(asked.parse_args().out)

@@ -1,0 +1,288 @@
+"Kept parses: lines that were cut off, registered files, a replayed server, and a real one."
+import json
+import os
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from s2dm.analysis import AnalyseConfig, parser_for
+from s2dm.constituents import (
+    CoreNLP,
+    GoldParser,
+    Parse,
+    Trees,
+    plain_answer,
+    read_answer,
+    read_brackets,
+)
+from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.parsers import (
+    Kept,
+    corenlp,
+    corenlp_server,
+    fill,
+    kept,
+    parses_file,
+    registered_parses,
+    text_key,
+)
+from s2dm.reading import load_reading
+from s2dm.sources import REGISTRY, fetch
+
+CORENLP = os.environ.get("S2DM_CORENLP", "")
+TEXT = "Anna slept. She woke."
+TREES = ["(ROOT (S (NP (NNP Anna)) (VP (VBD slept)) (. .)))"]
+TREES += ["(ROOT (S (NP (PRP She)) (VP (VBD woke)) (. .)))"]
+WORDS = [[(0, 4), (5, 10), (10, 11)], [(12, 15), (16, 20), (20, 21)]]
+
+
+def answered(text=TEXT, trees=TREES, words=WORDS):
+    "What a server says of a text, its offsets as they are given."
+    def token(a, b):
+        form = text[a:b]
+        return dict(word=form, originalText=form, characterOffsetBegin=a, characterOffsetEnd=b)
+    sentences = [dict(parse=t, tokens=[token(*w) for w in ws]) for t, ws in zip(trees, words)]
+    return dict(sentences=sentences)
+
+
+class Replay(BaseHTTPRequestHandler):
+    "Answers a text by the bytes that the server holds for it, and others with status 500."
+
+    def do_POST(self):
+        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        with self.server.lock: self.server.asked.append(text)
+        body = self.server.answers.get(text)
+        self.send_response(200 if body else 500)
+        self.send_header("Content-Length", str(len(body or b"broken")))
+        self.end_headers()
+        self.wfile.write(body or b"broken")
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def replay():
+    "A function that starts a server with these answers: text -> bytes."
+    servers = []
+
+    def start(answers):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Replay)
+        server.answers = answers
+        server.asked = []
+        server.lock = threading.Lock()
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_parsing_stopped_goes_on(tmp_path, replay):
+    file = tmp_path / "p" / "parses.jsonl"
+    server = replay({TEXT: json.dumps(answered()).encode()})
+    with pytest.raises(DataError): Kept(CoreNLP(server.url), file)([TEXT, "Another."])
+    with open(file, "a", encoding="utf-8") as f:
+        f.write('{"sha256": "cut o')  # as a kill may leave it
+    silent = SimpleNamespace(name="silent")  # cannot be called
+    again = Kept(silent, file)
+    assert again([TEXT, TEXT]) == CoreNLP(server.url)([TEXT]) * 2
+    Kept(GoldParser({"x": []}), file)(["x"])
+    assert Kept(silent, file)(["x", TEXT])[0] == Parse([(0, 1)], [])
+
+
+def test_a_text_that_fails_does_not_stop_the_others(tmp_path, replay):
+    server = replay({TEXT: json.dumps(answered()).encode()})
+    parser = Kept(CoreNLP(server.url), tmp_path / "p.jsonl")
+    problems = fill(parser, ["Another.", TEXT])
+    assert len(problems) == 1 and "'Another.'" in problems[0] and "500" in problems[0]
+    assert parser.missing(["Another.", TEXT]) == ["Another."]
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(MissingData, match="no CoreNLP server"): fill(parser, ["Another."])
+
+
+def test_an_answer_that_cannot_be_read_is_not_kept(tmp_path, replay):
+    server = replay({TEXT: json.dumps(answered(trees=["(S (N a))"] * 2)).encode()})
+    parser = Kept(CoreNLP(server.url), tmp_path / "p.jsonl")
+    with pytest.raises(DataError, match="the tree has 1 words, the sentence 3"): parser([TEXT])
+    assert not parser.file.exists()
+
+
+def test_other_files_are_read_and_stay(tmp_path, replay):
+    other = tmp_path / "other.jsonl"
+    line = json.dumps(dict(sha256=text_key(TEXT)) | plain_answer(TEXT, answered())) + "\n"
+    other.write_text(line, encoding="utf-8")
+    parser = Kept(None, tmp_path / "p.jsonl", [other], "corenlp")
+    assert len(parser([TEXT])[0].words) == 6 and not parser.file.exists()
+    with pytest.raises(MissingData, match="2 of 3 texts .* the first is 'b'"):
+        parser(["b", TEXT, "a"])
+
+
+def test_files_are_named_by_parser_version_and_language():
+    server = CoreNLP(language="zh", version="4.5.8")
+    assert kept(server, "zh").file == parses_file("corenlp", "4.5.8", "zh")
+    assert parses_file("corenlp", "4.5.8", "zh").name == "corenlp-4.5.8.zh.jsonl"
+    assert kept(GoldParser({}), "svo").file.name == "gold.svo.jsonl"
+
+
+@pytest.mark.parametrize("parser", ["localhost:9000", "CoreNLP"])
+def test_what_is_no_parser_is_refused(parser):
+    with pytest.raises(ParameterError, match="expected corenlp, or"): corenlp("en", parser)
+
+
+# forms of answers
+
+
+def test_a_word_may_hold_spaces():
+    tree = "(NP (N Tên gọi) (CD 2\u00a01/2))"
+    assert read_brackets(tree) == (["Tên gọi", "2\u00a01/2"], [(0, 2, "NP")])
+    text = "2 1/2 h"
+    answer = answered(text, ["(ROOT (NP (CD 2\u00a01/2) (NN h)))"], [[(0, 5), (6, 7)]])
+    answer["sentences"][0]["tokens"][0]["originalText"] = "2\u00a01/2"
+    parse = read_answer(text, plain_answer(text, answer))
+    assert parse.words == [(0, 5), (6, 7)] and parse.phrases == [(0, 7, "NP")]
+
+
+@pytest.mark.parametrize("tree, words", [
+    ("(PRN (-LRB- () (NP (NN a)) (-RRB- )))", ["(", "a", ")"]),
+    ("(S (PU )) (PU ())", [")", "("]),
+    ("(S (PU -RRB-))", ["-RRB-"]),
+])
+def test_brackets_that_an_old_server_leaves_as_they_are(tree, words):
+    assert read_brackets(tree)[0] == words
+
+
+def test_a_sentence_that_was_given_up_is_counted():
+    unparsed = "SENTENCE_SKIPPED_OR_UNPARSABLE"
+    parse = read_answer(TEXT, plain_answer(TEXT, answered(trees=[TREES[0], unparsed])))
+    assert len(parse.words) == 6 and parse.unparsed == 1
+    assert {label for a, _, label in parse.phrases if a >= 12} == set()
+    assert parse.sentences == ((0, 11), (12, 21))
+
+
+def test_tokens_without_offsets_are_looked_for_in_order():
+    text = "a b a"
+    answer = answered(text, ["(S (X a) (X b) (X a))"], [[(0, 1), (2, 3), (4, 5)]])
+    for token in answer["sentences"][0]["tokens"]:
+        del token["characterOffsetBegin"], token["characterOffsetEnd"]
+    parse = read_answer(text, plain_answer(text, answer))
+    assert parse.words == [(0, 1), (2, 3), (4, 5)]
+    answer["sentences"][0]["tokens"][2]["originalText"] = "c"
+    with pytest.raises(DataError, match="characterOffsetBegin"): plain_answer(text, answer)
+
+
+def test_the_words_of_a_contraction_have_one_place():
+    text = "zum Haus"
+    tree = "(ROOT (PP (ADP zu) (NP (DET dem) (NOUN Haus))))"
+    answer = answered(text, [tree], [[(0, 3), (0, 3), (4, 8)]])
+    for token, form in zip(answer["sentences"][0]["tokens"], ("zu", "dem")):
+        token.update(word=form, originalText=form)
+    parse = read_answer(text, plain_answer(text, answer))
+    assert parse.words == [(0, 3), (4, 8)] and list(parse.tags) == ["ADP", "NOUN"]
+    assert set(parse.phrases) == {(0, 8, "PP"), (0, 8, "NP")}
+    answer["sentences"][0]["tokens"][2]["originalText"] = "Hof"
+    with pytest.raises(DataError, match="'Hof' is not in the text"): plain_answer(text, answer)
+
+
+def test_offsets_count_utf16_units():
+    text = "😀 Haus"
+    answer = answered(text, ["(S (SYM x) (NN Haus))"], [[(0, 1), (2, 6)]])
+    for token, (a, b) in zip(answer["sentences"][0]["tokens"], [(0, 2), (3, 7)]):
+        token.update(characterOffsetBegin=a, characterOffsetEnd=b)
+    assert read_answer(text, plain_answer(text, answer)).words == [(0, 1), (2, 6)]
+
+
+# the registered parses
+
+
+def questions(dataset, language):
+    return load_reading(dataset, language)
+
+
+CELLS = [("xquad", language) for language in ("en", "zh", "de", "es", "ar")]
+CELLS += [("tydiqa", "en"), ("bipar", "en"), ("bipar", "zh")]
+
+
+@pytest.mark.parametrize("dataset, language", CELLS)
+def test_every_context_is_parsed_without_a_server(real, dataset, language):
+    config = AnalyseConfig(model="e5", variant="baseline", parser="corenlp")
+    asked = questions(dataset, language).select(range(30))
+    trees = Trees(asked, parser_for(config, dataset, language))
+    assert trees.parser == "corenlp"
+    for parse in trees.parses.values():
+        assert parse.phrases and parse.sentences and not parse.unparsed
+        assert len(parse.tags) == len(parse.words)
+    contexts = questions(dataset, language)["context"][:]
+    assert not corenlp(language).missing(contexts)
+
+
+def test_what_is_missing_is_counted_and_named(real):
+    with pytest.raises(MissingData) as error: corenlp("en")(["Nobody parsed this."])
+    for part in ("1 of 1 texts", "'Nobody parsed this.'", "make corenlp", "docs/parsers.md"):
+        assert part in str(error.value)
+
+
+def test_without_a_mirror_nothing_is_registered_and_nothing_breaks():
+    assert registered_parses("en") == []
+    assert corenlp("en").missing(["a"]) == ["a"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "de", "es", "ar"])
+def test_whole_answers_replayed_give_the_registered_parses(real, replay, language):
+    path = fetch(f"parses/raw/{language}.json")
+    raw = json.loads(path.read_bytes())
+    server = replay({row["text"]: json.dumps(row["answer"]).encode() for row in raw})
+    stored = corenlp(language)
+    for row in raw:
+        found = CoreNLP(server.url, language).answer(row["text"])
+        line = json.loads(stored.lines[text_key(row["text"])])
+        assert found["sentences"] == line["sentences"]
+    assert len(server.asked) == len(raw) == 3
+
+
+def test_all_files_of_parses_are_registered_with_checksums(mirror_folder):
+    with open(os.path.join(mirror_folder, "SOURCES.tsv"), encoding="utf-8") as f:
+        rows = [line.split("\t") for line in f if line.startswith("parses/")]
+    assert rows and all(REGISTRY[row[0]].sha256 == row[2] for row in rows)
+
+
+# a real server
+
+no_server = pytest.mark.skipif(
+    not (CORENLP and shutil.which("java")),
+    reason="no server: S2DM_CORENLP is not set" if not CORENLP else "no server: there is no java",
+)
+
+
+@no_server
+@pytest.mark.timeout(600)
+def test_a_real_server_says_what_is_registered(real):
+    asked = list(dict.fromkeys(questions("xquad", "en")["context"][:]))
+    texts = [asked[i * len(asked) // 20] for i in range(20)]
+    stored = corenlp("en")
+    with corenlp_server(CORENLP, memory="2g") as url:
+        for text in texts:
+            line = json.loads(stored.lines[text_key(text)])
+            assert CoreNLP(url).answer(text)["sentences"] == line["sentences"]
+    with pytest.raises(MissingData, match="no CoreNLP server"): CoreNLP(url, timeout=5)(["Gone."])
+
+
+@no_server
+def test_a_server_that_cannot_start_says_why():
+    with pytest.raises(MissingData, match="ended within"):
+        with corenlp_server(CORENLP, memory="1k"): pass
+
+
+def test_a_server_needs_its_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("S2DM_CORENLP", raising=False)
+    with pytest.raises(MissingData, match="S2DM_CORENLP is not set"):
+        with corenlp_server(): pass
+    with pytest.raises(MissingData, match="no stanford-corenlp|no java"):
+        with corenlp_server(tmp_path): pass
