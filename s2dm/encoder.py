@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'SCRATCH', 'PRECISIONS', 'scratch_folder', 'Location', 'find_encoder', 'Tokenized', 'WordTokenizer',
-           'mbert_tokenizer', 'states_width', 'Encoder', 'load_encoder', 'Features', 'Batch', 'length_batches',
-           'usual_budget', 'FeatureCache', 'collate']
+           'mbert_tokenizer', 'states_width', 'Encoder', 'offset_recovery', 'load_encoder', 'Features', 'Batch',
+           'length_batches', 'usual_budget', 'FeatureCache', 'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
 import errno, hashlib, inspect, json, os, pickle, threading
@@ -93,13 +93,36 @@ def _hub_files(repo, revision): # names of the files of a repository; an excepti
     return [f.rfilename for f in info.siblings]
 
 
+_NO_VOCABULARY = (".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".pt", ".pth", ".ckpt",
+                  ".gguf", ".tflite", ".npz", ".py", ".md", ".png", ".jpg", ".gitattributes")
+_SMALL = 64_000_000 # bytes; the largest tokenizer.json in use has 35 MB
+
+
+def _other_files(repo, revision, names): # small files with unusual names, such as bpe.codes
+    from huggingface_hub import HfApi
+
+    usual = tuple(pattern.removeprefix("*") for pattern in _SMALL_FILES)
+    other = [n for n in names if "/" not in n and not n.endswith((*usual, *_NO_VOCABULARY))]
+    if not other: return []
+    files = HfApi().get_paths_info(repo, other, revision=revision)
+    return [f.path for f in files if getattr(f, "size", _SMALL) < _SMALL]
+
+
+def _has_vocabulary(folder: Path) -> bool: # is there any file with words in it?
+    settings = ("config.json", "index.json", "modules.json", "special_tokens_map.json",
+                "added_tokens.json")
+    names = [p.name for p in folder.iterdir()]
+    return any(not n.endswith((*settings, *_NO_VOCABULARY)) for n in names)
+
+# %% ../nbs/02a_encoder.ipynb #5f1c0b06
 def _cached(repo: str, revision: str | None, name: str) -> Location | None: # None: not in the hub's cache
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # the same files as in the download: whatever else a repository has is not missed
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_SMALL_FILES, local_files_only=True))
+        # one file that every encoder has; what else is there may be all that anybody asked for
+        where = dict(revision=revision, allow_patterns=["config.json"], local_files_only=True)
+        folder = Path(snapshot_download(repo, **where))
         return Location(folder, name, folder.name) if _complete(folder) else None
     except HFValidationError: raise ParameterError(f"model={name!r} is no preset, no folder and no hub id (owner/name)") from None
     except LocalEntryNotFoundError: return None
@@ -109,14 +132,21 @@ def _hub(repo: str, revision: str | None, name: str) -> Location:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    if cached := _cached(repo, revision, name): return cached
+    cached = _cached(repo, revision, name)
+    if cached and _has_vocabulary(cached.folder): return cached
+    if cached: revision = cached.revision # other software took the weights alone
     try:
-        weights = _weights(_hub_files(repo, revision))
-        for part in (_SMALL_FILES, weights): folder = Path(snapshot_download(repo, revision=revision, allow_patterns=part))
+        names = _hub_files(repo, revision)
+        weights = _weights(names)
+        small = [*_SMALL_FILES, *_other_files(repo, revision, names)]
+        # the weights come last: where they are, the small files are
+        for part in (small, weights):
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=part))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise ParameterError(f"model={name!r}: the hub has no {repo} (revision {revision or 'main'}) that can be read without a password") from None
     except Exception as error: # no network, in one of its many forms
         if getattr(error, "errno", None) == errno.ENOSPC: raise # a full disk is none of them
+        if cached: return cached # loading it says what is missing
         raise MissingData(f"encoder {name!r} ({repo}) is not in the cache and the hub cannot be reached ({type(error).__name__}): run once with a network, "
                           "or copy the encoder's folder to this machine and give its path as the model.") from None
     if not weights: raise ParameterError(f"model={name!r}: {repo} has neither model.safetensors nor pytorch_model.bin; is it a model of transformers?")
@@ -266,6 +296,106 @@ class Encoder:
         ids, mask, words = (torch.from_numpy(x).to(self.device) for x in (ids, mask.astype(np.int64), words))
         return self.model(input_ids=ids, attention_mask=mask).last_hidden_state.flatten(0, 1)[words]
 
+# %% ../nbs/02a_encoder.ipynb #5f1c0b02
+_SAMPLE = (
+    "All human beings are born free and equal in dignity and rights.",
+    "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
+    "يولد جميع الناس أحراراً متساوين في الكرامة والحقوق.",
+    "כל בני אדם נולדו בני חורין ושווים בערכם ובזכויותיהם.",
+    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+    "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "人人生而自由，在尊严和权利上一律平等。",
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
+    "ప్రతిపత్తిస్వత్వముల విషయమున మానవులెల్లరును జన్మతః స్వతంత్రులును సమానులును నగుదురు.",
+)
+
+
+def offset_recovery(
+    tokenizer, # a fast tokenizer of transformers
+) -> float: # share of the sample's characters, spaces aside, that belong to a subword; 0 to 1
+    "How much of a text in ten scripts comes back from the offsets of its subwords."
+    found = tokenizer(list(_SAMPLE), add_special_tokens=False, return_offsets_mapping=True)
+    letters = back = 0
+    for text, offsets in zip(_SAMPLE, found["offset_mapping"], strict=True):
+        covered = {i for start, end in offsets for i in range(start, end)}
+        places = [i for i, letter in enumerate(text) if not letter.isspace()]
+        letters += len(places)
+        back += sum(i in covered for i in places)
+    return back / letters
+
+
+def _warn_of_offsets(tokenizer, name: str):
+    import warnings
+
+    if not tokenizer.is_fast: return # has no offsets, so none can be wrong
+    share = offset_recovery(tokenizer)
+    if share >= .99: return
+    warnings.warn(f"encoder {name!r}: the offsets of its tokenizer give back {share:.1%} of the "
+                  "characters of a text in ten scripts; words may get a neighbour's subwords",
+                  stacklevel=3)
+
+# %% ../nbs/02a_encoder.ipynb #5f1c0b08
+def _required(tokenizer_class) -> tuple[str | None, list[str]]: # tokenizer.json or None; the files without it
+    names = dict(tokenizer_class.vocab_files_names)
+    whole = names.pop("tokenizer_file", None)
+    optional = ("tokenizer_config_file", "normalizer_file", "target_vocab_file")
+    return whole, [name for part, name in names.items() if part not in optional]
+
+
+def _missing_files(tokenizer, folder: Path) -> list[str]: # of a tokenizer
+    whole, parts = _required(type(tokenizer))
+    if tokenizer.is_fast: whole = "tokenizer.json"
+    if whole and (folder / whole).is_file(): return []
+    missing = [name for name in parts if not (folder / name).is_file()]
+    if parts: return missing
+    # a class without names of its own: is there more than special tokens?
+    nothing = whole and len(tokenizer) <= len(set(tokenizer.all_special_ids))
+    return [whole] if nothing else []
+
+
+def _check_tokenizer(tokenizer, model, found: Location): # raises DataError
+    says = f"encoder {found.name!r}: {found.folder}"
+    if missing := _missing_files(tokenizer, found.folder):
+        instead = "" if "tokenizer.json" in missing else " (or tokenizer.json)"
+        raise DataError(f"{says} lacks the tokenizer's {' and '.join(missing)}{instead}: "
+                        "without them every word would be unknown")
+    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if highest >= rows:
+        raise DataError(f"{says}: the tokenizer has ids up to {highest}, the embedding table has "
+                        f"{rows} rows; is it another model's tokenizer?")
+
+# %% ../nbs/02a_encoder.ipynb #5f1c0b11
+def _encoder_class(config): # of transformers: the class to load, which may be of an encoder alone
+    from transformers import AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    if type(config) not in MODEL_MAPPING: return AutoModel
+    whole = MODEL_MAPPING[type(config)]
+    if isinstance(whole, tuple): return AutoModel
+    module = inspect.getmodule(whole)
+    saved = (config.architectures or [""])[0] # an encoder that was saved without its decoder
+    if saved.endswith("Encoder") and hasattr(module, saved): return getattr(module, saved)
+    return getattr(module, whole.__name__.replace("Model", "EncoderModel"), whole)
+
+
+def _open(folder: Path, dtype): # tokenizer, model, names of weights that are missing
+    from transformers import AutoConfig, AutoTokenizer
+
+    how = dict(trust_remote_code=False, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, **how)
+    if config.model_type in ("canine", "perceiver"):
+        raise ParameterError(f"{folder} holds a {config.model_type} model, which reads characters; "
+                             "expected an encoder with a table of subwords, such as mbert or xlmr")
+    tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+    how |= dict(config=config, dtype=dtype, weights_only=True, output_loading_info=True)
+    model, info = _encoder_class(config).from_pretrained(folder, **how)
+    missing = info["missing_keys"]
+    if config.is_encoder_decoder and hasattr(model, "decoder"):
+        model = model.get_encoder()
+        missing = [name for name in missing if not name.startswith("decoder.")]
+    return tokenizer, model, sorted(name for name in missing if "pooler" not in name)
+
 # %% ../nbs/02a_encoder.ipynb #933e6cd5
 @contextmanager
 def _quiet(): # transformers' bars and its list of unused weights say nothing here
@@ -285,18 +415,19 @@ def load_encoder(
     device: str | torch.device | None = None, # None: a GPU if there is one
     dtype: torch.dtype = torch.float32, # precision of its weights and of the computation
 ) -> Encoder:
-    "A frozen encoder, ready to use. Raises `MissingData` within 5 s if it cannot be had, `DataError` if its files are broken or incomplete."
-    found = find_encoder(name)
-    from transformers import AutoModel, AutoTokenizer  # after the search, so that a missing encoder is reported at once
-
+    """A frozen encoder, ready to use; of an encoder-decoder the encoder. No code of a repository is
+    run. Raises `MissingData` within 5 s if it cannot be had, `DataError` if its files are broken or
+    incomplete or do not fit together, `ParameterError` if it has no subwords. Warns if the
+    tokenizer's offsets do not say where words are (`offset_recovery`)."""
+    found = find_encoder(name) # before transformers is imported: a missing encoder is said at once
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(found.folder)
-            model, info = AutoModel.from_pretrained(found.folder, dtype=dtype, weights_only=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        with _quiet(): tokenizer, model, missing = _open(found.folder, dtype)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        if isinstance(error, ParameterError): raise ParameterError(f"model={name!r}: {error}") from None
         raise DataError(f"encoder {name!r}: {found.folder} cannot be loaded ({str(error).strip().splitlines()[0]})") from error
-    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
     if missing: raise DataError(f"encoder {name!r}: {found.folder} lacks {len(missing)} weights, such as {missing[0]}; is it another model?")
+    _check_tokenizer(tokenizer, model, found)
+    _warn_of_offsets(tokenizer, name)
     return Encoder(model, tokenizer, found.name, found.revision, device)
 
 # %% ../nbs/02a_encoder.ipynb #ebec80e2
