@@ -164,8 +164,12 @@ class Windows(_Cut):
         end, # [K] position of its last
     ) -> tuple[np.ndarray, np.ndarray]: # [K] first character, [K] behind the last
         "The characters of the context that subwords stand for."
-        at = self._contexts.at[self._context[self.row[window]]] + self.first[window] - self.begin[window]
+        at = self.offset(window)
         return self._contexts.start[at + start], self._contexts.end[at + end]
+
+    def offset(self, window) -> np.ndarray: # [K] windows -> [K]
+        "What to add to a position in a window to find its subword among those of all contexts."
+        return self._contexts.at[self._context[self.row[window]]] + self.first[window] - self.begin[window]
 
 # %% ../nbs/04a_features.ipynb #46c8f8b4
 def pad_windows(
@@ -247,11 +251,14 @@ def _numbers(scores, there): # [B,T] float32, -inf beyond a window's end
 def _fitting(windows, at, i, j, longest): # [B,1] windows, [B,K] starts, [B,L] ends -> [B,K,L] bool
     begin = windows.begin[at]
     last = begin + windows.last[at] - windows.first[at] - 1
-    inside, other = ((begin <= k) & (k <= last) for k in (i, j)) # in the context
-    first, _ = windows.characters(at, i.clip(begin, last), begin)
-    _, end = windows.characters(at, begin, j.clip(begin, last))
-    fits = inside[:, :, None] & other[:, None, :] & (i[:, :, None] <= j[:, None, :])
-    return fits & (end[:, None, :] - first[:, :, None] <= longest)
+    shift = windows.offset(at)
+    far = np.int32(2**29) # outside the context: too far from everything
+    first = windows._contexts.start[shift + i.clip(begin, last)]
+    end = windows._contexts.end[shift + j.clip(begin, last)]
+    first = np.where((begin <= i) & (i <= last), first, -far)
+    end = np.where((begin <= j) & (j <= last), end, far)
+    fits = end[:, None, :] - first[:, :, None] <= min(longest, far - 1)
+    return fits & (i[:, :, None] <= j[:, None, :])
 
 # %% ../nbs/04a_features.ipynb #04a5e003
 def best_spans(
