@@ -71,7 +71,7 @@ RULES = {
 # Penn's tags of English, Arabic and Chinese, and those of Universal Dependencies
 _LEADING = {"DT", "PDT", "DET", "IN", "TO", "P", "ADP", "PRP$", "WP$", "POS"}
 
-
+# %% ../nbs/06a_constituents.ipynb #e2c4d0fb
 class _Tokens: # the words of a text in order, and which of them a span touches
     def __init__(self, text, parse):
         tags = list(parse.tags) or [""] * len(parse.words)
@@ -118,9 +118,7 @@ class Constituents:
     ): # characters or, by the rule string, a text; None if the span touches no token
         "What of a span is compared with the nodes."
         if self.rule == "characters": return trim(self.text, start, end)
-        if self.rule == "string":
-            a, b = trim(self.text, start, end)
-            return self.text[a:b]
+        if self.rule == "string": return self.text[slice(*trim(self.text, start, end))]
         i, j = self.tokens.touched(start, end)
         if i >= j: return None
         if self.rule in ("edges", "leading"):
@@ -141,7 +139,7 @@ def _in_one_sentence(there, start, end):
 def _crosses(there, start, end): # does a node begin outside and end inside, or the reverse?
     return any(a < start < b < end or start < a < end < b for a, b in there.nodes)
 
-
+# %% ../nbs/06a_constituents.ipynb #a2506f7e
 def how_cut(
     there: Constituents, # of the context
     start: int, # first character of an answer
@@ -297,7 +295,7 @@ _CONTRACTED = ("de", "es", "fr", "it") # languages whose contractions are taken 
 # Arabic's default parser takes minutes for a paragraph; this one comes with the same models
 _MODELS = dict(ar="edu/stanford/nlp/models/srparser/arabicSR.ser.gz")
 
-
+# %% ../nbs/06a_constituents.ipynb #a63bc0c6
 def corenlp_properties(
     language: str, # that the server's models are for
 ) -> dict: # what a request asks for
@@ -653,7 +651,7 @@ def overlap_row(
     row["neither"] = row["both_break"] + row["only_predicted_keeps"]
     return row | dict(placed=how_placed(predictions))
 
-
+# %% ../nbs/06a_constituents.ipynb #854389d6
 def _overlapped(questions, said): # of each question: the first gold answer that is touched
     found = []
     for golds, spans in zip(_gold_places(questions["answers"][:]), said):
