@@ -101,11 +101,12 @@ class ConcentrationError(ValueError, FloatingPointError):
 
 def _in_range(
     k: Tensor, # [...] concentrations, float64
+    checked: bool = True, # false: nothing is asked of the device, and what is out of range is NaN
     highest: float = _HIGHEST,
-) -> Tensor: # the same; NaN where it is out of range on a device that must not be asked
+) -> Tensor: # [...]
     "Concentrations that can be computed with, or `ConcentrationError`."
     good = k <= highest
-    if k.device.type != "cpu": return torch.where(good, k, math.nan)
+    if not checked: return torch.where(good, k, math.nan)
     if good.all(): return k
     bad = k.detach()[~good]
     raise ConcentrationError(
@@ -120,10 +121,12 @@ def _beyond(
     far, # the same function of concentrations of at least `_FAR`
 ) -> Tensor: # [...]
     "A function in two forms, each where it is good."
-    if k.device.type == "cpu" and not (k > _FAR).any(): return near
     return torch.where(k > _FAR, far(k.clamp(min=_FAR)), near)
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a04
+_POWERS = 14
+
+
 def _polynomial(coefficients: list, p: Tensor) -> Tensor:
     "As `_horner`, differentiable."
     y = torch.zeros_like(p)
@@ -137,9 +140,10 @@ def _scaled(
     k: Tensor, # [...] concentrations > 0, float64
 ) -> tuple: # [...] each: D = k - l_m(k), G = k (1 - A_m(k)), s = k^2 A'_m(k)
     "What stays of moderate size at high concentrations; G and s can be differentiated."
+    # p = v/k is small here, so that the first powers of the polynomials are enough
     steps = max(0, math.ceil(_LARGE - (m / 2 - 1)))
     v = m / 2 - 1 + steps
-    Q, dP = _series(v)
+    Q, dP = (c[:_POWERS] for c in _series(v))
     z = k / v
     q = torch.sqrt(1 + z * z)
     p = 1 / q
@@ -383,7 +387,7 @@ def _vmf_gap(
     fixed: bool = None, # a fixed number of proposals, so that no host waits for a device; by default everywhere but on a CPU
 ) -> Tensor: # [...] 1 - w in [0, 2], float64
     "Exact samples of 1 - mu.x under vMF(mu, k), or `ConcentrationError` if k is not finite."
-    k = _in_range(k, _FINITE)
+    k = _in_range(k, k.device.type == "cpu", _FINITE)
     if (k.device.type != "cpu") if fixed is None else fixed:
         gap, done = None, None
         for _ in range(5):
@@ -565,6 +569,8 @@ class _Spherical(_Sphere):
 class _SphericalMoments(_Spherical):
     "Samples and moments, from what a subclass says of S and of w = loc.x."
 
+    def _in_range(self): return _in_range(self.concentration.double(), self._validate_args)
+
     @property
     def mode(self): return self.loc
     @property
@@ -600,16 +606,16 @@ class VonMisesFisher(_SphericalMoments):
         return _implicit_slope(self.dim, k, gap, lambda half: -2 * half, -_bessel_values(self.dim, k)[2])
 
     def _log_ratio(self, half):  # log density relative to the uniform distribution
-        k = _in_range(self.concentration.double())
+        k = self._in_range()
         return _rest(self.dim, k) - 2 * k * half
 
     def _height(self):  # E w, Var w, 1 - E w
-        k = _in_range(self.concentration.double())
+        k = self._in_range()
         _, mean, gap = _bessel(self.dim, k)
         return mean, _ratio_slope(self.dim, k, gap), gap
 
     def _kl_uniform(self):
-        return _vmf_kl(self.dim, _in_range(self.concentration.double()))
+        return _vmf_kl(self.dim, self._in_range())
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a13
 def _digamma_rise(a: Tensor, b: float) -> Tensor:
@@ -623,6 +629,17 @@ def _lgamma_rise(a: Tensor, b: float) -> Tensor:
     main = (a + b - .5) * torch.log1p(b / a) + b * torch.log(a)
     return main - b - b / (12 * a * (a + b))
 
+
+def _beta_gap(
+    k: Tensor, # [...] concentrations >= 0, float64
+    b: float, # (m - 1) / 2
+) -> Tensor: # [...] 1 - w in [0, 2], float64
+    "Exact samples of 1 - mu.x, or `ConcentrationError` if k is not finite."
+    k = _in_range(k, k.device.type == "cpu", _FINITE)
+    a = k.nan_to_num() + b  # with a NaN torch's sampler would never end
+    x, y = torch._standard_gamma(torch.stack([a, torch.full_like(a, b)]))
+    return torch.where(k.isnan(), k, 2 * y / (x + y))
+
 # %% ../nbs/02b_vmf.ipynb #e4d241e6
 class PowerSpherical(_SphericalMoments):
     "Power Spherical distribution (De Cao & Aziz 2020): density proportional to (1 + loc.x)^concentration on the unit sphere of R^m."
@@ -630,15 +647,12 @@ class PowerSpherical(_SphericalMoments):
     def _beta(self, k): return k + (self.dim - 1) / 2, (self.dim - 1) / 2
 
     def _sample_gap(self, k):
-        k = _in_range(k, _FINITE)
-        a, b = self._beta(k.nan_to_num())  # with a NaN torch's sampler would never end
-        x, y = torch._standard_gamma(torch.stack([a, torch.full_like(a, b)]))
-        gap = 2 * y / (x + y)
-        return gap if k.device.type == "cpu" else torch.where(k.isnan(), k, gap)
+        return _beta_gap(k, (self.dim - 1) / 2)
 
     def _slope(self, gap):
         k = self.concentration.detach().double()
-        return _implicit_slope(self.dim, k, gap, lambda half: torch.log1p(-half), self._mean_stat(k))
+        mean = self._mean_stat(k)
+        return _implicit_slope(self.dim, k, gap, lambda half: torch.log1p(-half), mean)
 
     def _mean_stat(self, k):
         a, b = self._beta(k)
@@ -649,20 +663,20 @@ class PowerSpherical(_SphericalMoments):
         a, b = self._beta(k)
         b = torch.full_like(k, b)
         fixed = torch.lgamma(2 * b) - torch.lgamma(b)
-        # exactly 0 at k = 0
+        # the near form is exactly 0 at k = 0
         near = (torch.lgamma(a) - torch.lgamma(b)) - (torch.lgamma(a + b) - torch.lgamma(2 * b))
         return _beyond(k, near, lambda k: fixed - _lgamma_rise(*self._beta(k)))
 
     def _log_ratio(self, half):
-        k = _in_range(self.concentration.double())
+        k = self._in_range()
         return torch.special.xlog1py(k, -half.clamp(max=1)) - self._log_mgf(k)
 
     def _height(self):
-        a, b = self._beta(_in_range(self.concentration.double()))
+        a, b = self._beta(self._in_range())
         return (a - b) / (a + b), 4 * a * b / ((a + b).square() * (a + b + 1)), 2 * b / (a + b)
 
     def _kl_uniform(self):
-        k = _in_range(self.concentration.double())
+        k = self._in_range()
         return k * self._mean_stat(k) - self._log_mgf(k)
 
 # %% ../nbs/02b_vmf.ipynb #5d0c1a78
@@ -691,7 +705,7 @@ def _kl_uniform_uniform(p, q):
 
 @register_kl(_SphericalMoments, VonMisesFisher)
 def _kl_to_vmf(p, q):
-    m, k = _same_sphere(p, q), _in_range(q.concentration.double())
+    m, k = _same_sphere(p, q), q._in_range()
     mean, _, gap = p._height()
     apart = (p.loc - q.loc).square().sum(-1).double() / 2  # 1 - mu_p.mu_q
     return (p._kl_uniform() - _rest(m, k) + k * (gap + mean * apart)).to(_precision(p.loc, q.loc))

@@ -207,27 +207,44 @@ def test_power_spherical_at_high_concentrations(m):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e19, 3e38])
-def test_concentrations_out_of_range_are_an_error(family, wrong):
-    "None of them may make a sampler loop; beyond 1e18 there are samples, but no density."
-    k = torch.tensor([1., wrong])
-    d = family(some_loc(5), k, validate_args=False)
-    says = re.escape(f"1 of 2 concentrations, such as {k[1].item()}, are not finite or above 1e+18")
+@pytest.mark.parametrize("wrong", [1e19, 3e38])
+def test_beyond_float64_there_are_samples_but_no_density(family, wrong):
     x = some_loc(5)
-    vmf_2, vmf_k = VonMisesFisher(x, 2.), VonMisesFisher(x, k, validate_args=False)
-    for f in (d.entropy, lambda: d.log_prob(x), lambda: d.mean, lambda: d.variance,
-              lambda: kl_divergence(d, HypersphericalUniform(5)), lambda: kl_divergence(d, vmf_2),
-              lambda: kl_divergence(vmf_2, vmf_k)):
-        with pytest.raises(vmf.ConcentrationError, match=says): f()
-    if math.isfinite(wrong):
-        k.requires_grad_()
-        sample = family(x, k).rsample((50,))
-        sample.sum().backward()
-        assert (sample[:, 1] - x).abs().max() < 1e-6 and k.grad.isfinite().all()
-        return
-    with pytest.raises(vmf.ConcentrationError, match="such as (nan|inf)"): d.rsample()
-    with pytest.raises(FloatingPointError): d.rsample()
-    with pytest.raises(ValueError): d.rsample()
+    k = torch.tensor([1., wrong])
+    d, plain = family(x, k), VonMisesFisher(x, 2.)
+    quiet = family(x, k, validate_args=False)
+    says = f"1 of 2 concentrations, such as {k[1].item()}, are not finite or above 1e+18"
+    uniform = HypersphericalUniform(5)
+    for f in (lambda d: d.entropy(), lambda d: d.log_prob(x), lambda d: d.mean[..., 0],
+              lambda d: d.variance[..., 0], lambda d: kl_divergence(d, uniform),
+              lambda d: kl_divergence(d, plain)):
+        with pytest.raises(vmf.ConcentrationError, match=re.escape(says)): f(d)
+        assert f(quiet).isfinite().tolist() == [True, False] # the loss finds it
+    k.requires_grad_()
+    sample = family(x, k).rsample((50,))
+    sample.sum().backward()
+    assert (sample[:, 1] - x).abs().max() < 1e-6 and k.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_not_finite_makes_no_sampler_loop(family, wrong):
+    k = torch.tensor([1., wrong])
+    with pytest.raises(ValueError, match="concentration"): family(some_loc(5), k)
+    d = family(some_loc(5), k, validate_args=False)
+    for kind in (vmf.ConcentrationError, FloatingPointError, ValueError):
+        with pytest.raises(kind, match=f"1 of 2 concentrations, such as {wrong}"): d.rsample()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_unchecked_samples_of_what_is_not_finite_are_nan(wrong, monkeypatch):
+    "The way of a GPU, where nothing may be asked."
+    real = vmf._in_range
+    unasked = lambda k, checked=True, highest=vmf._HIGHEST: real(k, False, highest)
+    monkeypatch.setattr(vmf, "_in_range", unasked)
+    k = torch.tensor([1., wrong], **f64)
+    for gap in (vmf._vmf_gap(5, k, fixed=True), vmf._beta_gap(k, 2.)):
+        assert gap.isfinite().tolist() == [True, False]
 
 
 def test_a_rejection_that_never_accepts_ends(monkeypatch):
