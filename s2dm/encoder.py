@@ -231,7 +231,8 @@ def mbert_tokenizer():
 def _limit(model, tokenizer) -> int: # subwords that can be read at once, special tokens included
     tables = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
     positions = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
-    return min([*positions, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 512])
+    stated = getattr(model.config, "max_position_embeddings", None) or 0 # -1: no limit
+    return min([*positions, tokenizer.model_max_length, stated if stated > 0 else 512])
 
 
 @torch.no_grad()

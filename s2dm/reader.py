@@ -160,9 +160,9 @@ def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if
     wanted = ["reader.*", "encoder.safetensors", "README.md", "encoder/*"]
     try:
         _hub_files(str(name), None)
-        return Path(snapshot_download(str(name), allow_patterns=wanted))
+        return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.py"]))
     except Exception as error: # the hub's many errors: no network, no such repository, no right to read it
-        with suppress(Exception): return Path(snapshot_download(str(name), allow_patterns=wanted, local_files_only=True))
+        with suppress(Exception): return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.py"], local_files_only=True))
         raise MissingData(f"reader {str(name)!r} is no folder here, and the hub does not give it ({type(error).__name__}): is the name right, and is there a network?") from None
 
 

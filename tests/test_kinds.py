@@ -124,11 +124,9 @@ def saved(tmp_path_factory):
     return get
 
 
-# The others need the width and the limit of an encoder from its states and its configuration
-HERE = ("T5", "mT5", "mBART", "Gemma's tokenizer")
 
 
-@pytest.mark.parametrize("kind", HERE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_encoder_loads_and_gives_features(kind, saved, tmp_path):
     "The states in the cache are those of the model itself, with as many numbers as they have."
     with warnings.catch_warnings():

@@ -380,7 +380,7 @@ class Hub:
         if not (self.folder / repo).is_dir(): raise RepositoryNotFoundError("no such repository", response=SimpleNamespace(headers={}, request=None, status_code=404))
         return [p.name for p in (self.folder / repo).rglob("*")]
 
-    def snapshot_download(self, repo, allow_patterns, local_files_only=False):
+    def snapshot_download(self, repo, allow_patterns, ignore_patterns=(), local_files_only=False):
         assert set(allow_patterns) == {"reader.*", "encoder.safetensors", "README.md", "encoder/*"}
         cache = self.folder / "cache" / repo
         if local_files_only and not cache.is_dir(): raise OSError("not in the cache")
