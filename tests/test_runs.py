@@ -139,8 +139,12 @@ def test_the_committed_report_comes_from_the_committed_records(tmp_path):
 
 
 def run(stage, more, tmp_path, **env):
-    command = next(c for c in COMMANDS if stage in c and c.count(" -p model ") == more.count("-p model ")).replace(f"runs/{stage}.ipynb", str(tmp_path / "run.ipynb"))
-    out = shell(f"{command} {more.replace('-p model real-s', '')}", OMP_NUM_THREADS="1", **env, **OFFLINE)
+    "The README's command for a stage, and for the encoder that `more` names if it names one, with `more` parameters."
+    encoder = re.search(r"-p model (\S+)", more)
+    wanted = f"-p model {encoder[1]}" if encoder else ""
+    fitting = [c for c in COMMANDS if stage in c and (wanted in c.split(" -p variant")[0] if wanted else "-p model" not in c)]
+    command = re.sub(r"runs/\w+\.ipynb", str(tmp_path / "run.ipynb"), fitting[0])
+    out = shell(f"{command} {more.replace(wanted, '')}", OMP_NUM_THREADS="1", **env, **OFFLINE)
     assert out.returncode == 0, out.stderr[-3000:]
 
 
@@ -196,7 +200,7 @@ def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
     paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(encoding="utf-8"))["data"][0]["paragraphs"][:1]
     questions = tmp_path / "questions.json"
     questions.write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])), encoding="utf-8")
-    run("04_finetune", f"-p model e5 -p variant baseline -p data {questions} -p dev {questions} -p max_steps 2 -p batch 4", tmp_path)
+    run("04_finetune", f"-p model e5 -p data {questions} -p dev {questions} -p max_steps 2 -p batch 4", tmp_path)
     checkpoint = tmp_path / "runs/finetune/e5/baseline/seed0/checkpoint"
     assert (checkpoint / "encoder.safetensors").stat().st_size < 60e6 and not (checkpoint / "encoder").exists()
     assert json.loads((checkpoint / "reader.json").read_text())["encoder"]["lower_layers"] == 6
