@@ -29,6 +29,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
+        "xlm": cfg["xlm_requirements"].split(),
         "e5": [f"{r}; {E5_WHEELS}" for r in cfg["e5_requirements"].split()],
         "dev": cfg["dev_requirements"].split() + [f"{r}; python_version >= '3.11'" for r in cfg["workflow_requirements"].split()],
     },
