@@ -1,4 +1,4 @@
-"""What may stay as it is in fine-tuning: all of e5, its embeddings, or its lower layers too.
+"""What may stay as it is in fine-tuning: all of e5, its embeddings, or its lower layers too; and what dropout costs.
 
     python benchmarks/freezing.py --steps 600 --out figures/e5/freezing.csv
 
@@ -23,6 +23,7 @@ from s2dm.metrics import score
 ARMS = {
     "all": dict(freeze_embeddings=False, freeze_layers=0),
     "embeddings frozen": dict(freeze_embeddings=True, freeze_layers=0),
+    "embeddings frozen, dropout": dict(dropout="own"),
     "lower 4 frozen": dict(freeze_layers=4),
     "lower 6 frozen": dict(freeze_layers=6),
     "lower 8 frozen": dict(freeze_layers=8),
@@ -51,7 +52,8 @@ def seconds_per_step(reader, data, batches=20):
 
 def run(name, settings, steps, folder):
     "One arm: its line of the table."
-    config = FinetuneConfig(model="e5", variant="baseline", max_steps=steps, epochs=1, **dict(dict(freeze_embeddings=True), **settings))
+    given = dict(freeze_embeddings=True, freeze_layers=0) | settings
+    config = FinetuneConfig(model="e5", variant="baseline", max_steps=steps, epochs=1, **given)
     reader = new_reader(config)
     windows = reader.windows(load_questions(config.data))
     data = TrainingBatches(windows, config.batch, config.seed)
