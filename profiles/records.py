@@ -10,10 +10,22 @@ from s2dm.core import runs_dir
 from s2dm.results import PROFILES, collect, open_records, save_records
 
 
+CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
+
+
+def finished(runs):
+    """The runs whose work is done. A reader that has not read and been analysed yet is none of them:
+    the archive has no weights, so another machine has to train it again."""
+    done = runs[runs["finished"].astype(bool)]
+    stages = done.groupby(["model", "system", "seed"])["stage"]
+    whole = stages.transform(lambda names: CHAIN <= set(names)).astype(bool)
+    return done[whole | (done["stage"] == "pretrain")]
+
+
 def keep(profile, path):
     "Archive every finished run of a profile's encoders."
     results = collect(PROFILES[profile], runs_dir(), "refined")
-    results.runs = results.runs[results.runs["finished"].astype(bool)]
+    results.runs = finished(results.runs)
     save_records(results, runs_dir(), path)
     print(f"{len(results.runs)} finished runs are in {path}")
 
