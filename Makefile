@@ -83,7 +83,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network)
 	$(BIN)/python -m pip install --quiet uv
 	head -n 1 requirements.lock > requirements.new
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra e5 --no-annotate --no-header setup.py \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra e5 --extra lora --no-annotate --no-header setup.py \
 	  | sed -E '/^(nvidia-|cuda-|triton)/d' >> requirements.new
 	mv requirements.new requirements.lock
 

@@ -30,6 +30,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         "xlm": cfg["xlm_requirements"].split(),
+        "lora": cfg["lora_requirements"].split(),
         "e5": [f"{r}; {E5_WHEELS}" for r in cfg["e5_requirements"].split()],
         "dev": cfg["dev_requirements"].split() + [f"{r}; python_version >= '3.11'" for r in cfg["workflow_requirements"].split()],
     },

@@ -1,4 +1,4 @@
-"""What may stay as it is in fine-tuning: all of e5, its embeddings, or its lower layers too; and what dropout costs.
+"""What may stay as it is in fine-tuning: e5's embeddings, its lower layers, its matrices; and dropout.
 
     python benchmarks/freezing.py --steps 600 --out figures/e5/freezing.csv
 
@@ -27,6 +27,7 @@ ARMS = {
     "lower 4 frozen": dict(freeze_layers=4),
     "lower 6 frozen": dict(freeze_layers=6),
     "lower 8 frozen": dict(freeze_layers=8),
+    "LoRA": dict(adapter="lora", learning_rate=1e-3),
 }
 
 

@@ -21,7 +21,7 @@ from .core import MissingData, ParameterError, RunConfig, RunRecord, check_choic
 from .encoder import Encoder, load_encoder
 from .features import TrainingBatches, recovery
 from .fit import Fit, FitConfig, fit
-from .layers import TextStates, dropout_of, freeze, set_dropout
+from .layers import TextStates, add_lora, dropout_of, freeze, merge_lora, set_dropout
 from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
@@ -92,6 +92,8 @@ class FinetuneConfig(FitConfig, RunConfig):
     freeze_encoder: bool = param(False, "train the head alone")
     freeze_embeddings: bool = param(False, "the encoder's embeddings do not learn")
     freeze_layers: int = param(0, "lower layers that do not learn; what they say of a text is computed once and kept on disk", low=0)
+    adapter: str = param("none", "lora: the layers that learn do so by low-rank adapters", choices=("none", "lora"))
+    rank: int = param(16, "rows of a low-rank adapter", low=1)
     dropout: str = param("auto", "of the encoder in training: a share from 0 to 1; own: as its configuration says; auto: own on a GPU, 0 on a CPU, where it triples a step", check=_check_dropout)
     keep: str = param("last", "weights that are kept: the last, or those of the epoch with the best F1 on dev", choices=("last", "best"))
     dev_sample: int = param(0, "questions of dev that are asked, evenly spaced; 0: all", low=0)
@@ -110,6 +112,8 @@ class FinetuneConfig(FitConfig, RunConfig):
         object.__setattr__(self, "head", self.head or self._usual)
         if (self.head == "baseline") != (self.variant == "baseline"): raise ParameterError(f"head={self.head!r} is not possible with variant={self.variant!r}.")
         if self.keep == "best" and not self.dev: raise ParameterError("keep='best' is not possible without dev, the questions that say which epoch is best.")
+        if self.adapter != "none" and self.freeze_encoder:
+            raise ParameterError("adapter='lora' is not possible with freeze_encoder: then nothing of the encoder learns.")
         if self.variant == "baseline" and self.control != "none": raise ParameterError(f"control={self.control!r} is not possible with variant='baseline', which has no S2DM.")
 
     @property
@@ -162,6 +166,7 @@ def new_reader(
         set_dropout(encoder.model, 0. if config.dropout == "auto" else float(config.dropout))
     reader = S2DMReader(encoder.model.requires_grad_(not config.freeze_encoder), encoder.split.tokenizer, s2dm, ReaderConfig(**sizes), frozen=config.control != "trainable")
     if not config.freeze_encoder: freeze(reader.encoder, config.freeze_embeddings, config.freeze_layers)
+    if config.adapter == "lora": add_lora(reader.encoder, config.rank)
     if config.freeze_layers: reader.keep_lower(config.freeze_layers)
     reader.base = dict(name=encoder.name, revision=encoder.revision)
     reader.facts = dict(dropout=dropout_of(reader.encoder), system=config.system, encoder=f"{encoder.name}, {encoder.revision}") | (dict(s2dm=_sum(reader.semantic)) if s2dm else {})
@@ -208,14 +213,15 @@ def finetune(
     unseen = reader.windows(dev) if dev else None
     about = dict(reader.facts, questions=len(questions))
     data = TrainingBatches(windows, config.batch, config.seed)
-    kept = reader.lower_states(windows)
-    kept_dev = reader.lower_states(unseen) if dev else None
+    kept = reader.lower_states(windows, precision=config.precision)
+    kept_dev = reader.lower_states(unseen, precision=config.precision) if dev else None
     if kept is not None: data = _WithStates(data, kept)
     with RunRecord(folder, config) if main else nullcontext() as record:
         found = fit(reader, data, config, folder, weights=dict(start=.5, end=.5), scales={"head.": config.head_scale},
                     evaluate=(lambda: _score(reader, dev, unseen, kept_dev)) if dev else None,
                     metric="f1" if config.keep == "best" else None, about=about)
-    metrics = dict(questions=len(questions), windows=len(windows), recovered=recovery(windows), steps=found.steps, seconds=found.seconds,
+    merge_lora(reader.encoder)
+    metrics = dict(questions=len(questions), precision=found.precision, windows=len(windows), recovered=recovery(windows), steps=found.steps, seconds=found.seconds,
                    history=found.history.to_dict("list"), evaluations=found.evaluations.to_dict("records"), **reader.facts)
     if main:
         reader.facts |= {"questions": f"{len(questions):,} in English: {', '.join(config.data)}", "training": f"{found.steps} steps, seed {config.seed}"}

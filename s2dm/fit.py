@@ -213,6 +213,7 @@ class Fit:
     seconds: float # of training and evaluation, over all interruptions
     history: pd.DataFrame # step, epoch, each term, loss, gradient_norm, learning_rate: means over `log_every` steps
     evaluations: pd.DataFrame # step, and what `evaluate` returned
+    precision: str # float32 or bfloat16, as it was computed
 
 # %% ../nbs/03b_fit.ipynb #447efcf7
 class _Log: # terms of the steps since the last line, and where lines go
@@ -252,7 +253,9 @@ def _accelerator(precision: str) -> Accelerator:
 class _Saved: # a model in training: where it stands, in memory and on the disk
     def __init__(self, model, data, config, folder, accelerator, scales, about):
         self.model, self.folder, self.accelerator, self.saved = model, folder, accelerator, time.monotonic()
-        self.identity = _identity(config, data, accelerator.num_processes, **about)
+        # a run that began in one precision does not go on in another
+        precision = dict(no="float32", bf16="bfloat16")[accelerator.mixed_precision]
+        self.identity = _identity(config, data, accelerator.num_processes, **about, precision=precision)
         self.progress = _Progress(history=[], evaluations=[])
         self.optimizer = _optimizer(model.to(accelerator.device), config, scales)
         if config.fresh and accelerator.is_main_process:
@@ -299,7 +302,7 @@ class _Run(_Saved): # ... that is judged, and ends
         p, best = self.progress, self.folder / "best.safetensors"
         if p.best_step: _put(self.model, _load(best)[0])
         self.model.eval()
-        return Fit(p.step, p.best_step or p.step, p.seconds, pd.DataFrame(p.history), pd.DataFrame(p.evaluations))
+        return Fit(p.step, p.best_step or p.step, p.seconds, pd.DataFrame(p.history), pd.DataFrame(p.evaluations), self.identity["precision"])
 
 # %% ../nbs/03b_fit.ipynb #172b884d
 def _steps(data: Batches, config: FitConfig, accelerator: Accelerator) -> tuple[list[int], int]: # steps of each epoch, steps in all

@@ -268,11 +268,13 @@ class _Reading(_Shared): # data sets
         self,
         windows: Windows, # of `windows`
         progress: bool = True, # a bar, if it takes more than a second
+        precision: str = "auto", # auto: bfloat16 where the device multiplies it in hardware
     ) -> TextStates | None: # None: no lower layers are frozen
         """What the frozen lower layers say of windows, computed once and kept on disk.
         Raises `DataError` if the disk is full."""
         if not self.lower_layers: return None
-        lower = LowerStates(self.encoder, self.lower_layers, self.base["revision"])
+        lower = LowerStates(
+            self.encoder, self.lower_layers, self.base["revision"], precision=precision)
         return lower.of(windows.lengths, partial(pad_windows, windows), progress)
 
     @torch.no_grad()

@@ -327,7 +327,7 @@ def test_kept_states_train_the_reader_that_the_whole_encoder_trains(deep, varian
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "again"))
     again = finetune(config(deep, **given, seed=1))
     assert again.fit.steps == kept.fit.steps
-    monkeypatch.setattr("s2dm.reader.S2DMReader.lower_states", lambda *args: None)
+    monkeypatch.setattr("s2dm.reader.S2DMReader.lower_states", lambda *args, **options: None)
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "whole"))
     whole = finetune(config(deep, **given))
     assert (kept.fit.history["loss"] - whole.fit.history["loss"]).abs().max() < 5e-3
@@ -372,3 +372,42 @@ def test_edition_released_fine_tunes_as_its_code_does(deep):
     assert (paper.epochs, paper.learning_rate, paper.keep) == (3, 2e-5, "last")
     assert new_reader(config(deep, edition="released")).config.n_best == 10
     assert new_reader(config(deep)).config.n_best == 20
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_adapters_learn_alone_and_are_saved_as_the_matrices_they_changed(
+        deep, layers, tmp_path, monkeypatch):
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    given = dict(variant="baseline", adapter="lora", rank=4, freeze_layers=layers)
+    trained = finetune(config(deep, **given))
+    checkpoint = load_file(trained.folder / "fit.safetensors")
+    assert all("lora_" in name or name.startswith("model.head.") for name in checkpoint)
+    folder = trained.folder / "checkpoint"
+    matrices = load_file(folder / "encoder.safetensors")
+    assert {name.split(".")[2] for name in matrices} == {str(i) for i in range(layers, 3)}
+    assert len(matrices) == 6 * (3 - layers) # query, key, value, output, feed-forward in and out
+    assert all(name.endswith("weight") for name in matrices)
+    again = S2DMReader.from_pretrained(folder, "cpu")
+    question, context = "Who made the boat?", "so so grace made a boat."
+    assert again.answer(question, context) == trained.reader.answer(question, context)
+    finished = finetune(config(deep, **given)) # merged once more, not twice
+    assert finished.reader.answer(question, context) == again.answer(question, context)
+
+
+def test_adapters_without_peft(deep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingData, match="adapter='lora' needs the package peft"):
+        new_reader(config(deep, variant="baseline", adapter="lora"))
+
+
+def test_a_run_says_its_precision_and_goes_on_in_no_other(deep, tmp_path, monkeypatch):
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    half = [False]
+    for module in ("s2dm.fit", "s2dm.layers"):
+        monkeypatch.setattr(f"{module}.has_bfloat16", lambda device: half[0])
+    given = dict(variant="baseline", freeze_layers=2)
+    assert finetune(config(deep, **given)).metrics["precision"] == "float32"
+    half[0] = True
+    with pytest.raises(ParameterError, match="precision was 'float32' and is 'bfloat16'"):
+        finetune(config(deep, **given))
+    assert finetune(config(deep, **given, precision="float32")).metrics["precision"] == "float32"
