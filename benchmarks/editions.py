@@ -24,7 +24,8 @@ from s2dm.encoder import FeatureCache, load_encoder
 from s2dm.fit import fit
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.plots import save_table
-from s2dm.siamese import PairData, PretrainConfig, Siamese, model_settings, selection_data, training_data
+from s2dm.pretrain import PretrainConfig, model_settings, selection_data, training_data
+from s2dm.siamese import PairData, Siamese
 from s2dm.synthetic import Synthetic
 from s2dm.vectors import TextVectors, sts_correlations
 

@@ -52,7 +52,8 @@ from s2dm.finetune import FinetuneConfig  # noqa: E402
 from s2dm.fit import _accelerator  # noqa: E402
 from s2dm.losses import TERMS  # noqa: E402
 from s2dm.reader import S2DMReader  # noqa: E402
-from s2dm.siamese import PairData, PretrainConfig  # noqa: E402
+from s2dm.pretrain import PretrainConfig  # noqa: E402
+from s2dm.siamese import PairData  # noqa: E402
 from s2dm.treebanks import UPOS, tree_depths  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

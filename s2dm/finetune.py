@@ -26,7 +26,7 @@ from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
-from .siamese import SYSTEMS, PretrainConfig, pretrain
+from .pretrain import SYSTEMS, PretrainConfig, pretrain
 from .synthetic import Synthetic
 from .vectors import TextVectors
 

@@ -92,7 +92,7 @@ def _same_encoder(about: dict, encoder: Encoder, file: Path): # raises DataError
 
 
 def _read_about(file: Path) -> dict: # what encoder.json says
-    if not file.is_file(): raise MissingData(f"{file} is not there: it says which encoder the model reads, and `s2dm.siamese.pretrain` writes it beside the model.")
+    if not file.is_file(): raise MissingData(f"{file} is not there: it says which encoder the model reads, and `s2dm.pretrain.pretrain` writes it beside the model.")
     try: about = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
     if missing := [k for k in ("encoder", "revision", "tokenizer_sha256") if not isinstance(about, dict) or k not in about]:
@@ -139,7 +139,7 @@ class TextVectors(_Vectors):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | os.PathLike, # what `s2dm.siamese.pretrain` saved: config.json, model.safetensors, encoder.json
+        folder: str | os.PathLike, # what `s2dm.pretrain.pretrain` saved: config.json, model.safetensors, encoder.json
         encoder: str | Encoder | None = None, # the encoder, if it has moved: a hub id, a folder or the encoder itself; None: as recorded
         device: str | torch.device | None = None, # None: a GPU if there is one
     ) -> "TextVectors":

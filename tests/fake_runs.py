@@ -1,4 +1,4 @@
-"Records as runs leave them, with made-up numbers: the formats of s2dm.evaluation, s2dm.siamese and of the analyses."
+"Records as runs leave them, with made-up numbers: the formats of s2dm.evaluation, s2dm.pretrain and of the analyses."
 from pathlib import Path
 
 import numpy as np

@@ -22,7 +22,7 @@ from s2dm.finetune import PRESETS, FinetuneConfig, finetune, load_questions, new
 from s2dm.model import ABLATIONS, S2DM, S2DMConfig
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
-from s2dm.siamese import PretrainConfig
+from s2dm.pretrain import PretrainConfig
 
 PEOPLE, THINGS = ["ada", "grace", "alan", "emmy"], ["bridge", "boat", "song", "tower", "cake"]
 
@@ -202,7 +202,7 @@ def test_one_call_from_an_encoder_to_a_reader(real, parts, monkeypatch):
     "Pre-training in earnest, if for five steps only."
     small = dict(collections="partut-it", max_steps=5, batch_pairs=4, overrides="latent_width=8,mlp_width=8,decoder_width=8", selection="none")
     monkeypatch.setattr(s2dm.finetune, "PretrainConfig", partial(PretrainConfig, **small))
-    monkeypatch.setattr("s2dm.siamese.TESTS", ()) # what is measured after it
+    monkeypatch.setattr("s2dm.pretrain.TESTS", ()) # what is measured after it
     done = finetune(config(parts, s2dm="", variant="vgvae_crl", max_steps=5))
     assert done.fit.steps == 5 and done.reader.s2dm_config.latent_width == 8 and done.reader.s2dm_config.losses == ABLATIONS["vgvae_crl"]
     assert done.folder.parts[-2:] == ("vgvae_crl-refined", "seed0") and done.reader.answer("Who?", "ada made it.")

@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel, BertTokenizer
 
-import s2dm.siamese as siamese_module
+import s2dm.pretrain as pretrain_module
 from conftest import ROOT
 from s2dm import losses as L
 from s2dm.core import MissingData, ParameterError
 from s2dm.encoder import Encoder, FeatureCache, mbert_tokenizer
 from s2dm.model import S2DM, S2DMConfig
-from s2dm.siamese import SYSTEMS, PairData, PretrainConfig, SentenceData, Siamese, distinct_sentences, grouped_batches, pretrain, selection_data, training_data
+from s2dm.pretrain import SYSTEMS, PretrainConfig, pretrain, selection_data, training_data
+from s2dm.siamese import PairData, SentenceData, Siamese, distinct_sentences, grouped_batches
 from s2dm.subwords import Sentence, word_spans
 from s2dm.treebanks import UPOS, align, load_pairs, tree_depths, tree_distances
 from s2dm.vectors import TextVectors
@@ -146,7 +147,7 @@ def test_labels_that_no_loss_needs_are_left_out(cache):
 def test_single_networks_take_as_many_steps_over_as_many_sentences(cache, monkeypatch):
     "Both sides of the very pairs, each as often as it is in a pair: batch for batch as many sentences, in all the same ones."
     sentences = toy_sentences(13)
-    monkeypatch.setattr(siamese_module, "load_pairs", lambda collections, languages=None: align(sentences))
+    monkeypatch.setattr(pretrain_module, "load_pairs", lambda collections, languages=None: align(sentences))
     config = PretrainConfig(model="real-s", variant="s2dm_single_pos", batch_pairs=4)
     single, paired = (training_data(config, cache, ("RL", "POS"), kind) for kind in (False, True))
     assert type(single) is SentenceData and type(paired) is PairData and len(single) == 2 * len(paired) > len(sentences)
@@ -335,11 +336,11 @@ def toy_run(die_at=0, **params):
         return forward(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(siamese_module, "load_pairs", lambda collections, languages=None: align(sentences))
-        patch.setattr(siamese_module, "load_similarity", lambda corpus, part: sts)
-        patch.setattr(siamese_module, "TESTS", ())
-        patch.setattr(siamese_module, "NEW", ())
-        patch.setattr(siamese_module, "parallel_treebank", lambda *a: dict(en=sentences["forms"][:20], de=sentences["forms"][20:40]))
+        patch.setattr(pretrain_module, "load_pairs", lambda collections, languages=None: align(sentences))
+        patch.setattr(pretrain_module, "load_similarity", lambda corpus, part: sts)
+        patch.setattr(pretrain_module, "TESTS", ())
+        patch.setattr(pretrain_module, "NEW", ())
+        patch.setattr(pretrain_module, "parallel_treebank", lambda *a: dict(en=sentences["forms"][:20], de=sentences["forms"][20:40]))
         patch.setattr(Siamese, "forward", counted)
         return pretrain(PretrainConfig(**RUN | params), toy_encoder())
 
@@ -425,11 +426,11 @@ def test_a_run_whose_decoder_knows_the_subwords_of_its_data():
 
 def test_figures_of_a_run():
     result = toy_run(epochs=2)
-    made = siamese_module.figures(result)
+    made = pretrain_module.figures(result)
     curves = made["curves"][1]
     assert set(curves["panel"]) == {*result.vectors.model.config.losses, "loss", "gradient_norm", "y", "z"} and set(made) == {"curves", "retrieval_pud"}
     result.tables = {}
-    assert siamese_module.figures(result) == {}
+    assert pretrain_module.figures(result) == {}
 
 
 if __name__ == "__main__":

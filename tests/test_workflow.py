@@ -126,7 +126,7 @@ def test_a_dry_run_prints_the_plan(place, command):
     assert ("CUDA_VISIBLE_DEVICES= " in out) == ("profile=" not in command) # the embedded profile wants no GPU
     if "mbert -- full" in command or "models=/" in command: # runs go where the notebooks, given their parameters, leave them
         from s2dm.finetune import FinetuneConfig
-        from s2dm.siamese import PretrainConfig
+        from s2dm.pretrain import PretrainConfig
         for number, kind in (("03_pretrain", PretrainConfig), ("04_finetune", FinetuneConfig)):
             lines = re.findall(rf"nbs/{number}.ipynb (\S+) (-p .*?) > ", out)
             assert len(lines) == plan[number[3:]] and len({file for file, _ in lines}) == len(lines)
