@@ -103,7 +103,7 @@ def system_vectors(
 ) -> TextVectors: # of the baseline: without a model
     "Encoder and S2DM of a system. Raises `MissingData` if the S2DM has not been trained yet, `DataError` if it belongs to another encoder."
     encoder = encoder or load_encoder(config.model)
-    return TextVectors(encoder, pretrained_s2dm(config, encoder, train=False), FeatureCache(encoder))
+    return TextVectors(encoder, pretrained_s2dm(config, encoder), FeatureCache(encoder))
 
 # %% ../nbs/06d_analysis.ipynb #e9e65024
 @dataclass(frozen=True, init=False)

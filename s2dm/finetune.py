@@ -26,7 +26,7 @@ from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
-from .pretrain import SYSTEMS, PretrainConfig, pretrain
+from .pretrain import SYSTEMS, checkpoint_for
 from .synthetic import Synthetic
 from .vectors import TextVectors
 
@@ -129,18 +129,15 @@ class FinetuneConfig(FitConfig, RunConfig):
 def pretrained_s2dm(
     config: FinetuneConfig, # which
     encoder: Encoder, # the one it must have been trained on
-    train: bool = True, # now, if it is not there
 ) -> S2DM | None: # None for the baseline
-    """The S2DM of a system; of the control `untrained`, with new weights. Raises `DataError` if it was trained on another encoder, `MissingData` if it is not there
-    and treebanks cannot be had or `train` is false."""
+    """The S2DM of a system; of the control `untrained`, with new weights. Raises `MissingData` if
+    it is not there yet, `DataError` if it was trained on another encoder."""
     if config.variant == "baseline": return None
-    wanted = PretrainConfig(model=config.model, variant=config.variant, edition=config.edition, seed=config.seed)
-    folder, state = Path(config.s2dm or wanted.folder("pretrain") / "checkpoint"), PartialState(cpu=not torch.cuda.is_available())
+    folder = Path(config.s2dm or checkpoint_for(config))
     if not config.s2dm and not (folder / "encoder.json").is_file():
-        if not train: raise MissingData(f"{folder} is not there: train the S2DM first, with nbs/03_pretrain.ipynb and the same model, variant, edition and seed, or name its folder as s2dm.")
-        if state.is_main_process: print(f"{folder} is not there: training the S2DM first")
-        pretrain(wanted, encoder)
-        state.wait_for_everyone() # the first process still writes
+        raise MissingData(
+            f"{folder} is not there: train the S2DM first, with nbs/03_pretrain.ipynb and the same "
+            "model, variant, edition and seed, or name its folder as s2dm.")
     s2dm = TextVectors.from_pretrained(folder, encoder).model
     if config.control != "untrained": return s2dm
     seed_everything(config.seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'PRESETS', 'SELECTION', 'NEW', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained',
-           'model_settings', 'pretrain', 'plot_curves', 'figures']
+           'model_settings', 'pretrain', 'checkpoint_for', 'pretrain_missing', 'plot_curves', 'figures']
 
 # %% ../nbs/03d_pretrain.ipynb #5d0c7a14
 import re
@@ -252,6 +252,30 @@ def _metrics(result, data) -> dict: # what the tables of the report read
     return dict(examples=len(data), steps=f.steps, best_step=f.best_step, seconds=f.seconds, encoder=result.vectors.encoder.record, cache=result.vectors.cache.counts,
                 last=f.history.iloc[-1].to_dict(), evaluations=f.evaluations.to_dict("records"), history=f.history.to_dict("list"),
                 **{name: table.to_dict("records") for name, table in result.tables.items()}, missing=result.missing)
+
+# %% ../nbs/03d_pretrain.ipynb #d1f752c3
+def checkpoint_for(
+    system: RunConfig, # model, variant, edition and seed of a reader
+) -> Path:
+    "Where the run `03_pretrain` leaves the S2DM of a system."
+    wanted = dict(model=system.model, variant=system.variant)
+    wanted |= dict(edition=system.edition, seed=system.seed)
+    return PretrainConfig(**wanted).folder("pretrain") / "checkpoint"
+
+
+def pretrain_missing(
+    system: RunConfig, # model, variant, edition and seed of a reader; `s2dm` may name a folder
+):
+    """Train the S2DM that a reader needs, unless it is there, the reader is the baseline, or it
+    names another folder. Raises what `pretrain` raises."""
+    if system.variant == "baseline" or getattr(system, "s2dm", ""): return
+    checkpoint = checkpoint_for(system)
+    if (checkpoint / "encoder.json").is_file(): return
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.is_main_process: print(f"{checkpoint} is not there: training the S2DM first")
+    wanted = dict(model=system.model, variant=system.variant)
+    pretrain(PretrainConfig(**wanted, edition=system.edition, seed=system.seed))
+    state.wait_for_everyone() # the first process still writes
 
 # %% ../nbs/03d_pretrain.ipynb #842417aa
 def plot_curves(

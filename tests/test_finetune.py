@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 from test_features import wordpiece
 from transformers import BertConfig, BertModel
 
-import s2dm.finetune
+import s2dm.pretrain
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
+from s2dm.features import TrainingBatches
 from s2dm.finetune import PRESETS, FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm
 from s2dm.model import ABLATIONS, S2DM, S2DMConfig
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
-from s2dm.pretrain import PretrainConfig
+from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain_missing
 
 PEOPLE, THINGS = ["ada", "grace", "alan", "emmy"], ["bridge", "boat", "song", "tower", "cake"]
 
@@ -102,7 +103,7 @@ def test_training_answers_questions(parts):
 
 def test_systems_start_from_the_same_encoder_and_see_the_same_batches(parts):
     "Baseline and S2DM differ in their heads alone; the order of the questions depends on the seed alone."
-    plans = [s2dm.finetune.TrainingBatches(new_reader(c).windows(load_questions(c.data)), c.batch, c.seed).plan(0) for c in (config(parts), config(parts, variant="baseline"), config(parts, seed=1))]
+    plans = [TrainingBatches(new_reader(c).windows(load_questions(c.data)), c.batch, c.seed).plan(0) for c in (config(parts), config(parts, variant="baseline"), config(parts, seed=1))]
     assert plans[0] == plans[1] != plans[2]
 
 
@@ -179,33 +180,55 @@ def test_another_s2dm_or_encoder_under_the_same_name_is_refused(parts, tmp_path)
 
 # The S2DM that a reader needs
 
-def test_an_s2dm_that_is_missing_is_trained_first(parts, monkeypatch, capsys):
-    "By the run's own function, on the encoder that is there already, with the reader's model, variant, edition and seed; one whose saving was interrupted counts as missing."
-    encoder, asked = load_encoder(str(parts / "encoder"), "cpu"), []
-
-    def pretrain(config, encoder):
-        asked.append(config)
-        return save_s2dm(config.folder("pretrain") / "checkpoint", encoder, variant=config.variant, edition=config.edition)
-
-    monkeypatch.setattr(s2dm.finetune, "pretrain", pretrain)
+def test_an_s2dm_that_is_missing_is_asked_for(parts):
+    "With the reader's model, variant, edition and seed; half a folder counts as missing."
+    encoder = load_encoder(str(parts / "encoder"), "cpu")
     c = config(parts, s2dm="", variant="s2dm_pos", edition="refined", seed=3)
-    first = pretrained_s2dm(c, encoder)
-    assert [(a.model, a.variant, a.edition, a.seed) for a in asked] == [(c.model, "s2dm_pos", "refined", 3)] and "training the S2DM first" in capsys.readouterr().out
-    assert torch.equal(pretrained_s2dm(c, encoder).posteriors.mu_y[0].weight, first.posteriors.mu_y[0].weight) and len(asked) == 1
-    (asked[0].folder("pretrain") / "checkpoint/encoder.json").unlink()
-    pretrained_s2dm(c, encoder)
-    assert len(asked) == 2 and pretrained_s2dm(config(parts, variant="baseline"), encoder) is None
-    with pytest.raises(MissingData, match="encoder.json is not there"): pretrained_s2dm(config(parts, s2dm=str(parts / "encoder")), encoder)
+    wanted = "s2dm_pos-refined/seed3/checkpoint is not there: train the S2DM first, with nbs/03"
+    with pytest.raises(MissingData, match=wanted): finetune(c)
+    save_s2dm(checkpoint_for(c), encoder, variant=c.variant, edition=c.edition)
+    assert pretrained_s2dm(c, encoder).config.variant == "s2dm_pos"
+    (checkpoint_for(c) / "encoder.json").unlink()
+    with pytest.raises(MissingData, match=wanted): pretrained_s2dm(c, encoder)
+    assert pretrained_s2dm(config(parts, variant="baseline"), encoder) is None
+    with pytest.raises(MissingData, match="encoder.json is not there"):
+        pretrained_s2dm(config(parts, s2dm=str(parts / "encoder")), encoder)
 
 
-def test_one_call_from_an_encoder_to_a_reader(real, parts, monkeypatch):
+def test_the_s2dm_is_trained_by_the_runs_own_function_where_it_is_missing(
+        parts, monkeypatch, capsys):
+    encoder = load_encoder(str(parts / "encoder"), "cpu")
+    asked = []
+
+    def pretrain(config):
+        asked.append(config)
+        given = dict(variant=config.variant, edition=config.edition)
+        save_s2dm(config.folder("pretrain") / "checkpoint", encoder, **given)
+
+    monkeypatch.setattr(s2dm.pretrain, "pretrain", pretrain)
+    c = config(parts, s2dm="", variant="s2dm_sp", edition="refined", seed=4)
+    for _ in range(2): pretrain_missing(c)
+    pretrain_missing(config(parts, variant="baseline"))
+    pretrain_missing(config(parts, s2dm="elsewhere"))
+    found = [(a.model, a.variant, a.edition, a.seed) for a in asked]
+    assert found == [(c.model, "s2dm_sp", "refined", 4)]
+    assert capsys.readouterr().out.count("training the S2DM first") == 1
+
+
+def test_from_an_encoder_to_a_reader(real, parts, monkeypatch):
     "Pre-training in earnest, if for five steps only."
-    small = dict(collections="partut-it", max_steps=5, batch_pairs=4, overrides="latent_width=8,mlp_width=8,decoder_width=8", selection="none")
-    monkeypatch.setattr(s2dm.finetune, "PretrainConfig", partial(PretrainConfig, **small))
+    small = dict(
+        collections="partut-it", max_steps=5, batch_pairs=4, selection="none",
+        overrides="latent_width=8,mlp_width=8,decoder_width=8")
+    monkeypatch.setattr(s2dm.pretrain, "PretrainConfig", partial(PretrainConfig, **small))
     monkeypatch.setattr("s2dm.pretrain.TESTS", ()) # what is measured after it
-    done = finetune(config(parts, s2dm="", variant="vgvae_crl", max_steps=5))
-    assert done.fit.steps == 5 and done.reader.s2dm_config.latent_width == 8 and done.reader.s2dm_config.losses == ABLATIONS["vgvae_crl"]
-    assert done.folder.parts[-2:] == ("vgvae_crl-refined", "seed0") and done.reader.answer("Who?", "ada made it.")
+    c = config(parts, s2dm="", variant="vgvae_crl", max_steps=5)
+    pretrain_missing(c)
+    done = finetune(c)
+    assert done.fit.steps == 5 and done.reader.s2dm_config.latent_width == 8
+    assert done.reader.s2dm_config.losses == ABLATIONS["vgvae_crl"]
+    assert done.folder.parts[-2:] == ("vgvae_crl-refined", "seed0")
+    assert done.reader.answer("Who?", "ada made it.")
 
 
 # Settings
