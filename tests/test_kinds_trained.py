@@ -15,6 +15,7 @@ from test_kinds import (KINDS, bytelevel, config, gemma, mbart_pieces, save_cani
 from test_siamese import toy_sentences
 
 import s2dm.evaluation
+import s2dm.finetune
 import s2dm.siamese
 from s2dm.core import DataError, ParameterError, seed_everything
 from s2dm.encoder import load_encoder
@@ -196,6 +197,14 @@ def test_layers_are_frozen_or_the_kind_is_refused(kind, found):
     else:
         assert says.startswith(f"freeze_layers is not possible with {KINDS[kind][2]}: ")
         assert REFUSES_LAYERS[kind] in says
+
+
+@pytest.mark.parametrize("kind", ["T5", "DeBERTa-v2 with a convolution"])
+def test_layers_are_refused_before_an_s2dm_is_trained(kind, tmp_path, questions, monkeypatch):
+    monkeypatch.setattr(s2dm.finetune, "pretrain", lambda *given: pytest.fail("trained"))
+    settings = finetuning(save_kind(kind, tmp_path / "encoder"), questions, freeze_layers=1)
+    with pytest.raises(ParameterError, match="^freeze_layers is not possible"): finetune(settings)
+    assert not settings.folder("finetune").exists()
 
 
 @pytest.mark.parametrize("kind", ["ELECTRA", "RemBERT", "XLM", "T5", "mBART"])
