@@ -21,7 +21,9 @@ from .core import MissingData, ParameterError, RunConfig, RunRecord, check_choic
 from .encoder import Encoder, load_encoder
 from .features import TrainingBatches, recovery
 from .fit import Fit, FitConfig, fit
-from .layers import TextStates, add_lora, dropout_of, freeze, merge_lora, set_dropout
+from s2dm.layers import (
+    TextStates, add_lora, dropout_of, freeze, merge_lora, set_dropout, split_layers,
+)
 from .metrics import score
 from .model import S2DM
 from .reader import HEADS, ReaderConfig, S2DMReader
@@ -154,6 +156,8 @@ def new_reader(
     "Encoder, S2DM and a new span head, as `config` wants them. Raises what `load_encoder` and `pretrained_s2dm` raise."
     seed_everything(config.seed) # weights that an encoder's files lack, such as a pooler that nobody reads
     encoder = load_encoder(config.model, PartialState(cpu=not torch.cuda.is_available()).device)
+    # a kind that cannot be frozen is refused before an S2DM is trained
+    if config.freeze_layers: split_layers(encoder.model, config.freeze_layers)
     s2dm = pretrained_s2dm(config, encoder)
     seed_everything(config.seed) # the head, which starts alike in all systems
     sizes = {k: getattr(config, k) for k in ("head", "max_length", "stride", "query")}

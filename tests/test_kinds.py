@@ -3,6 +3,8 @@ import json
 import shutil
 import unicodedata
 import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 import s2dm.encoder
 from s2dm.core import DataError, ParameterError
 from s2dm.encoder import FeatureCache, load_encoder, offset_recovery
+from s2dm.layers import dropout_of, set_dropout, split_layers
 
 SENTENCES = [["Zürich", "liegt", "am", "See"], ["Wo"], ["中国人民", "银行"], ["हिन्दी", "में"]]
 SMALL = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
@@ -84,12 +87,24 @@ def xlnet(cls, tokenizer):
     return cls(vocab_size=len(tokenizer), d_model=16, n_layer=2, n_head=2, d_inner=32)
 
 
+def xlm_config(cls, tokenizer):
+    return cls(vocab_size=len(tokenizer), emb_dim=16, n_layers=2, n_heads=2,
+               max_position_embeddings=64)
+
+
+def xlm_pieces():
+    with TemporaryDirectory() as folder: return xlm(Path(folder))
+
+
 def xlnet_pieces(): return unigram("<sep>", "<cls>", after=" <sep> <cls>")
 def mbart_pieces(): return unigram("en_XX", after=" </s> en_XX")
 
 
 # name -> tokenizer, model, class that is loaded
 KINDS = {
+    "BERT": (wordpiece, model("Bert"), "BertModel"),
+    "XLM": (xlm_pieces, model("XLM", xlm_config), "XLMModel"),
+    "XLM-R": (sentencepiece, model("XLMRoberta"), "XLMRobertaModel"),
     "ELECTRA": (wordpiece, model("Electra", embedding_size=8), "ElectraModel"),
     "ALBERT": (sentencepiece, model("Albert", embedding_size=8), "AlbertModel"),
     "RemBERT": (sentencepiece, model("RemBert", input_embedding_size=8, output_embedding_size=8),
@@ -102,9 +117,23 @@ KINDS = {
     "T5": (unigram, model("T5", t5), "T5EncoderModel"),
     "mT5": (unigram, model("MT5", t5), "MT5EncoderModel"),
     "mBART": (mbart_pieces, model("MBart", mbart), "MBartEncoder"),
+    "DeBERTa-v2": (sentencepiece, model("DebertaV2", relative_attention=True, position_buckets=8,
+                                        pos_att_type=["p2c", "c2p"]), "DebertaV2Model"),
+    "DeBERTa-v2 with a convolution": (sentencepiece, model("DebertaV2", conv_kernel_size=3),
+                                      "DebertaV2Model"),
     "byte-level BPE": (bytelevel, model("Roberta"), "RobertaModel"),
     "Gemma's tokenizer": (gemma, model("Bert"), "BertModel"),
 }
+
+
+def save_kind(kind, folder):
+    "An encoder of this kind with its tokenizer, in a folder."
+    make_tokenizer, make_model, _ = KINDS[kind]
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    make_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +142,9 @@ def saved(tmp_path_factory):
     folders = {}
 
     def get(kind):
-        if kind not in folders:
-            folders[kind] = tmp_path_factory.mktemp("kind")
-            make_tokenizer, make_model, _ = KINDS[kind]
-            tokenizer = make_tokenizer()
-            torch.manual_seed(0)
-            make_model(tokenizer).save_pretrained(folders[kind])
-            tokenizer.save_pretrained(folders[kind])
+        if kind not in folders: folders[kind] = save_kind(kind, tmp_path_factory.mktemp("kind"))
         return folders[kind]
     return get
-
-
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,14 +187,54 @@ def test_the_encoder_of_an_encoder_decoder_is_loaded_alone(kind, saved, tmp_path
         assert torch.equal(weight, weights[name]), name
 
 
-def test_a_model_of_characters_is_refused(tmp_path):
+def save_canine(folder):
     settings = T.CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                               intermediate_size=32, num_hash_buckets=8, max_position_embeddings=64,
                               local_transformer_stride=8)
-    T.CanineModel(settings).save_pretrained(tmp_path)
-    T.CanineTokenizer().save_pretrained(tmp_path)
+    T.CanineModel(settings).save_pretrained(folder)
+    T.CanineTokenizer().save_pretrained(folder)
+
+
+def test_a_model_of_characters_is_refused(tmp_path):
+    save_canine(tmp_path)
     says = "a canine model, which reads characters; expected an encoder with a table of subwords"
     with pytest.raises(ParameterError, match=says): load_encoder(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_of_a_kind_is_known_and_can_be_turned_off(kind, saved):
+    "XLM and mBART keep it in attributes of their layers, others in modules."
+    model = load_encoder(str(saved(kind)), "cpu").model
+    ids = torch.arange(5, 15)[None]
+    mask = torch.ones_like(ids)
+    def states(): return model(input_ids=ids, attention_mask=mask).last_hidden_state
+    still = states()
+    model.train()
+    assert (dropout_of(model) > 0) == (not torch.equal(states(), states()))
+    set_dropout(model, 0.)
+    assert dropout_of(model) == 0
+    torch.testing.assert_close(states(), still, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_halves_of_an_encoder_say_what_the_whole_says(kind, saved):
+    "Padding included; kinds for which they would not are refused."
+    model = load_encoder(str(saved(kind)), "cpu").model
+    ids = torch.arange(5, 15).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    names = {name for name, _ in model.named_modules()}
+    possible = {"embeddings", "encoder.layer"} <= names and "convolution" not in kind
+    if not possible:
+        with pytest.raises(ParameterError, match=r"freeze_layers is not possible with \w+: "):
+            split_layers(model, 1)
+        return
+    lower, upper = split_layers(model, 1)
+    with torch.no_grad():
+        states = lower(input_ids=ids, attention_mask=mask).last_hidden_state
+        again = upper(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        whole = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(again[mask > 0], whole[mask > 0])
 
 
 # Tokenizers
