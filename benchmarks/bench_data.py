@@ -1,6 +1,8 @@
-"""Time to read all treebanks, against the conllu library alone on the same files in the same run; from the cache; and tree distances against networkx.
+"""Time to read all treebanks, against the conllu library alone on the same files in the same run;
+from the cache; and tree distances against networkx.
 
-Targets (2 cores): the first reading under 60 s, from the cache under 2 s. The library's share is what a reader by conllu cannot avoid.
+Targets (2 cores): the first reading under 60 s, from the cache under 2 s. The library's share is
+what a reader by conllu cannot avoid.
 Usage: S2DM_MIRROR=... python benchmarks/bench_data.py [--rounds 3]
 """
 import argparse
@@ -30,11 +32,13 @@ def bare(files):
 
 
 def networkx_distances(heads):
-    dict(nx.all_pairs_shortest_path_length(nx.Graph([(i, h - 1) for i, h in enumerate(heads) if h])))
+    dict(
+        nx.all_pairs_shortest_path_length(nx.Graph([(i, h - 1) for i, h in enumerate(heads) if h])))
 
 
 def main():
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--rounds", type=int, default=3)
     rounds = ask.parse_args().rounds
     warnings.simplefilter("ignore", UserWarning)  # stand-ins
@@ -50,10 +54,17 @@ def main():
     print(f"{len(files)} files, {size:.0f} MB, median of {rounds} rounds")
     for (name, mine), target in zip(times.items(), (None, 60, 2)):
         ratio = statistics.median(a / b for a, b in zip(mine, times["conllu alone"]))
-        verdict = "" if target is None else f"   target {target} s: {'met' if statistics.median(mine) < target else 'MISSED'}"
+        verdict = (""
+                   if target is None
+                   else f"   target {target} s: "
+                       f"{'met' if statistics.median(mine) < target else 'MISSED'}")
         print(f"{name:16}{statistics.median(mine):8.2f} s{ratio:8.2f} x conllu alone{verdict}")
-    slow, fast = (statistics.median(seconds(lambda f=f: [f(h) for h in heads]) for _ in range(rounds)) for f in (networkx_distances, tree_distances))
-    print(f"distances of {len(heads)} trees: networkx {slow:.2f} s, tree_distances {fast:.3f} s, {slow / fast:.1f} times as fast")
+    slow, fast = (
+        statistics.median(seconds(lambda f=f: [f(h) for h in heads]) for _ in range(rounds))
+        for f in (networkx_distances, tree_distances))
+    print(
+        f"distances of {len(heads)} trees: networkx {slow:.2f} s, tree_distances {fast:.3f} s, "
+        f"{slow / fast:.1f} times as fast")
 
 
 if __name__ == "__main__":

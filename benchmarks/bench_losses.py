@@ -1,11 +1,16 @@
-"""What the bag-of-words loss (RL and CRL) costs: time against its bare matrix products, memory beyond weights and gradients.
+"""What the bag-of-words loss (RL and CRL) costs: time against its bare matrix products, memory
+beyond weights and gradients.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_losses.py [rounds]
 
-Time. Reference and candidates take turns in one process; each ratio is the median of the ratios within a round, so that a slow moment of the machine hits both.
-The reference is what no implementation can avoid: logits = h W', dh = dlogits W, dW = dlogits' h, written as three lines of torch. The same with results
-written into memory that was allocated before ("preallocated") is shown besides: a training step cannot have that, since it has to hand out a new gradient of W.
-Memory. Each candidate runs once in a process of its own; its peak resident memory is compared with that before the call.
+Time. Reference and candidates take turns in one process; each ratio is the median of the ratios
+within a round, so that a slow moment of the machine hits both.
+The reference is what no implementation can avoid: logits = h W', dh = dlogits W, dW = dlogits' h,
+written as three lines of torch. The same with results written into memory that was allocated before
+("preallocated") is shown besides: a training step cannot have that, since it has to hand out a new
+gradient of W.
+Memory. Each candidate runs once in a process of its own; its peak resident memory is compared with
+that before the call.
 """
 import os
 import statistics
@@ -27,12 +32,14 @@ def problem(B, V):
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, WIDTH, generator=g).mul_(.05).requires_grad_() for n in (B, V))
     mask = torch.arange(SUBWORDS) < torch.randint(1, SUBWORDS + 1, (B, 1), generator=g)
-    return hidden, weight, torch.zeros(V, requires_grad=True), torch.randint(V, (B, SUBWORDS), generator=g), mask
+    return hidden, weight, torch.zeros(V, requires_grad=True), torch.randint(
+        V, (B, SUBWORDS), generator=g), mask
 
 
 def dense(hidden, weight, bias, ids, mask):
     "The usual way: targets and log-softmax of the size [B,V]."
-    targets = torch.zeros(len(ids), len(weight)).scatter_add_(1, ids, mask / mask.sum(1, keepdim=True))
+    targets = torch.zeros(len(ids), len(weight)).scatter_add_(
+        1, ids, mask / mask.sum(1, keepdim=True))
     return -(F.log_softmax(F.linear(hidden, weight, bias), 1) * targets).sum(1)
 
 
@@ -59,8 +66,12 @@ def times(rounds, B=120, V=119_547):
         torch.mm(logits, W, out=dh)
         torch.mm(logits.T, h, out=dW)
 
-    runs = {"three bare products": bare, "three bare products, preallocated": preallocated, "bag_of_words_loss": lambda: step(bag_of_words_loss, args),
-            "bag_of_words_loss, keep=False": lambda: step(recomputed, args), "dense targets": lambda: step(dense, args)}
+    runs = {
+        "three bare products": bare,
+        "three bare products, preallocated": preallocated,
+        "bag_of_words_loss": lambda: step(bag_of_words_loss, args),
+        "bag_of_words_loss, keep=False": lambda: step(recomputed, args),
+        "dense targets": lambda: step(dense, args)}
     seconds = {name: [] for name in runs}
     for timed in [False] + [True] * rounds:
         for name, run in runs.items():
@@ -68,24 +79,35 @@ def times(rounds, B=120, V=119_547):
             run()
             if timed:
                 seconds[name].append(time.perf_counter() - start)
-    print(f"forward + backward, B={B}, width {WIDTH}, V={V:,}, float32, {torch.get_num_threads()} threads, median of {rounds} rounds")
+    print(
+        f"forward + backward, B={B}, width {WIDTH}, V={V:,}, float32, {torch.get_num_threads()} "
+        f"threads, median of {rounds} rounds")
     print(f"{'':36}{'ms':>8}{'ratio to bare':>16}{'to preallocated':>18}")
     for name, mine in seconds.items():
-        ratio = [statistics.median(a / b for a, b in zip(mine, seconds[other], strict=True)) for other in list(runs)[:2]]
-        print(f"{name:36}{1e3 * statistics.median(mine):8.0f}{ratio[0]:16.2f}{ratio[1]:18.2f}{'   target 1.30 to bare' if name == 'bag_of_words_loss' else ''}")
+        ratio = [
+            statistics.median(a / b for a, b in zip(mine, seconds[other], strict=True))
+            for other in list(runs)[:2]]
+        target = "   target 1.30 to bare" if name == "bag_of_words_loss" else ""
+        took = 1e3 * statistics.median(mine)
+        print(f"{name:36}{took:8.0f}{ratio[0]:16.2f}{ratio[1]:18.2f}{target}")
 
 
-LOSSES = {"bag_of_words_loss, keep=False": recomputed, "bag_of_words_loss": bag_of_words_loss, "dense targets": dense}
+LOSSES = {
+    "bag_of_words_loss, keep=False": recomputed,
+    "bag_of_words_loss": bag_of_words_loss,
+    "dense targets": dense}
 
 
 def resident(what):
-    "Bytes of this process now (VmRSS) or at most so far (VmHWM). Linux only; getrusage would count the parent's peak as ours."
+    """Bytes of this process now (VmRSS) or at most so far (VmHWM). Linux only; getrusage would
+    count the parent's peak as ours."""
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(what))
 
 
 def peak(name, B, V):
-    "Peak resident bytes during one step, beyond what was there before it and the gradients it returns."
+    """Peak resident bytes during one step, beyond what was there before it and the gradients it
+    returns."""
     args = problem(B, V)
     step(LOSSES[name], problem(2, 1000))  # libraries make their own buffers at first use
     before = resident("VmRSS")
@@ -94,10 +116,16 @@ def peak(name, B, V):
 
 
 def memory(B=512, V=200_095):
-    print(f"\npeak memory of forward + backward beyond weights and gradients, B={B}, width {WIDTH}, V={V:,}; a [B,V] matrix has {4 * B * V / MIB:.0f} MiB")
+    print(
+        f"\npeak memory of forward + backward beyond weights and gradients, B={B}, width {WIDTH}, "
+        f"V={V:,}; a [B,V] matrix has {4 * B * V / MIB:.0f} MiB")
     for name in LOSSES:
-        out = subprocess.run([sys.executable, __file__, "--peak", name, str(B), str(V)], capture_output=True, text=True, check=True)
-        print(f"{name:36}{int(out.stdout) / MIB:8.0f} MiB{'   target 1024 MiB' if name != 'dense targets' else ''}")
+        out = subprocess.run(
+            [sys.executable, __file__, "--peak", name, str(B), str(V)], capture_output=True,
+            text=True, check=True)
+        print(
+            f"{name:36}{int(out.stdout) / MIB:8.0f} "
+            f"MiB{'   target 1024 MiB' if name != 'dense targets' else ''}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Time of a vMF sample, forward and backward, against the bare normal random numbers it is made of.
 
-Targets (m=200, 16384 locations, 2 threads): forward at most 2.0 and forward + backward at most 5 times torch.randn(16384, 200) in the same run.
-The reference and the candidates are timed in turn, round after round, and the ratio is taken within each round: a busy machine slows both.
-Usage: OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_vmf.py [--rounds 31] [--m 200] [--n 16384] [--threads 2]
+Targets (m=200, 16384 locations, 2 threads): forward at most 2.0 and forward + backward at most 5
+times torch.randn(16384, 200) in the same run.
+The reference and the candidates are timed in turn, round after round, and the ratio is taken within
+each round: a busy machine slows both.
+Usage: OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_vmf.py [--rounds 31] [--m 200] [--n 16384]
+[--threads 2]
 """
 import argparse
 import statistics
@@ -48,7 +51,8 @@ def candidates(m, n):
 
 
 def main():
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rounds", 31), ("m", 200), ("n", 16384), ("threads", 2)):
         ask.add_argument(f"--{name}", type=int, default=default)
     args = ask.parse_args()
@@ -61,11 +65,17 @@ def main():
     for _ in range(args.rounds):
         for name, (f, _) in jobs.items():
             times[name].append(seconds(f))
-    print(f"m={args.m}, {args.n} locations, {args.threads} threads, torch {torch.__version__}, median of {args.rounds} rounds")
+    print(
+        f"m={args.m}, {args.n} locations, {args.threads} threads, torch {torch.__version__}, "
+        f"median of {args.rounds} rounds")
     for name, (_, target) in jobs.items():
-        ratio = statistics.median(t / r for t, r in zip(times[name], times["torch.randn"], strict=True))
-        verdict = "" if target is None else f"target {target}: {'met' if ratio <= target else 'MISSED'}"
-        print(f"{name:36s} {statistics.median(times[name]) * 1e3:8.2f} ms   {ratio:5.2f} x randn   {verdict}")
+        ratio = statistics.median(
+            t / r for t, r in zip(times[name], times["torch.randn"], strict=True))
+        verdict = (
+            "" if target is None else f"target {target}: {'met' if ratio <= target else 'MISSED'}")
+        print(
+            f"{name:36s} {statistics.median(times[name]) * 1e3:8.2f} ms   {ratio:5.2f} x randn   "
+            f"{verdict}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""What settings of an edition do: writes figures/small/editions_{levels,concentration}.{csv,md,tex}.
+"""What settings of an edition do: writes
+figures/small/editions_{levels,concentration}.{csv,md,tex}.
 
     python benchmarks/editions.py [concentration] [levels]
 
-The encoder `small` and its generated text, one pass over the training pairs per row. Everything is measured on held-out (dev) text:
+The encoder `small` and its generated text, one pass over the training pairs per row. Everything is
+measured on held-out (dev) text:
 
-- y, z: Pearson's correlation of the cosine of y (of z) with the scores of generated pairs, in percent. That of y selects models.
-- retrieval: sentences whose translation has the most similar y among all dev sentences of its language, in percent.
-- WPL, POS, depth, distance: what the loss costs more if its network gets zeros instead of z, per word (pair of words) of a sentence; nats, or edges of the tree.
+- y, z: Pearson's correlation of the cosine of y (of z) with the scores of generated pairs, in
+  percent. That of y selects models.
+- retrieval: sentences whose translation has the most similar y among all dev sentences of its
+  language, in percent.
+- WPL, POS, depth, distance: what the loss costs more if its network gets zeros instead of z, per
+  word (pair of words) of a sentence; nats, or edges of the tree.
 - kappa: the concentration of y at the subwords, least, mean and greatest.
 
 A row that the csv has is not measured again.
@@ -38,7 +43,8 @@ VARIANTS = ("s2dm_sp", "s2dm_pos")
 
 
 def trained(config: PretrainConfig, folder: str) -> tuple[TextVectors, PairData, dict]:
-    "A model trained as the run 03_pretrain does it, held-out pairs, and the correlations that select it."
+    """A model trained as the run 03_pretrain does it, held-out pairs, and the correlations that
+    select it."""
     encoder = load_encoder(config.model, "cpu")
     cache = FeatureCache(encoder, config.cache_precision)
     wanted = model_settings(config, encoder)
@@ -48,8 +54,12 @@ def trained(config: PretrainConfig, folder: str) -> tuple[TextVectors, PairData,
     siamese = Siamese(S2DM(wanted))
     vectors = TextVectors(encoder, siamese.model, cache)
     dev = selection_data(config)
-    def evaluate(): return {kind: pearson for kind, (pearson, _) in sts_correlations(vectors, dev, ("y", "z")).items()}
-    found = fit(siamese, data, config, folder, weights=wanted.weights, evaluate=evaluate, metric="y")
+    def evaluate():
+        return {
+            kind: pearson
+            for kind, (pearson, _) in sts_correlations(vectors, dev, ("y", "z")).items()}
+    found = fit(
+        siamese, data, config, folder, weights=wanted.weights, evaluate=evaluate, metric="y")
     held_out = PairData(Synthetic().pairs("dev"), cache, wanted.losses, 50, embeddings=embeddings)
     best = found.evaluations.loc[found.evaluations["step"] == found.best_step].iloc[-1]
     return vectors, held_out, dict(steps=found.steps, y=100 * best["y"], z=100 * best["z"])
@@ -81,13 +91,18 @@ def concentration(model: S2DM, pairs: PairData) -> dict[str, float]:
         batch = pairs.load(positions)
         values.append(model.posteriors(batch["h"], batch["mask"]).kappa[batch["mask"]])
     kappa = torch.cat(values)
-    return dict(kappa_least=kappa.min().item(), kappa_mean=kappa.mean().item(), kappa_greatest=kappa.max().item())
+    return dict(
+        kappa_least=kappa.min().item(), kappa_mean=kappa.mean().item(),
+        kappa_greatest=kappa.max().item())
 
 
 def retrieval(vectors: TextVectors) -> float:
-    "Percent of dev sentences whose translation into or from the source is the nearest of its language."
+    """Percent of dev sentences whose translation into or from the source is the nearest of its
+    language."""
     corpus = Synthetic()
-    def directions(lang): return F.normalize(torch.as_tensor(vectors.semantic(corpus.sentences("dev", [lang])["forms"][:])), dim=-1)
+    def directions(lang):
+        return F.normalize(
+            torch.as_tensor(vectors.semantic(corpus.sentences("dev", [lang])["forms"][:])), dim=-1)
     source, right = directions(corpus.source), []
     for lang in corpus.targets:
         similarity = source @ directions(lang).T
@@ -99,11 +114,13 @@ def retrieval(vectors: TextVectors) -> float:
 def measured(edition: str, variant: str, seed: int, **overrides) -> dict[str, float]:
     "All measures of one trained model."
     settings = [f"{name}={value}" for name, value in overrides.items()]
-    config = PretrainConfig(model="small", edition=edition, variant=variant, seed=seed, overrides=settings)
+    config = PretrainConfig(
+        model="small", edition=edition, variant=variant, seed=seed, overrides=settings)
     with TemporaryDirectory() as folder:
         vectors, pairs, found = trained(config, folder)
         model = vectors.model.eval()
-        return found | dict(retrieval=retrieval(vectors)) | cost_of_zero(model, pairs) | concentration(model, pairs)
+        return (found | dict(retrieval=retrieval(vectors)) | cost_of_zero(model, pairs)
+                | concentration(model, pairs))
 
 
 def table(name: str, jobs: list[dict], measures: tuple[str, ...]) -> pd.DataFrame:
@@ -111,7 +128,9 @@ def table(name: str, jobs: list[dict], measures: tuple[str, ...]) -> pd.DataFram
     folder = project_root() / "figures" / "small"
     file = folder / f"{name}.csv"
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
-    def row_of(job): return next((row for row in rows if all(row[key] == value for key, value in job.items())), None)
+    def row_of(job):
+        return next(
+            (row for row in rows if all(row[key] == value for key, value in job.items())), None)
     def write():
         ordered = [row for row in map(row_of, jobs) if row]
         found = pd.DataFrame(ordered + [row for row in rows if row not in ordered])
@@ -128,7 +147,10 @@ def table(name: str, jobs: list[dict], measures: tuple[str, ...]) -> pd.DataFram
 
 def concentration_jobs(settings: list[tuple], seeds: tuple[int, ...]) -> list[dict]:
     "A job for each pair of kappa_min and weight_KL_y, and each seed."
-    return [dict(edition="refined", variant="s2dm_sp", kappa_min=k, weight_KL_y=w, seed=s) for k, w in settings for s in seeds]
+    return [
+        dict(edition="refined", variant="s2dm_sp", kappa_min=k, weight_KL_y=w, seed=s)
+        for k, w in settings
+        for s in seeds]
 
 
 def main():
@@ -143,7 +165,8 @@ def main():
         found = found[(found["weight_KL_y"] == 0.01) & (found["seed"] < 2)]
         best = int(found.groupby("kappa_min")["y"].mean().idxmax())
         jobs += concentration_jobs([(best, w) for w in WEIGHTS], (0, 1))
-        jobs += concentration_jobs([(0, w) for w in WEIGHTS if w < 0.01], (0, 1)) # the same without a bound
+        # the same without a bound
+        jobs += concentration_jobs([(0, w) for w in WEIGHTS if w < 0.01], (0, 1))
         jobs += concentration_jobs(CLOSE, (2, 3))
         table("editions_concentration", jobs, measures)
     if "levels" in tables:
@@ -151,7 +174,10 @@ def main():
         systems = [(edition, variant) for edition in seeds for variant in VARIANTS]
         jobs = []
         for edition, variant in systems:
-            jobs += [dict(edition=edition, variant=variant, e_level=level, seed=s) for level in LEVELS for s in seeds[edition]]
+            jobs += [
+                dict(edition=edition, variant=variant, e_level=level, seed=s)
+                for level in LEVELS
+                for s in seeds[edition]]
         table("editions_levels", jobs, ("y", "z", "retrieval", "WPL", "POS", "depth", "distance"))
 
 

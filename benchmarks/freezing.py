@@ -1,11 +1,13 @@
-"""What may stay as it is in fine-tuning: e5's embeddings, its lower layers, its matrices; and dropout.
+"""What may stay as it is in fine-tuning: all of e5, its embeddings, or its lower layers too; and
+what dropout costs.
 
     python benchmarks/freezing.py --steps 600 --out figures/e5/freezing.csv
 
-Each arm trains a baseline on the same English questions, in the same order, for the same number of steps, and is scored on
-English development questions (SQuADShifts reddit). No other language is read. One line is written for each arm; an arm that
-has its line is not run again, so the script goes on where it was stopped. `seconds_per_step` is measured on twenty batches
-with kept states of the frozen layers, before the training; the median counts."""
+Each arm trains a baseline on the same English questions, in the same order, for the same number of
+steps, and is scored on English development questions (SQuADShifts reddit). No other language is
+read. One line is written for each arm; an arm that has its line is not run again, so the script
+goes on where it was stopped. `seconds_per_step` is measured on twenty batches with kept states of
+the frozen layers, before the training; the median counts."""
 import argparse
 import statistics
 import time
@@ -33,8 +35,11 @@ ARMS = {
 
 def seconds_per_step(reader, data, batches=20):
     "Median time of a step on batches of the first epoch."
-    optimizer = torch.optim.AdamW([p for p in reader.parameters() if p.requires_grad], lr=0., fused=True)
-    half = torch.autocast("cpu", torch.bfloat16) if "bfloat16" in device_name() else torch.autocast("cpu", enabled=False)
+    optimizer = torch.optim.AdamW(
+        [p for p in reader.parameters() if p.requires_grad], lr=0., fused=True)
+    half = (torch.autocast("cpu", torch.bfloat16)
+            if "bfloat16" in device_name()
+            else torch.autocast("cpu", enabled=False))
     taken = []
     for positions in data.plan(0)[:batches]:
         batch = data.load(positions)
@@ -60,13 +65,18 @@ def run(name, settings, steps, folder):
     data = TrainingBatches(windows, config.batch, config.seed)
     seconds = seconds_per_step(reader, data)
     reader.lower_layers = 0 # a short run does not pay for keeping the states of all texts
-    found = fit(reader, data, config, folder / name.replace(" ", "_"), weights=dict(start=.5, end=.5), scales={"head.": config.head_scale})
+    found = fit(
+        reader, data, config, folder / name.replace(" ", "_"), weights=dict(start=.5, end=.5),
+        scales={"head.": config.head_scale})
     dev = evenly(load_questions(config.dev), config.dev_sample)
     answers = reader.read(reader.windows(dev))
-    scores = score({id: a[0].text if a else "" for id, a in zip(dev["id"][:], answers, strict=True)}, dev)
+    scores = score(
+        {id: a[0].text if a else "" for id, a in zip(dev["id"][:], answers, strict=True)}, dev)
     learned = sum(p.numel() for p in reader.parameters() if p.requires_grad)
-    return dict(arm=name, steps=found.steps, questions=len(dev), em=scores.em.mean(), f1=scores.f1.mean(), seconds_per_step=seconds,
-                learned_mb=4 * learned / 1e6, threads=torch.get_num_threads(), device=device_name())
+    return dict(
+        arm=name, steps=found.steps, questions=len(dev), em=scores.em.mean(), f1=scores.f1.mean(),
+        seconds_per_step=seconds, learned_mb=4 * learned / 1e6, threads=torch.get_num_threads(),
+        device=device_name())
 
 
 def main():

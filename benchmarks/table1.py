@@ -91,17 +91,16 @@ def page(table):
     rules.append("- **any**, if it is one by at least one of these rules.")
     parts = [
         "**Table 1.** Gold answers that are syntactic constituents in the trees of Stanford "
-        f"CoreNLP {VERSION}, percent, with 95 % intervals over questions, by each rule that is sensible. The "
+        f"CoreNLP {VERSION}, percent, with 95 % intervals over questions, by each rule that is "
+        "sensible. The "
         "paper does not give its rule.",
-        shares_page(table),
-        rules[0] + "\n\n" + "\n".join(rules[1:]),
+        shares_page(table), rules[0] + "\n\n" + "\n".join(rules[1:]),
         "Which rule comes nearest to the paper. A number is out of reach if it lies above the "
         "interval of *any*.",
         nearest_page(table),
         "Counts. `unparsed`: sentences without a tree; `cut_token`: answers that begin or end "
         "inside a token; `cross_sentence`: answers over two sentences.",
-        counts_page(table),
-    ]
+        counts_page(table)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -67,7 +67,7 @@ def picture(example):
     words = example["words"]
     # Arabic is read from right to left
     place = (lambda i: len(words) - 1 - i) if example["lang"] == "ar" else (lambda i: i)
-    place = (lambda i, f=place: 1.4 * f(i))
+    def place(i, f=place): return 1.4 * f(i)
     fig, ax = plt.subplots(figsize=(max(6, .75 * len(words)), 4.5))
     tree = nested(example["tree"])
     _, top = draw(ax, tree, place, [])

@@ -1,12 +1,15 @@
-"""Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell of each notebook, which installs the package in Colab;
-the result of the embedded experiment and the estimated GPU hours; and the tables in the prose of notebooks and of docs/*.md, from what a run has written:
+"""Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell
+of each notebook, which installs the package in Colab; the result of the embedded experiment and the
+estimated GPU hours; and the tables in the prose of notebooks and of docs/*.md, from what a run has
+written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
     <!-- end -->
     <!-- table figures/real/languages.md -->
     <!-- end -->
 
-(a csv, then the columns to show, none: all; or a page, as it is). With `--check` nothing is written; what differs is named, and the exit status is 1."""
+(a csv, then the columns to show, none: all; or a page, as it is). With `--check` nothing is
+written; what differs is named, and the exit status is 1."""
 import csv
 import json
 import re
@@ -25,8 +28,9 @@ def settings() -> dict[str, str]:
 
 def badge(path: str, cfg: dict[str, str]) -> str:
     "A Colab badge for a notebook of this repository."
-    url = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/{path}"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
+    colab = "https://colab.research.google.com"
+    url = f"{colab}/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/{path}"
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({url})"
 
 
 def notebook_table(cfg: dict[str, str]) -> str:
@@ -35,7 +39,8 @@ def notebook_table(cfg: dict[str, str]) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         head = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         purpose = re.search(r"^> (.+)$", head, re.M).group(1)
-        rows.append(f"| [{path.stem}](nbs/{path.name}) | {purpose} | {badge(f'nbs/{path.name}', cfg)} |")
+        rows.append(
+            f"| [{path.stem}](nbs/{path.name}) | {purpose} | {badge(f'nbs/{path.name}', cfg)} |")
     return "\n".join(rows)
 
 
@@ -57,24 +62,41 @@ def result() -> str:
 
 def gpu_hours() -> str:
     "What the profile `paper` costs, by benchmarks/gpu.py --estimate."
-    with open(ROOT / "figures/gpu_hours.csv", encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
-    def total(target, column): return round(sum(float(row[column]) for row in rows if row["target"] == target))
-    cost = {target: f"`{target}` {total(target, 'hours_A100')} hours of an A100, {total(target, 'hours_H100')} of an H100, {total(target, 'disk_GB'):,} GB of disk" for target in ("reproduce", "full")}
+    with open(ROOT / "figures/gpu_hours.csv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    def total(target, column):
+        return round(sum(float(row[column]) for row in rows if row["target"] == target))
+    cost = {
+        target: f"`{target}` {total(target, 'hours_A100')} hours of an A100, "
+            f"{total(target, 'hours_H100')} of an H100, {total(target, 'disk_GB'):,} GB of disk"
+        for target in ("reproduce", "full")}
     return "; ".join(cost.values())
 
 
 def readme() -> str:
-    cfg, parts = settings(), [f"<!-- Made from nbs/index.ipynb by docs/{Path(__file__).name}: edit the notebook, then `make export`. -->"]
+    cfg = settings()
+    parts = [
+        f"<!-- Made from nbs/index.ipynb by docs/{Path(__file__).name}: edit the notebook, then "
+        "`make export`. -->"]
     for cell in json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code":
             source = "\n".join(line for line in source.split("\n") if not line.startswith("#|"))
             source = f"```python\n{source}\n```"
-            text = "".join(t for o in cell["outputs"] if o["output_type"] == "stream" and o["name"] == "stdout" for t in o["text"])
+            printed = [o for o in cell["outputs"] if o.get("name") == "stdout"]
+            text = "".join(t for o in printed for t in o["text"])
             if text: source += f"\n\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}"
         parts.append(source)
-    parts = [re.sub(r"\]\((?!https?:|\.\./)(\S+\.ipynb)\)", r"](nbs/\1)", part).replace("](../", "](") for part in parts] # links as seen from the root
-    return "\n\n".join(parts).replace("<!-- notebooks -->", notebook_table(cfg)).replace("<!-- data -->", data_table()).replace("<!-- result -->", result()).replace("<!-- gpu hours -->", gpu_hours()) + "\n"
+    # links as seen from the root
+    parts = [
+        re.sub(r"\]\((?!https?:|\.\./)(\S+\.ipynb)\)", r"](nbs/\1)", part).replace("](../", "](")
+        for part in parts]
+    text = "\n\n".join(parts) + "\n"
+    made = dict(
+        notebooks=notebook_table(cfg), data=data_table(), result=result(), gpu_hours=gpu_hours())
+    for name, table in made.items():
+        text = text.replace(f"<!-- {name.replace('_', ' ')} -->", table)
+    return text
 
 
 def number(text: str) -> str: # as a table shows it
@@ -85,11 +107,15 @@ def number(text: str) -> str: # as a table shows it
 def table(match: re.Match) -> str:
     "A table between its two comments, from its file."
     file, *columns = match[1].split()
-    if file.endswith(".md"): return f"<!-- table {file} -->\n{(ROOT / file).read_text(encoding='utf-8').strip()}\n<!-- end -->"
+    if file.endswith(".md"):
+        return (f"<!-- table {file} -->\n{(ROOT / file).read_text(encoding='utf-8').strip()}\n<!-- "
+                "end -->")
     with open(ROOT / file, encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
     columns = columns or list(rows[0])
     lines = [columns, ["---"] * len(columns), *([number(row[c]) for c in columns] for row in rows)]
-    return "\n".join([f"<!-- table {match[1]} -->", *(f"| {' | '.join(line)} |" for line in lines), "<!-- end -->"])
+    return "\n".join(
+        [f"<!-- table {match[1]} -->", *(f"| {' | '.join(line)} |" for line in lines),
+         "<!-- end -->"])
 
 
 def with_tables(source: str) -> str:
@@ -101,20 +127,35 @@ def with_colab_cell(text: str, cfg: dict[str, str]) -> str:
     "A notebook with its Colab cell, right after the title, and its tables."
     notebook = json.loads(text)
     for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown": cell["source"] = with_tables("".join(cell["source"])).splitlines(keepends=True)
+        if cell["cell_type"] == "markdown":
+            cell["source"] = with_tables("".join(cell["source"])).splitlines(keepends=True)
     cells = [c for c in notebook["cells"] if c["id"] != "colab"]
-    install = f'"install --quiet git+https://github.com/{cfg["user"]}/{cfg["repo"]}@{cfg["branch"]}"'
-    source = ["#| hide\n", "import sys\n", f'if "google.colab" in sys.modules: get_ipython().run_line_magic("pip", {install})']
+    install = ('"install --quiet '
+               f'git+https://github.com/{cfg["user"]}/{cfg["repo"]}@{cfg["branch"]}"')
+    source = [
+        "#| hide\n", "import sys\n",
+        f'if "google.colab" in sys.modules: get_ipython().run_line_magic("pip", {install})']
     title = next(i for i, c in enumerate(cells) if c["cell_type"] == "markdown")
-    cells.insert(title + 1, {"cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [], "source": source})
-    return json.dumps(notebook | {"cells": cells}, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    cells.insert(
+        title + 1,
+        {"cell_type": "code", "execution_count": None, "id": "colab", "metadata": {}, "outputs": [],
+         "source": source})
+    return (json.dumps(notebook | {"cells": cells}, indent=1, ensure_ascii=False, sort_keys=True)
+            + "\n")
 
 
 def main(check: bool):
-    made = {path: with_colab_cell(path.read_text(encoding="utf-8"), settings()) for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
-    made |= {path: with_tables(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "docs").glob("*.md"))} | {ROOT / "README.md": readme()}
+    made = {
+        path: with_colab_cell(path.read_text(encoding="utf-8"), settings())
+        for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
+    made |= ({path: with_tables(path.read_text(encoding="utf-8"))
+              for path in sorted((ROOT / "docs").glob("*.md"))}
+             | {ROOT / "README.md": readme()})
     stale = [path for path, text in made.items() if path.read_text(encoding="utf-8") != text]
-    if check and stale: sys.exit(f"not what settings.ini, nbs/index.ipynb and figures/ make of it: {', '.join(p.name for p in stale)}; run `make export`")
+    if check and stale:
+        sys.exit(
+            "not what settings.ini, nbs/index.ipynb and figures/ make of it: "
+            f"{', '.join(p.name for p in stale)}; run `make export`")
     for path in stale: path.write_text(made[path], encoding="utf-8")
 
 

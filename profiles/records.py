@@ -1,9 +1,11 @@
-"""Keep the records of finished runs in one archive, and take them out again: what a machine has computed is not lost with it.
+"""Keep the records of finished runs in one archive, and take them out again: what a machine has
+computed is not lost with it.
 
     python profiles/records.py keep e5 figures/e5/records.tar.xz
     python profiles/records.py restore figures/e5/records.tar.xz
 
-An archive has settings, scores and predictions, no weights. `restore` leaves files that are there as they are."""
+An archive has settings, scores and predictions, no weights. `restore` leaves files that are there
+as they are."""
 import sys
 
 from s2dm.core import runs_dir
@@ -14,7 +16,8 @@ CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the fir
 
 
 def finished(runs):
-    """The runs whose work is done. A reader that has not read and been analysed yet is none of them:
+    """The runs whose work is done. A reader that has not read and been analysed yet is none of
+    them:
     the archive has no weights, so another machine has to train it again."""
     done = runs[runs["finished"].astype(bool)]
     stages = done.groupby(["model", "system", "seed"])["stage"]

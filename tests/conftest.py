@@ -1,4 +1,6 @@
-"What the tests share: an isolated data folder, a local http server that can misbehave, and the mirror of real data."
+"""What the tests share: an isolated data folder, a local http server that can misbehave, and the
+mirror of real data.
+"""
 import os
 import re
 import sys
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# the same examples in every run, so that a change that passed passes again; explore with `pytest --hypothesis-profile=default`
+# the same examples in every run, so that a change that passed passes again; explore with `pytest
+# --hypothesis-profile=default`
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -20,10 +23,13 @@ MIRROR = os.environ.get("S2DM_MIRROR", "")
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
-    "Every test has its own data, runs and figures; none sees the user's downloads, mirror or proxy."
+    """Every test has its own data, runs and figures; none sees the user's downloads, mirror or
+    proxy."""
     for name in ("DATA", "RUNS", "FIGURES"):
         monkeypatch.setenv(f"S2DM_{name}", str(tmp_path / name.lower()))
-    for name in ("S2DM_MIRROR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+            "S2DM_MIRROR", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy",
+            "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -48,18 +54,21 @@ def real(monkeypatch, mirror_folder, shared_cache):
 
 @pytest.fixture
 def segmenters(monkeypatch):
-    "Stand-ins for the packages that cut Chinese and Thai into words for XLM: two letters, with their marks, are a word."
+    """Stand-ins for the packages that cut Chinese and Thai into words for XLM: two letters, with
+    their marks, are a word."""
     letter = r"\S[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]*"
     def cut(text): return re.findall(f"{letter}(?:{letter})?", text)
     thai = types.ModuleType("pythainlp")
-    thai.word_tokenize = lambda text: re.findall("\u0e20\u0e32\u0e29\u0e32|\u0e44\u0e17\u0e22|" + letter, text)
+    thai.word_tokenize = lambda text: re.findall(
+        "\u0e20\u0e32\u0e29\u0e32|\u0e44\u0e17\u0e22|" + letter, text)
     chinese = types.ModuleType("rjieba")
     chinese.cut = cut
     for module in (thai, chinese): monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 class Handler(BaseHTTPRequestHandler):
-    "Serves the server's `folder`. `server.trouble` may hold 'cut' (break off half-way), 'wrong' (change a byte), 'no-range', 'slow'."
+    """Serves the server's `folder`. `server.trouble` may hold 'cut' (break off half-way), 'wrong'
+    (change a byte), 'no-range', 'slow'."""
 
     def do_GET(self):
         server = self.server
@@ -69,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
         if not file.is_file(): return self.send_error(404)
         body, start = file.read_bytes(), 0
         if "wrong" in server.trouble: body = bytes([body[0] ^ 1]) + body[1:]
-        if sent_range and "no-range" not in server.trouble: start = int(sent_range.removeprefix("bytes=").rstrip("-"))
+        if sent_range and "no-range" not in server.trouble:
+            start = int(sent_range.removeprefix("bytes=").rstrip("-"))
         if start > len(body) or (start and start == len(body)): return self.send_error(416)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
@@ -91,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    "A function that serves a folder over http and returns the server (`.url`, `.trouble`, `.cuts`, `.requests`)."
+    """A function that serves a folder over http and returns the server (`.url`, `.trouble`,
+    `.cuts`, `.requests`)."""
     servers = []
 
     def start(folder):
@@ -104,4 +115,6 @@ def serve():
         return server
 
     yield start
-    for server in servers: server.shutdown(); server.server_close()
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,4 +1,6 @@
-"Analysis: a system from its folders to its tables, what is missing at each stage, and which gradient reaches what."
+"""Analysis: a system from its folders to its tables, what is missing at each stage, and which
+gradient reaches what.
+"""
 import json
 
 import numpy as np
@@ -9,7 +11,9 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import s2dm.analysis
-from s2dm.analysis import AnalyseConfig, ReferenceConfig, analyse, generated_questions, gradient_table, system_vectors, train_reference
+from s2dm.analysis import (
+    AnalyseConfig, ReferenceConfig, analyse, generated_questions, gradient_table, system_vectors,
+    train_reference)
 from s2dm.constituents import GoldParser
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
@@ -21,7 +25,8 @@ from s2dm.reading import read_squad
 from s2dm.synthetic import Synthetic, SyntheticConfig
 
 LANGUAGES = ("svo", "sov_case", "vso_case")
-SMALL = dict(languages=LANGUAGES, documents=20, sentences=500, questions=12, held_out=12, similar=12)
+SMALL = dict(
+    languages=LANGUAGES, documents=20, sentences=500, questions=12, held_out=12, similar=12)
 #: what the report reads
 COLUMNS = {
     "sts": "part lang_a lang_b kind pearson pearson_low pearson_high spearman pairs",
@@ -42,11 +47,20 @@ COLUMNS = {
 def encoder_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     maker = BertWordPieceTokenizer(lowercase=False)
-    maker.train_from_iterator(["who did the baker visit in the market on Monday ? Anna mended two old boxes with a key ."] * 3, vocab_size=150, show_progress=False)
+    maker.train_from_iterator(
+        ["who did the baker visit in the market on Monday ? Anna mended two old boxes with a key ."]
+        * 3,
+        vocab_size=150, show_progress=False)
     torch.manual_seed(0)
-    size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=384)
-    BertModel(BertConfig(vocab_size=maker.get_vocab_size(), **size), add_pooling_layer=False).save_pretrained(folder)
-    BertTokenizerFast(tokenizer_object=maker._tokenizer, do_lower_case=False, model_max_length=384).save_pretrained(folder)
+    size = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=384)
+    BertModel(
+        BertConfig(vocab_size=maker.get_vocab_size(), **size),
+        add_pooling_layer=False).save_pretrained(folder)
+    BertTokenizerFast(
+        tokenizer_object=maker._tokenizer, do_lower_case=False,
+        model_max_length=384).save_pretrained(folder)
     return str(folder)
 
 
@@ -54,7 +68,9 @@ def encoder_folder(tmp_path_factory):
 def corpus(tmp_path_factory):
     "A small generated corpus in the place of the default one."
     patch, before = pytest.MonkeyPatch(), Synthetic.__init__
-    patch.setattr(Synthetic, "__init__", lambda self, config=None: before(self, config or SyntheticConfig(**SMALL)))
+    patch.setattr(
+        Synthetic, "__init__",
+        lambda self, config=None: before(self, config or SyntheticConfig(**SMALL)))
     patch.setattr(s2dm.analysis, "SyntheticConfig", lambda: SyntheticConfig(**SMALL))
     yield tmp_path_factory.mktemp("data")
     patch.undo()
@@ -66,20 +82,28 @@ def place(corpus, monkeypatch):
 
 
 def config(encoder_folder, **more):
-    return AnalyseConfig(**dict(model=encoder_folder, corpora="synthetic", datasets="synthetic", languages=LANGUAGES, groups=50, sentences=12, questions=4, samples=100) | more)
+    return AnalyseConfig(
+        **dict(
+            model=encoder_folder, corpora="synthetic", datasets="synthetic", languages=LANGUAGES,
+            groups=50, sentences=12, questions=4, samples=100)
+        | more)
 
 
 def save_s2dm(config, encoder):
     torch.manual_seed(1)
     folder = config.folder("pretrain") / "checkpoint"
-    S2DM(S2DMConfig(encoder_width=encoder.width, vocabulary=200, latent_width=8, mlp_width=12)).save_pretrained(folder)
+    S2DM(S2DMConfig(
+        encoder_width=encoder.width, vocabulary=200, latent_width=8,
+        mlp_width=12)).save_pretrained(folder)
     write_json(folder / "encoder.json", encoder.record)
 
 
 def save_reader(config, encoder, s2dm):
     torch.manual_seed(2)
     sizes = dict(max_length=200, stride=40, query=40)
-    S2DMReader(encoder.model, encoder.split.tokenizer, s2dm, ReaderConfig(head="semantic" if s2dm else "baseline", **sizes)).save_pretrained(config.folder("finetune") / "checkpoint")
+    S2DMReader(encoder.model, encoder.split.tokenizer, s2dm, ReaderConfig(
+        head="semantic" if s2dm else "baseline",
+        **sizes)).save_pretrained(config.folder("finetune") / "checkpoint")
 
 
 def reference_predictions(config, language): # a monolingual reader that knows the answers
@@ -96,7 +120,8 @@ def test_a_system_from_its_folders_to_its_tables(encoder_folder, place):
     encoder, system = load_encoder(encoder_folder), config(encoder_folder)
     save_s2dm(system, encoder)
     save_reader(system, encoder, system_vectors(system, encoder).model)
-    evaluate(EvaluateConfig(**{k: v for k, v in system.as_dict().items() if k in EvaluateConfig.__dataclass_fields__}))
+    evaluate(EvaluateConfig(**{
+        k: v for k, v in system.as_dict().items() if k in EvaluateConfig.__dataclass_fields__}))
     reference_predictions(system, "sov_case")
     first = analyse(system)
     record = json.loads((first.folder / "metrics.json").read_text(encoding="utf-8"))
@@ -104,24 +129,34 @@ def test_a_system_from_its_folders_to_its_tables(encoder_folder, place):
     for name, columns in COLUMNS.items():
         table = pd.DataFrame(record["tables"][name])
         assert set(columns.split()) <= set(table) and len(table), name
-        pd.testing.assert_frame_equal(table, pd.read_csv(first.folder / f"{name}.csv"), check_dtype=False, check_exact=False)
+        pd.testing.assert_frame_equal(
+            table, pd.read_csv(first.folder / f"{name}.csv"), check_dtype=False, check_exact=False)
     tables = first.tables
-    assert set(tables["boundaries"]["lang"]) == set(LANGUAGES) and np.allclose(tables["boundaries"]["errors"], tables["boundaries"]["boundary_errors"] + tables["boundaries"]["wrong_place"])
+    assert set(tables["boundaries"]["lang"]) == set(LANGUAGES)
+    assert np.allclose(
+        tables["boundaries"]["errors"],
+        tables["boundaries"]["boundary_errors"] + tables["boundaries"]["wrong_place"])
     assert tables["constituents"].groupby("of")["spans_constituent"].max()["gold"] == 100
     violations = tables["violations"].iloc[0]
-    assert violations["lang"] == "sov_case" and violations["questions"] == 12 and len(tables["violations"]) == 1
+    assert violations["lang"] == "sov_case"
+    assert violations["questions"] == 12
+    assert len(tables["violations"]) == 1
     assert violations["violations"] == pytest.approx(
         100 * violations["violating"] / violations["questions"]
     )
     assert 0 <= violations["violating_near"] <= violations["violating"] <= 12
-    said = tables["constituents"].set_index(["lang", "of"]).loc[("sov_case", "predicted"), "spans_constituent"]
+    said = tables["constituents"].set_index(
+        ["lang", "of"]).loc[("sov_case", "predicted"), "spans_constituent"]
     assert (
         violations["violations"] <= 100 - said
     )  # of those that are no constituent, the wrong ones
     for name in ("violations", "boundaries", "constituents", "decoding"):
         assert set(tables[name]["placed"]) == {"spans"}
-    assert set(tables["sts"]["kind"]) == {"mean", "y", "z"} and set(tables["retrieval"]["lang"]) == {"sov_case", "vso_case"}
-    assert first.missing == record["missing"] and len(first.missing) == 1 and "svo, violations of synthetic.vso_case: no monolingual reader" in first.missing[0]
+    assert set(tables["sts"]["kind"]) == {"mean", "y", "z"}
+    assert set(tables["retrieval"]["lang"]) == {"sov_case", "vso_case"}
+    assert first.missing == record["missing"]
+    assert len(first.missing) == 1
+    assert "svo, violations of synthetic.vso_case: no monolingual reader" in first.missing[0]
     again = analyse(system)
     for name, table in tables.items(): pd.testing.assert_frame_equal(table, again.tables[name])
 
@@ -130,25 +165,36 @@ def test_without_a_reader_the_rest_is_there(encoder_folder, place):
     encoder, system = load_encoder(encoder_folder), config(encoder_folder, edition="released")
     save_s2dm(system, encoder)
     result = analyse(system)
-    assert {"sts", "probes", "constituents", "gradients"} <= set(result.tables) and not {"boundaries", "violations", "decoding"} & set(result.tables)
+    assert {"sts", "probes", "constituents", "gradients"} <= set(result.tables)
+    assert not {"boundaries", "violations", "decoding"} & set(result.tables)
     assert set(result.tables["constituents"]["of"]) == {"gold"}
-    assert len(result.missing) == 2 and any("04_finetune" in m and m.startswith("decoding") for m in result.missing)
-    assert any("05_evaluate" in m and m.startswith("answers of synthetic.svo, ") for m in result.missing)
+    assert len(result.missing) == 2
+    assert any("04_finetune" in m and m.startswith("decoding") for m in result.missing)
+    assert any(
+        "05_evaluate" in m and m.startswith("answers of synthetic.svo, ") for m in result.missing)
 
 
 def test_the_baseline_is_the_encoder_alone(encoder_folder, place):
     result = analyse(config(encoder_folder, variant="baseline"))
-    assert {k: set(result.tables[k]["kind"]) for k in ("sts", "retrieval", "geometry", "pca")} == dict.fromkeys(("sts", "retrieval", "geometry", "pca"), {"mean"})
-    assert set(result.tables["probes"]["of"]) == {"mean", "encoder"} and "predictability" not in result.tables
+    assert ({k: set(result.tables[k]["kind"]) for k in ("sts", "retrieval", "geometry", "pca")}
+            == dict.fromkeys(("sts", "retrieval", "geometry", "pca"), {"mean"}))
+    assert set(result.tables["probes"]["of"]) == {"mean", "encoder"}
+    assert "predictability" not in result.tables
     assert result.folder.parts[-2:] == ("baseline", "seed0")
 
 
 def test_a_missing_s2dm_is_an_error_that_leaves_no_record(encoder_folder, place):
     system = config(encoder_folder, variant="s2dm_pos")
-    with pytest.raises(MissingData, match="s2dm_pos-refined.seed0.checkpoint is not there: train the S2DM first, with nbs/03_pretrain"): analyse(system)
+    with pytest.raises(
+            MissingData,
+            match="s2dm_pos-refined.seed0.checkpoint is not there: train the S2DM first, with "
+            "nbs/03_pretrain"):
+        analyse(system)
     assert not system.folder("analyse").exists()
-    assert set(analyse(config(encoder_folder, variant="s2dm_pos", analyses="gradients")).tables) == {"gradients"}
-    with pytest.raises(MissingData, match="small|real-s"): analyse(AnalyseConfig(model="real-s", analyses="sts"))
+    assert (set(analyse(config(encoder_folder, variant="s2dm_pos", analyses="gradients")).tables)
+            == {"gradients"})
+    with pytest.raises(MissingData, match="small|real-s"):
+        analyse(AnalyseConfig(model="real-s", analyses="sts"))
 
 
 def test_an_s2dm_of_another_encoder_is_refused(encoder_folder, place):
@@ -162,16 +208,24 @@ def test_an_s2dm_of_another_encoder_is_refused(encoder_folder, place):
 def test_controls_have_weights_of_their_own(encoder_folder, place):
     encoder, system = load_encoder(encoder_folder), config(encoder_folder)
     save_s2dm(system, encoder)
-    y = {c: system_vectors(config(encoder_folder, control=c), encoder)(["Anna mended two boxes."], ("y",))["y"] for c in ("none", "untrained", "trainable")}
+    y = {
+        c: system_vectors(config(encoder_folder, control=c), encoder)(
+            ["Anna mended two boxes."], ("y",))["y"]
+        for c in ("none", "untrained", "trainable")}
     assert torch.equal(y["none"], y["trainable"]) and not torch.allclose(y["none"], y["untrained"])
-    assert torch.equal(y["untrained"], system_vectors(config(encoder_folder, control="untrained"), encoder)(["Anna mended two boxes."], ("y",))["y"])
-    assert config(encoder_folder, control="untrained").folder("analyse").parts[-2] == "s2dm_sp-refined-untrained"
+    assert torch.equal(
+        y["untrained"],
+        system_vectors(config(encoder_folder, control="untrained"), encoder)(
+            ["Anna mended two boxes."], ("y",))["y"])
+    assert (config(encoder_folder, control="untrained").folder("analyse").parts[-2]
+            == "s2dm_sp-refined-untrained")
 
 
 def test_predictions_of_other_questions_are_refused(encoder_folder, place):
     system = config(encoder_folder, variant="baseline", analyses="answers")
     write_json(system.folder("evaluate") / "predictions.synthetic.svo.json", {"q": "x"})
-    with pytest.raises(DataError, match="predictions.synthetic.svo.json: no prediction for"): analyse(system)
+    with pytest.raises(DataError, match="predictions.synthetic.svo.json: no prediction for"):
+        analyse(system)
 
 
 def test_places_that_do_not_fit_are_refused(encoder_folder, place):
@@ -207,7 +261,8 @@ def test_an_analysis_that_fails_leaves_the_last_one(encoder_folder, place, monke
 
 
 def test_another_parser(encoder_folder, place, monkeypatch):
-    "Data sets without gold trees are parsed by what the caller names, once; without a parser the table says so."
+    """Data sets without gold trees are parsed by what the caller names, once; without a parser the
+    table says so."""
     rows, calls = Synthetic().reading("svo"), []
 
     def parsers(language):
@@ -216,7 +271,8 @@ def test_another_parser(encoder_folder, place, monkeypatch):
         return GoldParser({c: [(0, len(c), "S")] for c in rows["context"][:]})
 
     monkeypatch.setattr(s2dm.analysis, "_questions", lambda *_: rows)
-    system = config(encoder_folder, variant="baseline", analyses="answers", datasets="xquad", languages="de,zh")
+    system = config(
+        encoder_folder, variant="baseline", analyses="answers", datasets="xquad", languages="de,zh")
     result = analyse(system, parsers=parsers)
     assert result.tables["constituents"]["lang"].tolist() == ["de"] and calls == ["de"]
     assert any(m.startswith("constituents of xquad.zh: no parser") for m in result.missing)
@@ -230,12 +286,16 @@ def test_monolingual_questions_are_the_sources_in_another_language(place):
 
 def test_a_reference_is_trained_and_found(encoder_folder, place):
     "A few steps are enough to see where everything goes."
-    wanted = ReferenceConfig(model=encoder_folder, datasets="synthetic", language="sov_case", max_steps=2, batch=4, max_length=200, stride=40, query=40)
+    wanted = ReferenceConfig(
+        model=encoder_folder, datasets="synthetic", language="sov_case", max_steps=2, batch=4,
+        max_length=200, stride=40, query=40)
     folder = train_reference(wanted)
-    assert folder.parts[-2:] == ("sov_case", "seed0") and (folder / "checkpoint" / "reader.json").is_file()
+    assert folder.parts[-2:] == ("sov_case", "seed0")
+    assert (folder / "checkpoint" / "reader.json").is_file()
     answers = read_answers(folder, "synthetic.sov_case", Synthetic().reading("sov_case"))
     assert all(isinstance(answer, Answer) for answer in answers.values()) # with places
-    with pytest.raises(ParameterError, match="language='fr' is not possible"): train_reference(ReferenceConfig(model=encoder_folder, datasets="bipar", language="fr"))
+    with pytest.raises(ParameterError, match="language='fr' is not possible"):
+        train_reference(ReferenceConfig(model=encoder_folder, datasets="bipar", language="fr"))
     with pytest.raises(ParameterError): ReferenceConfig(variant="s2dm_sp")
 
 
@@ -243,11 +303,19 @@ def test_gradients_explain_the_ablation():
     table = gradient_table()
     norm = table.set_index(["edition", "loss", "module"])["norm"]
     for edition in ("paper", "released", "refined"):
-        for loss in ("POS", "STL_depth", "STL_distance", "WPL"): assert norm[edition, loss, "mu_y"] == norm[edition, loss, "kappa"] == norm[edition, loss, "decoder"] == 0
-        for loss in ("RL", "CRL", "SDL", "KL_y"): assert norm[edition, loss, "mu_y"] > 0 or loss == "KL_y" # the uniform prior has no direction
-        for loss in ("SDL", "KL_y"): assert norm[edition, loss, "mu_z"] == norm[edition, loss, "decoder"] == 0
-        assert norm[edition, "KL_y", "kappa"] > 0 and norm[edition, "POS", "mu_z"] > 0 and norm[edition, "POS", "tag head"] > 0
+        for loss in ("POS", "STL_depth", "STL_distance", "WPL"):
+            assert (norm[edition, loss, "mu_y"] == norm[edition, loss, "kappa"]
+                    == norm[edition, loss, "decoder"] == 0)
+        for loss in ("RL", "CRL", "SDL", "KL_y"):
+            # the uniform prior has no direction
+            assert norm[edition, loss, "mu_y"] > 0 or loss == "KL_y"
+        for loss in ("SDL", "KL_y"):
+            assert norm[edition, loss, "mu_z"] == norm[edition, loss, "decoder"] == 0
+        assert norm[edition, "KL_y", "kappa"] > 0
+        assert norm[edition, "POS", "mu_z"] > 0
+        assert norm[edition, "POS", "tag head"] > 0
         assert (norm[edition, "STL_distance", "mu_z"] > 0) == (edition == "refined")
-    assert norm["released", "STL_distance", "distance probe"] > 0 == norm["released", "STL_distance", "tree probe"]
+    assert (norm["released", "STL_distance", "distance probe"] > 0
+            == norm["released", "STL_distance", "tree probe"])
     state = torch.get_rng_state()
     assert table.equals(gradient_table()) and torch.equal(state, torch.get_rng_state())

@@ -13,7 +13,9 @@ def simulate(rng, seeds, gain=0., passages=60, per=5, seed_sd=3., passage_sd=15.
     scores = []
     for _ in range(seeds):
         luck = rng.normal(0, seed_sd)
-        chance = {lang: np.clip((50 + gain + luck + np.repeat(difficulty, per)) / 100, 0, 1) for lang in names}
+        chance = {
+            lang: np.clip((50 + gain + luck + np.repeat(difficulty, per)) / 100, 0, 1)
+            for lang in names}
         scores.append({lang: 100. * (rng.random(passages * per) < p) for lang, p in chance.items()})
     return passage_scores(scores, names)
 
@@ -31,7 +33,8 @@ def test_one_passage_and_one_seed_leave_no_chance():
     one = passage_scores([dict(de=[100, 0])], dict(de=["a", "a"]))
     other = passage_scores([dict(de=[0, 0])], dict(de=["a", "a"]))
     found = difference(one, other, 200)
-    assert (found["difference"], found["low"], found["high"]) == (50, 50, 50) and found["p"] == pytest.approx(2 / 201)
+    assert (found["difference"], found["low"], found["high"]) == (50, 50, 50)
+    assert found["p"] == pytest.approx(2 / 201)
 
 
 def test_the_spread_is_that_of_the_sampling_distribution():
@@ -41,7 +44,8 @@ def test_the_spread_is_that_of_the_sampling_distribution():
     none = passage_scores([dict(de=np.zeros(200))], names)
     values = rng.normal(50, 20, 200)
     wide = difference(passage_scores([dict(de=values)], names), none, 4000)
-    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(values.std() / np.sqrt(200), rel=.06)
+    assert ((wide["high"] - wide["low"]) / 3.92
+            == pytest.approx(values.std() / np.sqrt(200), rel=.06))
     seeds = rng.normal(50, 5, 8)
     wide = difference(passage_scores([dict(de=np.full(200, s)) for s in seeds], names), none, 4000)
     assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(seeds.std() / np.sqrt(8), rel=.06)
@@ -51,7 +55,9 @@ def test_the_same_passages_for_both_take_difficulty_out():
     rng = np.random.default_rng(2)
     difficulty = rng.normal(0, 25, 60)
     pair = [simulate(rng, 4, seed_sd=0, difficulty=difficulty) for _ in range(2)]
-    alone = passage_scores([dict(de=np.zeros(300), th=np.zeros(300))], {k: [p for p in range(60) for _ in range(5)] for k in ("de", "th")})
+    alone = passage_scores(
+        [dict(de=np.zeros(300), th=np.zeros(300))],
+        {k: [p for p in range(60) for _ in range(5)] for k in ("de", "th")})
     def width(a, b): return np.ptp([difference(a, b, 1000)[k] for k in ("low", "high")])
     assert width(*pair) < .6 * width(pair[0], alone)
 
@@ -65,7 +71,8 @@ def test_false_alarms_are_rare_and_a_gain_is_found():
             difficulty = rng.normal(0, 15, 60)
             a, b = (simulate(rng, 5, g, seed_sd=2., difficulty=difficulty) for g in (gain, 0.))
             p.append(difference(a, b, 500)["p"])
-    assert np.mean(np.array(found[0.]) < .05) < .2 # five seeds give the bootstrap a little less than its due
+    # five seeds give the bootstrap a little less than its due
+    assert np.mean(np.array(found[0.]) < .05) < .2
     assert np.mean(np.array(found[10.]) < .05) > .9
 
 

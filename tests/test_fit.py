@@ -1,4 +1,6 @@
-"The training loop: exact resumption after kill -9, several processes, divergence, selection, logs, broken or foreign checkpoints."
+"""The training loop: exact resumption after kill -9, several processes, divergence, selection,
+logs, broken or foreign checkpoints.
+"""
 import os
 import random
 import signal
@@ -22,11 +24,14 @@ class Data:
     "Two classes of points, with noise that `load` draws."
     def __init__(self, batch=4, size=64): self.batch, self.size = batch, size
 
-    def plan(self, epoch): return torch.randperm(self.size, generator=torch.Generator().manual_seed(epoch)).view(-1, self.batch).tolist()
+    def plan(self, epoch):
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(epoch)).view(
+            -1, self.batch).tolist()
 
     def load(self, positions, generator):
         x = torch.tensor(positions, dtype=torch.float32)[:, None] / self.size + torch.arange(3.)
-        return dict(x=x + 0.1 * torch.randn(x.shape, generator=generator), y=torch.tensor(positions) % 2)
+        return dict(
+            x=x + 0.1 * torch.randn(x.shape, generator=generator), y=torch.tensor(positions) % 2)
 
 
 class PowerCut(Data):
@@ -42,7 +47,8 @@ class PowerCut(Data):
 
 
 class Net(nn.Module):
-    "Dropout (global randomness), a buffer that counts, tied weights, a parameter without a gradient, two terms."
+    """Dropout (global randomness), a buffer that counts, tied weights, a parameter without a
+    gradient, two terms."""
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -54,16 +60,23 @@ class Net(nn.Module):
     def forward(self, batch):
         if self.training: self.seen += len(batch["x"])
         h = self.b(self.drop(self.a(batch["x"]).relu()))
-        return dict(cross=nn.functional.cross_entropy(self.out(h).float(), batch["y"], reduction="none"), size=h.float().square().mean(1))
+        return dict(
+            cross=nn.functional.cross_entropy(self.out(h).float(), batch["y"], reduction="none"),
+            size=h.float().square().mean(1))
 
 
 def train(folder, data=None, net=None, weights=None, evaluate=None, metric=None, **settings):
     net = net or Net()
     settings = dict(epochs=3, learning_rate=0.01, log_every=5, checkpoint_seconds=0) | settings
-    return net, fit(net, data or Data(), FitConfig(**settings), folder, seed=1, weights=weights, evaluate=evaluate and (lambda: evaluate(net)), metric=metric)
+    return net, fit(
+        net, data or Data(), FitConfig(**settings), folder, seed=1, weights=weights,
+        evaluate=evaluate and (lambda: evaluate(net)), metric=metric)
 
 
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def same(a, b):
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 SCRIPT = """
@@ -74,7 +87,8 @@ class Slow(T.Data):
     def load(self, positions, generator):
         time.sleep(0.01)
         return super().load(positions, generator)
-net, found = T.train(sys.argv[1], Slow(), evaluate=lambda n: dict(value=-float(n.out.bias.abs().sum())), metric="value", epochs=10)
+def evaluate(net): return dict(value=-float(net.out.bias.abs().sum()))
+net, found = T.train(sys.argv[1], Slow(), evaluate=evaluate, metric="value", epochs=10)
 T.save_file({k: v.clone() for k, v in net.state_dict().items()}, sys.argv[1] + "/end.safetensors")
 found.history.to_json(sys.argv[1] + "/history.json", double_precision=15)
 found.evaluations.to_json(sys.argv[1] + "/evaluations.json", double_precision=15)
@@ -82,15 +96,24 @@ found.evaluations.to_json(sys.argv[1] + "/evaluations.json", double_precision=15
 
 
 def start(folder, **env):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stderr=subprocess.DEVNULL)
 
 
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     whole, killed, kills, rng = tmp_path / "whole", tmp_path / "killed", 0, random.Random(0)
     assert start(whole).wait(120) == 0
     for _ in range(3): # wait until it is at work, then kill it at a moment of its own choosing
-        process, before = start(killed), (killed / "fit.safetensors").stat().st_mtime_ns if (killed / "fit.safetensors").exists() else 0
-        while process.poll() is None and not ((killed / "fit.safetensors").exists() and (killed / "fit.safetensors").stat().st_mtime_ns > before): time.sleep(0.002)
+        process = start(killed)
+        before = ((killed / "fit.safetensors").stat().st_mtime_ns
+                  if (killed / "fit.safetensors").exists()
+                  else 0)
+        while (process.poll() is None
+               and not (
+                       (killed / "fit.safetensors").exists()
+                       and (killed / "fit.safetensors").stat().st_mtime_ns > before)):
+            time.sleep(0.002)
         time.sleep(rng.random() * 0.3)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
@@ -105,37 +128,52 @@ def test_resuming_restores_the_optimizer_and_every_buffer(tmp_path):
 
     with pytest.raises(RuntimeError, match="power cut"): train(tmp_path / "b", PowerCut(22))
     again, after = train(tmp_path / "b")
-    assert same(net, again) and found.history.equals(after.history) and int(again.seen) == 3 * 64 and found.steps == after.steps == 48
+    assert same(net, again)
+    assert found.history.equals(after.history)
+    assert int(again.seen) == 3 * 64
+    assert found.steps == after.steps == 48
 
 
 def test_the_log_has_means_of_the_steps_and_the_weighted_loss(tmp_path):
     _, found = train(tmp_path, weights=dict(size=0.5), clip=1e9)
     h = found.history
-    assert list(h.step) == [*range(5, 46, 5), 48] and list(h.columns) == ["step", "epoch", "learning_rate", "cross", "size", "loss", "gradient_norm"]
+    assert list(h.step) == [*range(5, 46, 5), 48]
+    assert (list(h.columns)
+            == ["step", "epoch", "learning_rate", "cross", "size", "loss", "gradient_norm"])
     assert (h.loss - h["cross"] - 0.5 * h["size"]).abs().max() < 1e-6
 
 
 def test_tensorboard_shows_each_term_once_per_line_after_an_interruption_too(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with pytest.raises(RuntimeError, match="power cut"): train(tmp_path, PowerCut(33), evaluate=lambda n: dict(value=1.0))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path, PowerCut(33), evaluate=lambda n: dict(value=1.0))
     _, found = train(tmp_path, evaluate=lambda n: dict(value=1.0))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert {"train/cross", "train/size", "train/loss", "train/gradient_norm", "train/learning_rate", "evaluation/value"} <= set(events.Tags()["scalars"])
+    assert ({"train/cross", "train/size", "train/loss", "train/gradient_norm",
+             "train/learning_rate", "evaluation/value"}
+            <= set(events.Tags()["scalars"]))
     points = events.Scalars("train/cross")
-    assert [p.step for p in points] == list(found.history.step) and [p.value for p in points] == pytest.approx(list(found.history["cross"]), rel=1e-6)
+    assert [p.step for p in points] == list(found.history.step)
+    assert [p.value for p in points] == pytest.approx(list(found.history["cross"]), rel=1e-6)
 
 
-@pytest.mark.parametrize("where, says", [("cross", "cross is not finite"), ("both", "cross and size are not finite"), ("gradient", "gradient_norm is not finite")])
+@pytest.mark.parametrize(
+    "where, says",
+    [("cross", "cross is not finite"), ("both", "cross and size are not finite"), (
+        "gradient", "gradient_norm is not finite")])
 def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(where, says, tmp_path):
     class Breaks(Net):
         def forward(self, batch):
             terms = super().forward(batch)
-            if where == "gradient": return dict(terms, root=(self.out.bias.sum() * (0 if self.seen > 40 else 1)).abs().sqrt())
+            if where == "gradient":
+                return dict(
+                    terms, root=(self.out.bias.sum() * (0 if self.seen > 40 else 1)).abs().sqrt())
             bad = torch.where(self.seen > 40, torch.nan, 1.)
             return {k: v * (bad if where == "both" or k == where else 1) for k, v in terms.items()}
     net = Breaks()
-    with pytest.raises(Diverged, match=rf"^step 11: {says}") as error: train(tmp_path, net=net, epochs=1, log_every=4)
+    with pytest.raises(Diverged, match=rf"^step 11: {says}") as error:
+        train(tmp_path, net=net, epochs=1, log_every=4)
     assert "the last good checkpoint" in str(error.value)
     kept = load_file(tmp_path / "fit.safetensors")
     assert all(t.isfinite().all() for t in kept.values()) and int(kept["model.seen"]) == 8 * 4
@@ -174,17 +212,23 @@ def test_the_best_evaluation_chooses_the_weights_and_patience_ends_the_run(tmp_p
         snapshots.append({k: v.clone() for k, v in net.state_dict().items()})
         return dict(value=next(values), other=2.0)
     net, found = train(tmp_path, evaluate=evaluate, metric="value", evaluate_every=6, patience=2)
-    assert list(found.evaluations.step) == [6, 12, 18, 24] and (found.best_step, found.steps) == (12, 24)
-    assert all(torch.equal(t, snapshots[1][k]) for k, t in net.state_dict().items()) and not net.training
-    assert all(k.startswith("model.") for k in load_file(tmp_path / "fit.safetensors"))  # no optimizer: there will be no further step
-    again, after = train(tmp_path, evaluate=evaluate, metric="value", evaluate_every=6, patience=2) # finished: nothing is evaluated again
+    assert list(found.evaluations.step) == [6, 12, 18, 24]
+    assert (found.best_step, found.steps) == (12, 24)
+    assert all(torch.equal(t, snapshots[1][k]) for k, t in net.state_dict().items())
+    assert not net.training
+    # no optimizer: there will be no further step
+    assert all(k.startswith("model.") for k in load_file(tmp_path / "fit.safetensors"))
+    # finished: nothing is evaluated again
+    again, after = train(tmp_path, evaluate=evaluate, metric="value", evaluate_every=6, patience=2)
     assert same(net, again) and after.evaluations.equals(found.evaluations)
 
 
 def test_a_value_that_is_never_a_number_selects_nothing(tmp_path):
     net, found = train(tmp_path, evaluate=lambda n: dict(value=float("nan")), metric="value")
     assert found.best_step == found.steps == 48 and same(net, train(tmp_path / "plain")[0])
-    assert train(tmp_path, evaluate=lambda n: dict(value=1.), metric="value")[1].evaluations["value"].isna().all() # finished
+    # finished
+    assert train(tmp_path, evaluate=lambda n: dict(value=1.), metric="value")[1].evaluations[
+        "value"].isna().all()
 
 
 def test_evaluation_does_not_change_the_training(tmp_path):
@@ -193,20 +237,28 @@ def test_evaluation_does_not_change_the_training(tmp_path):
 
 
 def test_an_unknown_metric_is_named(tmp_path):
-    with pytest.raises(ParameterError, match="metric='pearson' is not among what evaluate.. returned: value"): train(tmp_path, evaluate=lambda n: dict(value=1.), metric="pearson")
+    with pytest.raises(
+            ParameterError, match="metric='pearson' is not among what evaluate.. returned: value"):
+        train(tmp_path, evaluate=lambda n: dict(value=1.), metric="pearson")
 
 
 def test_another_run_in_the_folder_is_refused_unless_thrown_away(tmp_path):
     train(tmp_path)
-    with pytest.raises(ParameterError, match="learning_rate was 0.01 and is 0.02.*fresh=True"): train(tmp_path, learning_rate=0.02)
+    with pytest.raises(ParameterError, match="learning_rate was 0.01 and is 0.02.*fresh=True"):
+        train(tmp_path, learning_rate=0.02)
     with pytest.raises(ParameterError, match="data was"): train(tmp_path, Data(batch=8))
-    with pytest.raises(ParameterError, match="weights was None and is {'size': 2.0}"): train(tmp_path, weights=dict(size=2.))
-    assert same(train(tmp_path, learning_rate=0.02, fresh=True)[0], train(tmp_path / "new", learning_rate=0.02)[0])
+    with pytest.raises(ParameterError, match="weights was None and is {'size': 2.0}"):
+        train(tmp_path, weights=dict(size=2.))
+    assert same(
+        train(tmp_path, learning_rate=0.02, fresh=True)[0],
+        train(tmp_path / "new", learning_rate=0.02)[0])
     train(tmp_path, learning_rate=0.02, checkpoint_seconds=9, workers=1) # says only how, not what
 
 
-@pytest.mark.parametrize("damage, says", [(lambda p: p.write_bytes(p.read_bytes()[:500]), "is no checkpoint"), (lambda p: p.write_bytes(b""), "is no checkpoint"),
-                                          (lambda p: save_file({"x": torch.ones(1)}, p), "is no checkpoint")])
+@pytest.mark.parametrize("damage, says", [
+    (lambda p: p.write_bytes(p.read_bytes()[:500]), "is no checkpoint"),
+    (lambda p: p.write_bytes(b""), "is no checkpoint"),
+    (lambda p: save_file({"x": torch.ones(1)}, p), "is no checkpoint")])
 def test_a_broken_checkpoint_is_an_error_and_not_a_new_start(damage, says, tmp_path):
     train(tmp_path)
     damage(tmp_path / "fit.safetensors")
@@ -227,25 +279,34 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         if next(calls) == 3: raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata)
     monkeypatch.setattr(F, "save_file", save)
-    with pytest.raises(DataError, match="No space left on device.*start again"): train(tmp_path / "b")
+    with pytest.raises(DataError, match="No space left on device.*start again"):
+        train(tmp_path / "b")
     assert F._load(tmp_path / "b/fit.safetensors")[1]["progress"]["step"] == 15
     assert same(train(tmp_path / "b")[0], whole)
 
 
 def test_max_steps_and_warmup(tmp_path):
     _, found = train(tmp_path, max_steps=20, warmup=0.25, log_every=1)
-    assert found.steps == 20 and list(found.history.learning_rate) == pytest.approx([0.01 * rate(s, 20, 0.25) for s in range(20)])
+    assert found.steps == 20
+    assert (list(found.history.learning_rate)
+            == pytest.approx([0.01 * rate(s, 20, 0.25) for s in range(20)]))
     shape = [rate(s, 20, 0.25) for s in range(20)]
-    assert max(shape) == 1 == shape[4] and shape[0] == 0.2 and all(0 < x <= 1 for x in shape) and shape[5:] == sorted(shape[5:], reverse=True)
+    assert max(shape) == 1 == shape[4]
+    assert shape[0] == 0.2
+    assert all(0 < x <= 1 for x in shape)
+    assert shape[5:] == sorted(shape[5:], reverse=True)
     assert [rate(s, 4, 0.) for s in range(4)] == [1, .75, .5, .25] and rate(3, 4, 1.) == 0.25 + 0.75
 
 
 def test_a_scale_multiplies_the_learning_rate_of_some_parameters(tmp_path):
     start, (net, _) = Net(), train(tmp_path / "a", max_steps=1)
     with_scale = Net()
-    fit(with_scale, Data(), FitConfig(epochs=3, learning_rate=0.01, max_steps=1, weight_decay=0), tmp_path / "b", seed=1, scales={"out.": 3.})
-    moved = lambda a, name: float((a.state_dict()[name] - start.state_dict()[name]).abs().max())
-    assert moved(with_scale, "out.bias") == pytest.approx(3 * moved(net, "out.bias"), rel=1e-4) and moved(with_scale, "a.bias") == pytest.approx(moved(net, "a.bias"), rel=1e-4)
+    fit(
+        with_scale, Data(), FitConfig(epochs=3, learning_rate=0.01, max_steps=1, weight_decay=0),
+        tmp_path / "b", seed=1, scales={"out.": 3.})
+    def moved(a, name): return float((a.state_dict()[name] - start.state_dict()[name]).abs().max())
+    assert moved(with_scale, "out.bias") == pytest.approx(3 * moved(net, "out.bias"), rel=1e-4)
+    assert moved(with_scale, "a.bias") == pytest.approx(moved(net, "a.bias"), rel=1e-4)
 
 
 def test_workers_change_nothing(tmp_path):
@@ -257,7 +318,8 @@ def test_bfloat16_trains_and_leaves_the_model_as_it_was(tmp_path):
     forward = net.forward
     train(tmp_path, net=net, precision="bfloat16")
     assert net.forward == forward and net.out.weight.dtype == torch.float32
-    assert not same(net, train(tmp_path / "full", precision="float32")[0]) # it did compute otherwise; and a second precision in one process works
+    # it did compute otherwise; and a second precision in one process works
+    assert not same(net, train(tmp_path / "full", precision="float32")[0])
 
 
 def test_nothing_to_train_is_said(tmp_path):
@@ -279,12 +341,16 @@ def evaluate(net):
     calls.append(1)
     return dict(value=float(net.seen) if net.seen else 0.)
 class Quiet(T.Data):
-    def load(self, positions, generator): return super().load(positions, T.torch.Generator().manual_seed(sum(positions)))
+    def load(self, positions, generator):
+        return super().load(positions, T.torch.Generator().manual_seed(sum(positions)))
 torch = T.torch
-net, found = T.train(sys.argv[1], Quiet(), net=Plain(), evaluate=evaluate, metric="value", clip=1e9, epochs=2, precision="float32")
-T.save_file({k: v.clone() for k, v in net.state_dict().items()}, f"{sys.argv[1]}/end{os.environ.get('RANK', '')}.safetensors")
-found.history.to_json(f"{sys.argv[1]}/history{os.environ.get('RANK', '')}.json", double_precision=15)
-Path(f"{sys.argv[1]}/calls{os.environ.get('RANK', '')}").write_text(str(len(calls)))
+folder, rank = sys.argv[1], os.environ.get("RANK", "")
+net, found = T.train(folder, Quiet(), net=Plain(), evaluate=evaluate, metric="value", clip=1e9,
+                     epochs=2, precision="float32")
+weights = {k: v.clone() for k, v in net.state_dict().items()}
+T.save_file(weights, f"{folder}/end{rank}.safetensors")
+found.history.to_json(f"{folder}/history{rank}.json", double_precision=15)
+Path(f"{folder}/calls{rank}").write_text(str(len(calls)))
 """
 
 
@@ -316,16 +382,23 @@ def test_what_is_not_finite_in_one_process_ends_all_of_them(tmp_path):
 
 
 def test_two_processes_share_the_work_and_agree(tmp_path):
-    "Two processes take the steps that one takes, over the same batches, and so does one that computes each batch in three parts."
+    """Two processes take the steps that one takes, over the same batches, and so does one that
+    computes each batch in three parts."""
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, tmp_path] # what `accelerate launch` does for GPUs
-    out = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100)
+    # what `accelerate launch` does for GPUs
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        script, tmp_path]
+    out = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=100)
     assert out.returncode == 0, out.stderr[-3000:]
     zero, one = (load_file(tmp_path / f"end{r}.safetensors") for r in (0, 1))
     assert all(torch.equal(zero[k], one[k]) for k in zero if k != "seen")
     assert (tmp_path / "history0.json").read_text() == (tmp_path / "history1.json").read_text()
-    assert [(tmp_path / f"calls{r}").read_text() for r in (0, 1)] == ["2", "0"] and len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert [(tmp_path / f"calls{r}").read_text() for r in (0, 1)] == ["2", "0"]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
     class Joined(Data):
         def __init__(self, cuts):
@@ -338,19 +411,24 @@ def test_two_processes_share_the_work_and_agree(tmp_path):
             return {k: torch.cat([part[k] for part in loaded]) for k in loaded[0]}
 
     class Quiet(Data):
-        def load(self, positions, generator): return super().load(positions, torch.Generator().manual_seed(sum(positions)))
+        def load(self, positions, generator):
+            return super().load(positions, torch.Generator().manual_seed(sum(positions)))
 
     def alone(name, data, **more):
         net = Net()
         net.drop = nn.Identity()
-        return train(tmp_path / name, data, net, evaluate=lambda n: dict(value=1.), clip=1e9, epochs=2, precision="float32", **more)
+        return train(
+            tmp_path / name, data, net, evaluate=lambda n: dict(value=1.), clip=1e9, epochs=2,
+            precision="float32", **more)
 
-    def alike(a, b): return all(torch.allclose(t, b[k], atol=1e-5) for k, t in a.items() if k != "seen")
+    def alike(a, b):
+        return all(torch.allclose(t, b[k], atol=1e-5) for k, t in a.items() if k != "seen")
 
     net, found = alone("joined", Joined(2))
     assert alike(net.state_dict(), zero)
     two = pd.read_json(tmp_path / "history0.json")
-    assert (two["cross"] - found.history["cross"]).abs().max() < 1e-5 and list(two.step) == list(found.history.step)
+    assert (two["cross"] - found.history["cross"]).abs().max() < 1e-5
+    assert list(two.step) == list(found.history.step)
     whole, parts = alone("whole", Joined(3)), alone("parts", Quiet(), accumulate=3)
     assert alike(whole[0].state_dict(), parts[0].state_dict()) and whole[1].steps == parts[1].steps
     assert (whole[1].history["cross"] - parts[1].history["cross"]).abs().max() < 1e-5

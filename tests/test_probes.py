@@ -1,4 +1,6 @@
-"Probes: closed forms, ranks, trees and scores against outside oracles; what a probe can find and what it cannot."
+"""Probes: closed forms, ranks, trees and scores against outside oracles; what a probe can find and
+what it cannot.
+"""
 import networkx
 import numpy as np
 import pandas as pd
@@ -13,13 +15,14 @@ from s2dm.core import ParameterError
 from s2dm.encoder import Encoder, FeatureCache
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.probes import (
-    ProbeData, classify, content_words, control_labels, dependent_first, majority, predictability, probe_data, probe_table, r_squared, ranks, ridge,
-    roc_area, spanning_trees, spearman, split_groups, squared_distances, structural_probe, tree_probes, tree_scores, trees,
-)
+    ProbeData, classify, content_words, control_labels, dependent_first, majority, predictability,
+    probe_data, probe_table, r_squared, ranks, ridge, roc_area, spanning_trees, spearman,
+    split_groups, squared_distances, structural_probe, tree_probes, tree_scores, trees)
 from s2dm.synthetic import Synthetic, SyntheticConfig
 
 
-def normal(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # closed forms
@@ -30,7 +33,8 @@ def test_ridge_is_the_solution_of_its_normal_equations():
     stacked = torch.cat([a, (60 * .1)**.5 * torch.eye(4)])
     weight = torch.linalg.lstsq(stacked, torch.cat([y - y.mean(0), torch.zeros(4, 2)])).solution
     assert torch.allclose(ridge(x, y, x), a @ weight + y.mean(0))
-    assert torch.allclose(ridge(x * 1e4 - 7, y, x[:5] * 1e4 - 7), ridge(x, y, x[:5])) # scale does not matter
+    # scale does not matter
+    assert torch.allclose(ridge(x * 1e4 - 7, y, x[:5] * 1e4 - 7), ridge(x, y, x[:5]))
     assert ridge(torch.zeros(3, 2), y[:3], torch.ones(1, 2)).isfinite().all()
     with pytest.raises(ParameterError): ridge(x[:0], y[:0], x)
 
@@ -40,27 +44,36 @@ def test_discriminants_are_bayes_optimal_for_normal_classes():
     means, cov = np.array([[0, 0], [2, 0], [4, 0.]]), np.array([[1, .8], [.8, 1.]])
     labels = rng.choice(["a", "b", "c"], 6000, p=[.5, .3, .2])
     x = means[np.searchsorted(["a", "b", "c"], labels)] + rng.multivariate_normal([0, 0], cov, 6000)
-    best = np.stack([scipy.stats.multivariate_normal(m, cov).logpdf(x[3000:]) + np.log(p) for m, p in zip(means, (.5, .3, .2))], 1).argmax(1)
+    best = np.stack(
+        [scipy.stats.multivariate_normal(m, cov).logpdf(x[3000:]) + np.log(p)
+         for m, p in zip(means, (.5, .3, .2))],
+        1).argmax(1)
     found = classify(torch.from_numpy(x[:3000]), labels[:3000], torch.from_numpy(x[3000:]))
-    assert abs(np.mean(found == labels[3000:]) - np.mean(np.array(["a", "b", "c"])[best] == labels[3000:])) < .01
+    assert abs(np.mean(found == labels[3000:]) - np.mean(
+        np.array(["a", "b", "c"])[best] == labels[3000:])) < .01
     assert np.mean(found == np.array(["a", "b", "c"])[best]) > .97
 
 
 def test_degenerate_classes():
-    assert classify(torch.zeros(4, 3), np.array(["a", "a", "a", "b"]), torch.zeros(2, 3)).tolist() == ["a", "a"] # nothing to see: the largest
+    # nothing to see: the largest
+    assert (classify(torch.zeros(4, 3), np.array(["a", "a", "a", "b"]), torch.zeros(2, 3)).tolist()
+            == ["a", "a"])
     assert classify(torch.ones(2, 3), np.array(["a", "a"]), torch.zeros(1, 3)).tolist() == ["a"]
     assert majority(np.array([1, 1, 2]), np.array([1, 2, 2])) == pytest.approx(100 / 3)
-    assert r_squared(torch.ones(3, 1), torch.ones(3, 1)) == 0 and r_squared(torch.zeros(4, 1), normal(4, 1) + 9) < 0
+    assert r_squared(torch.ones(3, 1), torch.ones(3, 1)) == 0
+    assert r_squared(torch.zeros(4, 1), normal(4, 1) + 9) < 0
 
 
-@given(st.lists(st.integers(-3, 3), min_size=2, max_size=9), st.lists(st.integers(-3, 3), min_size=9, max_size=9))
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=9), st.lists(
+    st.integers(-3, 3), min_size=9, max_size=9))
 def test_ranks_and_spearman(x, y):
     n = len(x)
     padded = torch.tensor([x + [0] * (9 - n)], dtype=torch.float64)
     mask = torch.tensor([[True] * n + [False] * (9 - n)])
     assert ranks(padded, mask)[0, :n].tolist() == scipy.stats.rankdata(x).tolist()
     if len(set(x)) < 2 or len(set(y[:n])) < 2: return
-    assert spearman(padded, torch.tensor([y], dtype=torch.float64), mask).item() == pytest.approx(scipy.stats.spearmanr(x, y[:n]).statistic)
+    assert (spearman(padded, torch.tensor([y], dtype=torch.float64), mask).item()
+            == pytest.approx(scipy.stats.spearmanr(x, y[:n]).statistic))
 
 
 @given(st.integers(0, 10**6))
@@ -78,26 +91,38 @@ def test_spanning_trees_are_minimal(seed):
 
 
 def test_roc_area_with_ties():
-    scores, gold = np.array([[1, 5], [2, 5], [2, 5], [3, 5]], float), np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    scores = np.array([[1, 5], [2, 5], [2, 5], [3, 5]], float)
+    gold = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     u = scipy.stats.mannwhitneyu(scores[gold[:, 0] == 1, 0], scores[gold[:, 0] == 0, 0]).statistic
-    assert roc_area(torch.from_numpy(scores[:, :1]), torch.from_numpy(gold[:, :1])) == pytest.approx(100 * u / 4)
-    assert roc_area(torch.from_numpy(scores), torch.from_numpy(gold)) == pytest.approx((100 * u / 4 + 50) / 2)
-    assert roc_area(torch.from_numpy(scores), torch.tensor([[0, 1]] * 4) * torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]])) == 50 # the first column has one class only
+    assert (roc_area(torch.from_numpy(scores[:, :1]), torch.from_numpy(gold[:, :1]))
+            == pytest.approx(100 * u / 4))
+    assert (roc_area(torch.from_numpy(scores), torch.from_numpy(gold))
+            == pytest.approx((100 * u / 4 + 50) / 2))
+    # the first column has one class only
+    assert roc_area(
+        torch.from_numpy(scores),
+        torch.tensor([[0, 1]] * 4) * torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]])) == 50
 
 
 # splits and controls
 
-@given(st.lists(st.sampled_from("abcdef"), min_size=2, max_size=30).filter(lambda g: len(set(g)) > 1), st.floats(0.01, .99))
+@given(
+    st.lists(st.sampled_from("abcdef"), min_size=2, max_size=30).filter(lambda g: len(set(g)) > 1),
+    st.floats(0.01, .99))
 def test_no_group_is_on_both_sides(groups, part):
     train = split_groups(groups, part)
-    assert not set(np.array(groups)[train]) & set(np.array(groups)[~train]) and train.any() and not train.all()
+    assert not set(np.array(groups)[train]) & set(np.array(groups)[~train])
+    assert train.any()
+    assert not train.all()
 
 
 def test_control_labels_are_those_of_types():
     types = np.random.default_rng(0).integers(50, size=5000).astype(str)
     labels = np.random.default_rng(1).choice(["N", "V"], 5000, p=[.9, .1])
     found = control_labels(types, labels)
-    assert pd.Series(found).groupby(types).nunique().eq(1).all() and (found == control_labels(types, labels)).all() and (found != control_labels(types, labels, 1)).any()
+    assert pd.Series(found).groupby(types).nunique().eq(1).all()
+    assert (found == control_labels(types, labels)).all()
+    assert (found != control_labels(types, labels, 1)).any()
     assert .7 < np.mean(found == "N") <= 1
 
 
@@ -108,14 +133,19 @@ def bank(n=40, seed=0): # chains and stars, so that depths and distances are kno
     for g in range(n):
         k = int(rng.integers(3, 8))
         heads = [0] + ([*range(1, k)] if g % 2 else [1] * (k - 1))
-        rows.append(dict(group=f"{g // 2}", lang="xx", forms=[f"w{i}" for i in rng.integers(40, size=k)], upos=["NOUN"] * (k - 1) + ["PUNCT" if g % 3 == 0 else "VERB"],
-                         heads=heads, deprels=["dep"] * k, depths=[0] + ([*range(1, k)] if g % 2 else [1] * (k - 1))))
+        rows.append(dict(
+            group=f"{g // 2}", lang="xx", forms=[f"w{i}" for i in rng.integers(40, size=k)],
+            upos=["NOUN"] * (k - 1) + ["PUNCT" if g % 3 == 0 else "VERB"], heads=heads,
+            deprels=["dep"] * k, depths=[0] + ([*range(1, k)] if g % 2 else [1] * (k - 1))))
     return Dataset.from_list(rows)
 
 
 def data_of(sentences, words): # kind -> [W,d]
     start = np.cumsum([0, *map(len, sentences["forms"][:])])
-    means = {("mean" if k == "encoder" else k): torch.stack([x[a:b].mean(0) for a, b in zip(start, start[1:])]) for k, x in words.items()}
+    means = {
+        ("mean" if k == "encoder" else k): torch.stack(
+            [x[a:b].mean(0) for a, b in zip(start, start[1:])])
+        for k, x in words.items()}
     return ProbeData(sentences, words, means, start, split_groups(sentences["group"][:]))
 
 
@@ -123,21 +153,29 @@ def test_trees_leave_punctuation_out():
     data = data_of(bank(), {"y": torch.zeros(sum(map(len, bank()["forms"][:])), 2)})
     real, control = trees(data)
     n = real.mask.sum(1)
-    assert n.min() >= 3 and (real.distance[real.mask[:, :, None] & real.mask[:, None]] == 0).sum() == n.sum()
-    assert torch.equal(control.mask, real.mask) and control.distance.max() <= 3 and (control.distance == control.distance.mT).all()
-    assert {int(x) for x in real.train.sum()[None]} == {int(sum(len([t for t in u if t != "PUNCT"]) >= 3 and tr for u, tr in zip(data.sentences["upos"][:], data.train)))}
+    assert n.min() >= 3
+    assert (real.distance[real.mask[:, :, None] & real.mask[:, None]] == 0).sum() == n.sum()
+    assert torch.equal(control.mask, real.mask)
+    assert control.distance.max() <= 3
+    assert (control.distance == control.distance.mT).all()
+    words = [sum(tag != "PUNCT" for tag in tags) for tags in data.sentences["upos"][:]]
+    assert real.train.sum() == sum(n >= 3 and train for n, train in zip(words, data.train))
     with pytest.raises(ParameterError, match="no sentence of 3 to 2"): trees(data, longest=2)
 
 
 def test_perfect_and_useless_distances():
     data = data_of(bank(), {"y": torch.zeros(sum(map(len, bank()["forms"][:])), 2)})
     t, _ = trees(data)
-    perfect, useless = tree_scores(t, t.depth, t.distance), tree_scores(t, -t.depth, torch.zeros_like(t.distance))
-    assert perfect == pytest.approx(dict(depth=100, distance=100, uuas=100)) and useless["depth"] == pytest.approx(-100) and useless["distance"] == 0
+    perfect = tree_scores(t, t.depth, t.distance)
+    useless = tree_scores(t, -t.depth, torch.zeros_like(t.distance))
+    assert perfect == pytest.approx(dict(depth=100, distance=100, uuas=100))
+    assert useless["depth"] == pytest.approx(-100)
+    assert useless["distance"] == 0
 
 
 def test_a_probe_finds_trees_that_are_there():
-    "Coordinates in which squared distances are tree distances: one dimension for each edge above a word; in noise there are none."
+    """Coordinates in which squared distances are tree distances: one dimension for each edge above
+    a word; in noise there are none."""
     sentences, rows = bank(120), []
     for heads in sentences["heads"][:]:
         up = {1: []} | {}
@@ -148,7 +186,10 @@ def test_a_probe_finds_trees_that_are_there():
     data = data_of(sentences, dict(encoder=good, y=normal(len(rows), 12).float()))
     table = pd.DataFrame(tree_probes(data)).set_index(["task", "metric", "of"])
     score = table["score"]
-    assert score["distance", "uuas", "encoder"] > 95 and score["distance", "spearman", "encoder"] > 80 and score["depth", "spearman", "encoder"] > 80 # equal distances: any order of noise
+    # equal distances: any order of noise
+    assert score["distance", "uuas", "encoder"] > 95
+    assert score["distance", "spearman", "encoder"] > 80
+    assert score["depth", "spearman", "encoder"] > 80
     assert score["distance", "uuas", "y"] < 60 and abs(score["distance", "spearman", "y"]) < 30
     assert (table["selectivity"] == table["score"] - table["control"]).all()
 
@@ -165,16 +206,28 @@ def test_probe_recovers_a_metric():
 # sentences
 
 def test_what_stands_first():
-    rows = Dataset.from_list([dict(deprels=["obj", "root"], heads=[2, 0]), dict(deprels=["root", "obj:x", "obj"], heads=[0, 1, 1]), dict(deprels=["root"], heads=[0])])
+    rows = Dataset.from_list([
+        dict(deprels=["obj", "root"], heads=[2, 0]),
+        dict(deprels=["root", "obj:x", "obj"], heads=[0, 1, 1]), dict(deprels=["root"], heads=[0])])
     assert dependent_first(rows, ("obj",)).tolist() == [1, 0, -1]
 
 
 def test_content_is_that_of_the_source():
-    rows = [dict(group=str(g), lang=lang, forms=["The", "Dog" if g % 2 else "cat"] if lang == "en" else ["der", "Hund"], upos=["DET", "NOUN"]) for g in range(20) for lang in ("en", "de")]
+    rows = [
+        dict(
+            group=str(g), lang=lang,
+            forms=["The", "Dog" if g % 2 else "cat"] if lang == "en" else ["der", "Hund"],
+            upos=["DET", "NOUN"])
+        for g in range(20)
+        for lang in ("en", "de")]
     found = content_words(Dataset.from_list([*rows, dict(rows[1], group="alone")]), "en")
-    assert found.shape == (41, 2) and (found[0:40:2] == found[1:40:2]).all() and (found[:40].sum(1) == 1).all() and (found[-1] == -1).all()
+    assert found.shape == (41, 2)
+    assert (found[0:40:2] == found[1:40:2]).all()
+    assert (found[:40].sum(1) == 1).all()
+    assert (found[-1] == -1).all()
     with pytest.raises(ParameterError, match="source"): content_words(Dataset.from_list(rows), "fr")
-    with pytest.raises(ParameterError, match="no content word"): content_words(Dataset.from_list(rows), "en", least=15)
+    with pytest.raises(ParameterError, match="no content word"):
+        content_words(Dataset.from_list(rows), "en", least=15)
 
 
 # from the encoder to the table
@@ -187,34 +240,47 @@ def tiny(tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.setenv("S2DM_DATA", str(tmp_path_factory.mktemp("data")))
-    sentences = Synthetic(SyntheticConfig(languages=("svo", "sov_case", "vso_case"), sentences=400)).sentences("dev")
+    sentences = Synthetic(
+        SyntheticConfig(languages=("svo", "sov_case", "vso_case"), sentences=400)).sentences("dev")
     maker = BertWordPieceTokenizer(lowercase=False)
     maker.train_from_iterator(sentences["text"][:], vocab_size=300, show_progress=False)
     torch.manual_seed(0)
-    bert = BertModel(BertConfig(vocab_size=maker.get_vocab_size(), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64), add_pooling_layer=False)
-    encoder = Encoder(bert, BertTokenizerFast(tokenizer_object=maker._tokenizer, do_lower_case=False), "tiny", "r", "cpu")
+    bert = BertModel(
+        BertConfig(
+            vocab_size=maker.get_vocab_size(), hidden_size=16, num_hidden_layers=1,
+            num_attention_heads=2, intermediate_size=16, max_position_embeddings=64),
+        add_pooling_layer=False)
+    encoder = Encoder(
+        bert, BertTokenizerFast(tokenizer_object=maker._tokenizer, do_lower_case=False), "tiny",
+        "r", "cpu")
     model = S2DM(S2DMConfig(encoder_width=16, vocabulary=300, latent_width=10, mlp_width=12)).eval()
-    yield encoder, model, sentences, FeatureCache(encoder, "float32", tmp_path_factory.mktemp("features"))
+    yield encoder, model, sentences, FeatureCache(
+        encoder, "float32", tmp_path_factory.mktemp("features"))
     patch.undo()
 
 
 def test_vectors_of_words_are_those_of_their_first_subwords(tiny):
     encoder, model, sentences, cache = tiny
     data = probe_data(sentences, cache, model)
-    assert len(data.sentences) == len(sentences) and data.start[-1] == sum(map(len, sentences["forms"][:]))
+    assert len(data.sentences) == len(sentences)
+    assert data.start[-1] == sum(map(len, sentences["forms"][:]))
     for i in (0, 7, 50):
         f = cache[cache.encode([sentences["forms"][i]])[0]]
         mask = torch.ones(1, len(f.ids), dtype=torch.bool)
         y = model.semantic(f.h[None], mask, "token")[0]
         rows = slice(data.start[i], data.start[i + 1])
-        assert torch.allclose(data.words["y"][rows], y[f.first], atol=1e-5) and torch.allclose(data.words["encoder"][rows], f.h[f.first], atol=1e-5)
-        assert torch.allclose(data.means["y"][i], model.semantic(f.h[None], mask)[0], atol=1e-5) and torch.allclose(data.means["mean"][i], f.h.mean(0), atol=1e-5)
+        assert torch.allclose(data.words["y"][rows], y[f.first], atol=1e-5)
+        assert torch.allclose(data.words["encoder"][rows], f.h[f.first], atol=1e-5)
+        assert torch.allclose(data.means["y"][i], model.semantic(f.h[None], mask)[0], atol=1e-5)
+        assert torch.allclose(data.means["mean"][i], f.h.mean(0), atol=1e-5)
     assert set(probe_data(sentences, cache).words) == {"encoder"}
 
 
 def test_sentences_that_are_cut_off_are_left_out(tiny):
     encoder, model, sentences, cache = tiny
-    long = dict(sentences[0], forms=["Anna"] * 200, upos=["PROPN"] * 200, heads=[0] + [1] * 199, deprels=["dep"] * 200, depths=[0] + [1] * 199)
+    long = dict(
+        sentences[0], forms=["Anna"] * 200, upos=["PROPN"] * 200, heads=[0] + [1] * 199,
+        deprels=["dep"] * 200, depths=[0] + [1] * 199)
     data = probe_data(Dataset.from_list([sentences[0], long, sentences[1]]), cache, model)
     assert data.sentences["forms"][:] == [sentences[0]["forms"], sentences[1]["forms"]]
 
@@ -222,10 +288,18 @@ def test_sentences_that_are_cut_off_are_left_out(tiny):
 def test_the_whole_table_is_the_same_twice(tiny):
     encoder, model, sentences, cache = tiny
     a, b = (probe_table(probe_data(sentences, cache, model), "svo") for _ in range(2))
-    assert a.equals(b) and np.isfinite(a[["score", "control", "selectivity", "chance"]].to_numpy()).all()
-    assert list(a)[:8] == ["level", "task", "of", "metric", "score", "control", "selectivity", "chance"] and not a.duplicated(["level", "task", "of", "metric"]).any()
-    assert set(a["of"]) == {"encoder", "mean", "y", "z"} and {"upos, unseen", "object, unseen", "content, unseen"} <= set(a["task"])
+    assert a.equals(b)
+    assert np.isfinite(a[["score", "control", "selectivity", "chance"]].to_numpy()).all()
+    assert (list(a)[:8]
+            == ["level", "task", "of", "metric", "score", "control", "selectivity", "chance"])
+    assert not a.duplicated(["level", "task", "of", "metric"]).any()
+    assert set(a["of"]) == {"encoder", "mean", "y", "z"}
+    assert {"upos, unseen", "object, unseen", "content, unseen"} <= set(a["task"])
     accuracy = a[a["metric"] == "accuracy"]
-    assert accuracy["score"].between(0, 100).all() and (a.set_index(["task", "of"]).loc[("language", "mean"), "score"] > 50).all() # chance: 33
+    # chance: 33
+    assert accuracy["score"].between(0, 100).all()
+    assert (a.set_index(["task", "of"]).loc[("language", "mean"), "score"] > 50).all()
     found = predictability(probe_data(sentences, cache, model))
-    assert len(found) == 8 and (found["r2"] <= 100).all() and set(found["to"]) == {"y", "z", "y, words", "z, words"}
+    assert len(found) == 8
+    assert (found["r2"] <= 100).all()
+    assert set(found["to"]) == {"y", "z", "y, words", "z, words"}

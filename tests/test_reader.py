@@ -1,4 +1,6 @@
-"The reader: scores and loss against a plain re-computation, what each head sees, long contexts in any script, files that are broken, foreign or cut off, the hub."
+"""The reader: scores and loss against a plain re-computation, what each head sees, long contexts in
+any script, files that are broken, foreign or cut off, the hub.
+"""
 import json
 import os
 import shutil
@@ -16,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from test_features import TEXTS, sentencepiece, wordpiece, xlm
 from test_subwords import xlm as segmenting_xlm
 from torch import nn
-from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    BertConfig, BertModel, ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig,
+    XLMRobertaModel)
 
 import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
@@ -31,27 +35,35 @@ CONTEXT = "Zürich liegt am See. Er sagte: Nein, und ging… nach Hause. " * 6
 
 def bert(vocabulary, pooler=False, seed=0, width=16, positions=96):
     torch.manual_seed(seed)
-    size = dict(hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=positions)
+    size = dict(
+        hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=positions)
     return BertModel(BertConfig(vocab_size=vocabulary, **size), add_pooling_layer=pooler)
 
 
 def network(width=16, seed=0, **settings):
     torch.manual_seed(100 + seed)
-    return S2DM(S2DMConfig(**dict(encoder_width=width, vocabulary=50, latent_width=8, mlp_width=8, decoder_width=8) | settings))
+    return S2DM(S2DMConfig(
+        **dict(encoder_width=width, vocabulary=50, latent_width=8, mlp_width=8, decoder_width=8)
+        | settings))
 
 
 def make(head="semantic", seed=0, pooler=False, **settings):
     "A reader with random weights; those of the head are large enough for scores that differ."
     tokenizer = wordpiece()
     config = ReaderConfig(**dict(head=head, max_length=60, stride=16, query=12) | settings)
-    reader = S2DMReader(bert(len(tokenizer), pooler, seed), tokenizer, None if head == "baseline" else network(seed=seed), config)
+    reader = S2DMReader(
+        bert(len(tokenizer), pooler, seed), tokenizer,
+        None if head == "baseline" else network(seed=seed), config)
     nn.init.normal_(reader.head.weight)
     return reader.eval()
 
 
 def labelled(reader, n=12):
     context = [CONTEXT[i:i + 40 + 20 * i] for i in range(n)]
-    return reader.windows(dict(question=[f"{'wo ' * (i % 5 + 1)}?" for i in range(n)], context=context, answers=[dict(text=[c[i:i + 9]], answer_start=[i]) for i, c in enumerate(context)]))
+    return reader.windows(dict(
+        question=[f"{'wo ' * (i % 5 + 1)}?" for i in range(n)], context=context,
+        answers=[dict(text=[c[i:i + 9]], answer_start=[i]) for i, c in enumerate(context)]))
 
 
 # Scores and loss
@@ -59,11 +71,18 @@ def labelled(reader, n=12):
 def plain(reader, ids, types):
     "One window without padding, from the weights alone: states, what the head reads, scores [2,T]."
     h = reader.encoder(input_ids=ids, token_type_ids=types).last_hidden_state[0]
-    w = {name: tensor.double() for name, tensor in reader.state_dict().items() if not name.startswith("encoder.")}
+    w = {
+        name: tensor.double()
+        for name, tensor in reader.state_dict().items()
+        if not name.startswith("encoder.")}
     seen = h.double()
     if reader.config.head != "baseline":
-        f = (h.double() @ w["semantic.0.weight"].T + w["semantic.0.bias"]).clamp(min=0) @ w["semantic.2.weight"].T + w["semantic.2.bias"]
-        seen = f / f.square().mean(-1, keepdim=True).sqrt() if reader.config.head == "semantic" else torch.cat([seen, f], -1)
+        f = ((h.double() @ w["semantic.0.weight"].T + w["semantic.0.bias"]).clamp(min=0)
+             @ w["semantic.2.weight"].T
+             + w["semantic.2.bias"])
+        seen = (f / f.square().mean(-1, keepdim=True).sqrt()
+                if reader.config.head == "semantic"
+                else torch.cat([seen, f], -1))
     return h, seen, (seen @ w["head.weight"].T + w["head.bias"]).T
 
 
@@ -77,62 +96,87 @@ def test_scores_and_loss_of_a_padded_batch_are_those_of_each_window_alone(head):
     reader.head.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     start, end = reader.scores(batch)
     loss = reader(batch)
-    assert len({*windows.lengths.tolist()}) > 5 and (windows.start > 0).any() and (windows.start == 0).any()
+    assert len({*windows.lengths.tolist()}) > 5
+    assert (windows.start > 0).any()
+    assert (windows.start == 0).any()
     for i, n in enumerate(windows.lengths):
-        h, read, scores = plain(reader, batch["input_ids"][i:i + 1, :n], batch["token_type_ids"][i:i + 1, :n])
+        h, read, scores = plain(
+            reader, batch["input_ids"][i:i + 1, :n], batch["token_type_ids"][i:i + 1, :n])
         torch.testing.assert_close(seen[0][i, :n], read.float(), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(torch.stack([start[i, :n], end[i, :n]]), scores.float(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.stack([start[i, :n], end[i, :n]]), scores.float(), atol=1e-5, rtol=1e-4)
         for name, s, at in zip(("start", "end"), scores, (windows.start[i], windows.end[i])):
-            assert loss[name][i].item() == pytest.approx((s.exp().sum().log() - s[at]).item(), abs=1e-4)
-    if head == "semantic": torch.testing.assert_close(seen[0].norm(dim=-1), seen[0].shape[-1] ** .5 * torch.ones(seen[0].shape[:2]))
-    if head == "concat": assert torch.equal(seen[0][..., :16], reader.encoder(**{k: batch[k] for k in reader.inputs}).last_hidden_state)
+            assert (loss[name][i].item()
+                    == pytest.approx((s.exp().sum().log() - s[at]).item(), abs=1e-4))
+    if head == "semantic":
+        torch.testing.assert_close(
+            seen[0].norm(dim=-1), seen[0].shape[-1] ** .5 * torch.ones(seen[0].shape[:2]))
+    if head == "concat":
+        assert torch.equal(
+            seen[0][..., :16],
+            reader.encoder(**{k: batch[k] for k in reader.inputs}).last_hidden_state)
 
 
 @torch.no_grad()
 def test_the_semantic_head_reads_what_s2dm_calls_the_meaning_of_a_token():
     s2dm, tokenizer = network(), wordpiece()
-    reader = S2DMReader(bert(len(tokenizer)), tokenizer, s2dm, ReaderConfig(max_length=60, stride=16, query=12)).eval()
+    reader = S2DMReader(
+        bert(len(tokenizer)), tokenizer, s2dm,
+        ReaderConfig(max_length=60, stride=16, query=12)).eval()
     h = torch.randn(2, 7, 16)
-    torch.testing.assert_close(reader.features(h), s2dm.config.latent_width ** .5 * s2dm.semantic(h, torch.ones(2, 7, dtype=torch.bool), level="token"))
+    torch.testing.assert_close(reader.features(h), s2dm.config.latent_width ** .5 * s2dm.semantic(
+        h, torch.ones(2, 7, dtype=torch.bool), level="token"))
 
 
 def test_the_head_is_precise_under_autocast():
-    "bfloat16 has eight significant bits; the scores have more, whichever the head, and gradients come back."
+    """bfloat16 has eight significant bits; the scores have more, whichever the head, and gradients
+    come back."""
     for head in HEADS:
         reader = make(head)
         batch = pad_windows(labelled(reader), [0, 1])
         with torch.autocast("cpu", torch.bfloat16): start, _ = reader.scores(batch)
         assert start.dtype == torch.float32 and not torch.equal(start, start.bfloat16().float())
         start.sum().backward()
-        assert reader.encoder.embeddings.word_embeddings.weight.grad.isfinite().all() and reader.head.weight.grad.abs().sum() > 0
+        assert reader.encoder.embeddings.word_embeddings.weight.grad.isfinite().all()
+        assert reader.head.weight.grad.abs().sum() > 0
 
 
 def test_gradients_pass_through_the_frozen_network():
     for frozen in (True, False):
-        reader = S2DMReader(bert(len(wordpiece())), wordpiece(), network(), ReaderConfig(max_length=60, stride=16, query=12), frozen=frozen)
+        reader = S2DMReader(
+            bert(len(wordpiece())), wordpiece(), network(),
+            ReaderConfig(max_length=60, stride=16, query=12), frozen=frozen)
         sum(t.mean() for t in reader(pad_windows(labelled(reader), [0, 1, 2])).values()).backward()
         assert all((p.grad is None) == frozen for p in reader.semantic.parameters())
-        assert all(p.grad.abs().sum() > 0 for p in (reader.head.weight, reader.encoder.encoder.layer[0].output.dense.weight))
+        assert all(
+            p.grad.abs().sum() > 0
+            for p in (reader.head.weight, reader.encoder.encoder.layer[0].output.dense.weight))
 
 
 # Answers
 
 class Lookup(nn.Module):
-    "An encoder whose states are the subwords themselves, one-hot: a head on top can be told what to look for."
+    """An encoder whose states are the subwords themselves, one-hot: a head on top can be told what
+    to look for."""
     def __init__(self, size):
         super().__init__()
-        self.config, self.table = SimpleNamespace(max_position_embeddings=10_000), nn.Embedding.from_pretrained(torch.eye(size))
+        self.config = SimpleNamespace(max_position_embeddings=10_000)
+        self.table = nn.Embedding.from_pretrained(torch.eye(size))
 
     def get_input_embeddings(self): return self.table
 
-    def forward(self, input_ids, attention_mask=None): return SimpleNamespace(last_hidden_state=self.table(input_ids))
+    def forward(self, input_ids, attention_mask=None):
+        return SimpleNamespace(last_hidden_state=self.table(input_ids))
 
 
 def looks_for(tokenizer, answer, context, **settings):
-    "A reader that answers with `answer`, wherever it stands as in `context`: the score of a start is high at its first subword, that of an end at its last."
+    """A reader that answers with `answer`, wherever it stands as in `context`: the score of a start
+    is high at its first subword, that of an end at its last."""
     split, at = SpanTokenizer(tokenizer)([context])[0], context.index(answer)
     ids = split.ids[(split.start >= at) & (split.end <= at + len(answer))]
-    reader = S2DMReader(Lookup(len(tokenizer)), tokenizer, None, ReaderConfig(**dict(head="baseline", max_length=40, stride=12, query=8) | settings)).eval()
+    reader = S2DMReader(
+        Lookup(len(tokenizer)), tokenizer, None,
+        ReaderConfig(**dict(head="baseline", max_length=40, stride=12, query=8) | settings)).eval()
     with torch.no_grad():
         for p in reader.head.parameters(): p.zero_()
         reader.head.weight[0, ids[0]], reader.head.weight[1, ids[-1]] = 5., 5.
@@ -140,7 +184,8 @@ def looks_for(tokenizer, answer, context, **settings):
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory): return xlm(tmp_path_factory.mktemp("xlm"), do_lowercase_and_remove_accent=False)
+def slow(tmp_path_factory):
+    return xlm(tmp_path_factory.mktemp("xlm"), do_lowercase_and_remove_accent=False)
 
 
 FILLER = dict(en="abc def, ghi. ", zh="中中国国，", th="ภาษาภาษา ")
@@ -149,28 +194,41 @@ FILLER = dict(en="abc def, ghi. ", zh="中中国国，", th="ภาษาภา�
 @pytest.mark.parametrize("kind", ["fast", "slow"])
 @pytest.mark.parametrize("language, answer", [("en", "xyz"), ("zh", "文語"), ("th", "ไทย")])
 def test_an_answer_is_found_anywhere_in_a_context_of_any_length(slow, kind, language, answer):
-    "The answer moves through a context of many windows, subword by subword, so that some windows cut it in two."
+    """The answer moves through a context of many windows, subword by subword, so that some windows
+    cut it in two."""
     many = [FILLER[language] * n + answer + FILLER[language] * (30 - n) for n in range(1, 24)]
     many += [FILLER[language] * 3 + "a " * n + answer + FILLER[language] * 12 for n in range(12)]
     reader = looks_for(slow if kind == "slow" else wordpiece(), answer, many[0])
     found = reader.answer("?", many)
     assert len(reader.windows(dict(question=["?"], context=many[:1]))) > 4
     for context, (best,) in zip(many, found):
-        assert (best.text, best.start, best.end) == (answer, context.index(answer), context.index(answer) + len(answer)) and best.score == 10, (context, best)
+        assert ((best.text, best.start, best.end)
+                == (answer, context.index(answer), context.index(answer) + len(answer))
+                and best.score == 10), (context, best)
 
 
 def test_one_or_many_questions_and_contexts():
     reader = make()
-    one, questions, contexts = reader.answer("Wo?", CONTEXT), ["Wo?", "Wer sagte das?", "Wo?"], [CONTEXT, "Zürich.", "Am See, am See."]
+    one = reader.answer("Wo?", CONTEXT)
+    questions = ["Wo?", "Wer sagte das?", "Wo?"]
+    contexts = [CONTEXT, "Zürich.", "Am See, am See."]
     each = [reader.answer(q, c) for q, c in zip(questions, contexts)]
     assert isinstance(one[0].text, str) and len(one) == 1 and one == each[0]
-    close = lambda a, b: all(x[0][:3] == y[0][:3] and abs(x[0].score - y[0].score) < 1e-4 for x, y in zip(a, b, strict=True))
+    def close(a, b):
+        return all(
+            x[0][:3] == y[0][:3] and abs(x[0].score - y[0].score) < 1e-4
+            for x, y in zip(a, b, strict=True))
     assert close(reader.answer(questions, contexts), each)
     assert close(reader.answer(questions, CONTEXT), [reader.answer(q, CONTEXT) for q in questions])
     assert close(reader.answer("Wo?", contexts), [reader.answer("Wo?", c) for c in contexts])
-    assert close(reader.answer(["Wo?"], [CONTEXT]), [one]) and close(reader.answer(["Wo?"], CONTEXT), [one])
+    assert close(reader.answer(["Wo?"], [CONTEXT]), [one])
+    assert close(reader.answer(["Wo?"], CONTEXT), [one])
     columns = Dataset.from_dict(dict(question=questions, context=contexts))
-    for q, c in ((columns["question"], columns["context"]), (np.array(questions), tuple(contexts)), (iter(questions), (c for c in contexts))): assert close(reader.answer(q, c), each)
+    for q, c in (
+            (columns["question"], columns["context"]),
+            (np.array(questions), tuple(contexts)),
+            (iter(questions), (c for c in contexts))):
+        assert close(reader.answer(q, c), each)
 
 
 def test_batches_change_nothing():
@@ -178,33 +236,55 @@ def test_batches_change_nothing():
     windows = labelled(reader)
     whole, alone = reader.read(windows, top_k=5), reader.read(windows, top_k=5, budget=1)
     for a, b in zip(whole, alone, strict=True):
-        assert [x[:3] for x in a] == [x[:3] for x in b] and np.allclose([x.score for x in a], [x.score for x in b], atol=1e-4)
+        assert [x[:3] for x in a] == [x[:3] for x in b]
+        assert np.allclose([x.score for x in a], [x.score for x in b], atol=1e-4)
 
 
 def test_top_k_answers_differ_and_descend():
     reader = make()
     answers = reader.answer("Wo liegt das?", CONTEXT, top_k=20)
-    assert len(answers) == len({a[:3] for a in answers}) == 20 and [a.score for a in answers] == sorted((a.score for a in answers), reverse=True)
+    assert len(answers) == len({a[:3] for a in answers}) == 20
+    assert [a.score for a in answers] == sorted((a.score for a in answers), reverse=True)
     assert all(CONTEXT[a.start:a.end] == a.text and a.text == a.text.strip() for a in answers)
-    assert reader.answer("Wo liegt das?", CONTEXT, top_k=3) == answers[:3] and reader.answer("Wo liegt das?", CONTEXT) == answers[:1]
-    assert [a.text for a in reader.answer("Wo?", "Zü", top_k=20)] and len(reader.answer("Wo?", "x", top_k=20)) == 1
+    assert reader.answer("Wo liegt das?", CONTEXT, top_k=3) == answers[:3]
+    assert reader.answer("Wo liegt das?", CONTEXT) == answers[:1]
+    assert [a.text for a in reader.answer("Wo?", "Zü", top_k=20)]
+    assert len(reader.answer("Wo?", "x", top_k=20)) == 1
 
 
 def test_reading_leaves_the_reader_as_it_was():
     reader = make().train()
     first, second = (reader.answer("Wo?", CONTEXT) for _ in range(2)) # dropout is off
-    assert first == second and reader.training and reader.encoder.training and all(p.grad is None for p in reader.parameters())
+    assert first == second
+    assert reader.training
+    assert reader.encoder.training
+    assert all(p.grad is None for p in reader.parameters())
     with torch.no_grad(): reader.head.bias.fill_(torch.nan)
     with pytest.raises(DataError, match="not a number"): reader.answer("Wo?", CONTEXT)
     assert reader.training
 
 
 @pytest.mark.parametrize("question, context, more, says", [
-    ("", "a", {}, r"question 0 is '' \(str\); expected a string that is not empty"), ("a", " \n", {}, "context 0 is"), ("a", ["a", "\t"], {}, "context 1 is"), (["a", None], "a", {}, r"question 1 is None \(NoneType\)"),
-    (["a", 3.5], "a", {}, r"question 1 is 3.5 \(float\)"), (None, "a", {}, r"question is None \(NoneType\); expected a string or a list of strings"), ("a", 7, {}, r"context is 7 \(int\)"), (b"a", "a", {}, "question is b'a'"),
-    ([], "a", {}, "question is an empty list"), ("a", (), {}, "context is an empty tuple"), ({"a": 1}, "a", {}, r"\(dict\)"), ([["a"]], "a", {}, r"question 0 is \['a'\] \(list\)"), ("a\ud800", "a", {}, "question 0 holds half a surrogate"),
-    ("a", ["a", "\udfff"], {}, "context 1 holds half a surrogate"), (["a", "b"], ["a", "b", "c"], {}, "2 questions and 3 contexts; expected as many, or one of either"),
-    ("a", "a", dict(top_k=0), "top_k=0 is not possible; expected 1 to 20"), ("a", "a", dict(top_k=21), "top_k=21"), ("a", "a", dict(top_k="3"), "top_k='3'"), ("a", "a", dict(top_k=1.5), "top_k=1.5")])
+    ("", "a", {}, r"question 0 is '' \(str\); expected a string that is not empty"),
+    ("a", " \n", {}, "context 0 is"),
+    ("a", ["a", "\t"], {}, "context 1 is"),
+    (["a", None], "a", {}, r"question 1 is None \(NoneType\)"),
+    (["a", 3.5], "a", {}, r"question 1 is 3.5 \(float\)"),
+    (None, "a", {}, r"question is None \(NoneType\); expected a string or a list of strings"),
+    ("a", 7, {}, r"context is 7 \(int\)"),
+    (b"a", "a", {}, "question is b'a'"),
+    ([], "a", {}, "question is an empty list"),
+    ("a", (), {}, "context is an empty tuple"),
+    ({"a": 1}, "a", {}, r"\(dict\)"),
+    ([["a"]], "a", {}, r"question 0 is \['a'\] \(list\)"),
+    ("a\ud800", "a", {}, "question 0 holds half a surrogate"),
+    ("a", ["a", "\udfff"], {}, "context 1 holds half a surrogate"),
+    (["a", "b"], ["a", "b", "c"], {},
+     "2 questions and 3 contexts; expected as many, or one of either"),
+    ("a", "a", dict(top_k=0), "top_k=0 is not possible; expected 1 to 20"),
+    ("a", "a", dict(top_k=21), "top_k=21"),
+    ("a", "a", dict(top_k="3"), "top_k='3'"),
+    ("a", "a", dict(top_k=1.5), "top_k=1.5")])
 def test_what_is_no_question_or_context(question, context, more, says):
     with pytest.raises(ParameterError, match=says): make().answer(question, context, **more)
 
@@ -212,7 +292,8 @@ def test_what_is_no_question_or_context(question, context, more, says):
 def test_texts_at_the_edge():
     reader = make()
     with pytest.raises(DataError, match="has no subwords"): reader.answer("Wo?", "\u200b")
-    assert reader.answer("\u200b", "Am See.") and reader.answer("wo " * 500, "Am See.") # a question without subwords, one that is cut
+    # a question without subwords, one that is cut
+    assert reader.answer("\u200b", "Am See.") and reader.answer("wo " * 500, "Am See.")
     for text in TEXTS:
         for a in reader.answer("Wo?", text, top_k=5): assert text[a.start:a.end] == a.text
 
@@ -220,10 +301,17 @@ def test_texts_at_the_edge():
 def test_parts_that_do_not_go_together():
     tokenizer, small = wordpiece(), dict(max_length=60, stride=16, query=12)
     encoder = bert(len(tokenizer))
-    for model, settings, says in ((None, dict(head="semantic"), "head='semantic' needs an S2DM"), (network(), dict(head="baseline"), "has no place for an S2DM"), (network(width=24), {}, "states of width 24, this encoder's have 16"),
-                                 (network(), dict(max_length=97), "max_length=97 is not possible: this encoder reads 96 subwords")):
-        with pytest.raises(ParameterError, match=says): S2DMReader(encoder, tokenizer, model, ReaderConfig(**small | settings))
-    with pytest.raises(ParameterError, match="leave 5 subwords for the context"): S2DMReader(encoder, tokenizer, network(), ReaderConfig(**small | dict(query=52))).answer("Wo?", "Am See.")
+    for model, settings, says in (
+            (None, dict(head="semantic"), "head='semantic' needs an S2DM"),
+            (network(), dict(head="baseline"), "has no place for an S2DM"),
+            (network(width=24), {}, "states of width 24, this encoder's have 16"),
+            (network(), dict(max_length=97),
+             "max_length=97 is not possible: this encoder reads 96 subwords")):
+        with pytest.raises(ParameterError, match=says):
+            S2DMReader(encoder, tokenizer, model, ReaderConfig(**small | settings))
+    with pytest.raises(ParameterError, match="leave 5 subwords for the context"):
+        S2DMReader(encoder, tokenizer, network(), ReaderConfig(**small | dict(query=52))).answer(
+            "Wo?", "Am See.")
 
 
 # Other encoders
@@ -232,11 +320,16 @@ def of_kind(kind, folder):
     torch.manual_seed(0)
     if kind == "xlm":
         tokenizer = xlm(folder, do_lowercase_and_remove_accent=False)
-        encoder = XLMModel(XLMConfig(vocab_size=len(tokenizer), emb_dim=16, n_layers=2, n_heads=2, max_position_embeddings=96, use_lang_emb=False))
+        encoder = XLMModel(XLMConfig(
+            vocab_size=len(tokenizer), emb_dim=16, n_layers=2, n_heads=2,
+            max_position_embeddings=96, use_lang_emb=False))
     else:
         tokenizer = sentencepiece()
-        encoder = XLMRobertaModel(XLMRobertaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=98, pad_token_id=1, type_vocab_size=1))
-    reader = S2DMReader(encoder, tokenizer, network(), ReaderConfig(max_length=60, stride=16, query=12))
+        encoder = XLMRobertaModel(XLMRobertaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=98, pad_token_id=1, type_vocab_size=1))
+    reader = S2DMReader(
+        encoder, tokenizer, network(), ReaderConfig(max_length=60, stride=16, query=12))
     nn.init.normal_(reader.head.weight)
     return reader.eval()
 
@@ -244,18 +337,22 @@ def of_kind(kind, folder):
 @pytest.mark.parametrize("kind", ["xlm", "xlmr"])
 def test_other_encoders_batch_save_and_load(kind, tmp_path):
     reader = of_kind(kind, tmp_path)
-    assert reader.inputs == ("input_ids", "attention_mask") and reader.tokenizer.is_fast == (kind == "xlmr")
+    assert reader.inputs == ("input_ids", "attention_mask")
+    assert reader.tokenizer.is_fast == (kind == "xlmr")
     found = reader.answer("ภาษาไทย, Zürich?", TEXTS, top_k=3)
     for text, answers in zip(TEXTS, found):
         alone = reader.answer("ภาษาไทย, Zürich?", text, top_k=3)
-        assert [a[:3] for a in answers] == [a[:3] for a in alone] and all(text[a.start:a.end] == a.text for a in answers)
+        assert [a[:3] for a in answers] == [a[:3] for a in alone]
+        assert all(text[a.start:a.end] == a.text for a in answers)
     again = S2DMReader.from_pretrained(reader.save_pretrained(tmp_path / "reader"), device="cpu")
-    assert type(again.tokenizer) is type(reader.tokenizer) and again.answer("ภาษาไทย, Zürich?", TEXTS, top_k=3) == found
+    assert type(again.tokenizer) is type(reader.tokenizer)
+    assert again.answer("ภาษาไทย, Zürich?", TEXTS, top_k=3) == found
 
 
 @torch.no_grad()
 def test_token_types_are_no_words_of_xlm(tmp_path):
-    "XLM would add the vectors of words 0 and 1; some published tokenizer settings ask for token types."
+    """XLM would add the vectors of words 0 and 1; some published tokenizer settings ask for token
+    types."""
     reader = of_kind("xlm", tmp_path)
     windows = reader.windows(dict(question=["Wo?"], context=["Zürich liegt am See."]))
     batch = pad_windows(windows, [0])
@@ -264,40 +361,55 @@ def test_token_types_are_no_words_of_xlm(tmp_path):
     assert torch.equal(start, typed)
     bert_reader = make()
     batch = pad_windows(labelled(bert_reader), [0])
-    assert not torch.equal(bert_reader.scores(batch)[0], bert_reader.scores(batch | dict(token_type_ids=torch.zeros_like(batch["input_ids"])))[0])
+    assert not torch.equal(
+        bert_reader.scores(batch)[0],
+        bert_reader.scores(batch | dict(token_type_ids=torch.zeros_like(batch["input_ids"])))[0])
 
 
 # Files
 
-@pytest.mark.parametrize("head, pooler", [("semantic", False), ("semantic", True), ("concat", False), ("baseline", True)])
+@pytest.mark.parametrize("head, pooler", [
+    ("semantic", False), ("semantic", True), ("concat", False), ("baseline", True)])
 def test_a_reader_comes_back_from_its_folder(head, pooler, tmp_path):
     reader = make(head, pooler=pooler)
     reader.facts = dict(system="s2dm_sp", questions="87,599 in English")
     folder = reader.save_pretrained(tmp_path / "a")
     again = S2DMReader.from_pretrained(folder, device="cpu")
-    assert again.config == reader.config and again.s2dm_config == reader.s2dm_config and again.facts == reader.facts and not again.training
+    assert again.config == reader.config
+    assert again.s2dm_config == reader.s2dm_config
+    assert again.facts == reader.facts
+    assert not again.training
     other = again.state_dict()
     assert all(torch.equal(t, other[k]) for k, t in reader.state_dict().items())
-    assert all(p.requires_grad == (not name.startswith("semantic.")) for name, p in again.named_parameters())
+    assert all(
+        p.requires_grad == (not name.startswith("semantic."))
+        for name, p in again.named_parameters())
     assert again.answer("Wo?", CONTEXT, top_k=5) == reader.answer("Wo?", CONTEXT, top_k=5)
     again.save_pretrained(tmp_path / "b")
-    for name in ("reader.json", "reader.safetensors", "README.md"): assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for name in ("reader.json", "reader.safetensors", "README.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     card = (folder / "README.md").read_text()
     assert "# s2dm_sp" in card and "87,599 in English" in card and f"head `{head}`" in card
 
 
-@pytest.mark.parametrize("settings", [dict(variant="s2dm_single_pos"), dict(variant="vgvae_crl", mlp_layers=2), dict(edition="released"), dict(posterior="power_spherical")])
+@pytest.mark.parametrize("settings", [
+    dict(variant="s2dm_single_pos"), dict(variant="vgvae_crl", mlp_layers=2),
+    dict(edition="released"), dict(posterior="power_spherical")])
 def test_s2dm_of_any_kind_can_be_read_with(settings, tmp_path):
     s2dm = network(**settings)
-    reader = S2DMReader(bert(len(wordpiece())), wordpiece(), s2dm, ReaderConfig(max_length=60, stride=16, query=12)).eval()
+    reader = S2DMReader(
+        bert(len(wordpiece())), wordpiece(), s2dm,
+        ReaderConfig(max_length=60, stride=16, query=12)).eval()
     again = S2DMReader.from_pretrained(reader.save_pretrained(tmp_path), device="cpu")
-    assert again.s2dm_config == s2dm.config and again.answer("Wo?", CONTEXT) == reader.answer("Wo?", CONTEXT)
+    assert again.s2dm_config == s2dm.config
+    assert again.answer("Wo?", CONTEXT) == reader.answer("Wo?", CONTEXT)
 
 
 def test_a_loaded_reader_does_not_change_with_its_files(tmp_path):
     reader = make()
     again = S2DMReader.from_pretrained(reader.save_pretrained(tmp_path), device="cpu")
-    (tmp_path / "reader.safetensors").write_bytes(bytes((tmp_path / "reader.safetensors").stat().st_size))
+    (tmp_path / "reader.safetensors").write_bytes(
+        bytes((tmp_path / "reader.safetensors").stat().st_size))
     assert again.answer("Wo?", CONTEXT) == reader.answer("Wo?", CONTEXT)
 
 
@@ -305,15 +417,21 @@ def test_writing_over_a_reader_that_is_interrupted_leaves_no_reader(tmp_path, mo
     "Neither the old one nor a mixture can be loaded."
     make("semantic").save_pretrained(tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(s2dm.reader, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("power cut")))
-        with pytest.raises(OSError, match="power cut"): make("semantic", seed=1).save_pretrained(tmp_path)
-    with pytest.raises(MissingData, match="reader.json is not there"): S2DMReader.from_pretrained(tmp_path)
+        m.setattr(
+            s2dm.reader, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("power cut")))
+        with pytest.raises(OSError, match="power cut"):
+            make("semantic", seed=1).save_pretrained(tmp_path)
+    with pytest.raises(MissingData, match="reader.json is not there"):
+        S2DMReader.from_pretrained(tmp_path)
     new = make("concat", seed=1)
-    assert S2DMReader.from_pretrained(new.save_pretrained(tmp_path), device="cpu").answer("Wo?", CONTEXT) == new.answer("Wo?", CONTEXT)
+    assert (S2DMReader.from_pretrained(new.save_pretrained(tmp_path), device="cpu").answer(
+                "Wo?", CONTEXT)
+            == new.answer("Wo?", CONTEXT))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory): return make().save_pretrained(tmp_path_factory.mktemp("saved") / "reader")
+def saved(tmp_path_factory):
+    return make().save_pretrained(tmp_path_factory.mktemp("saved") / "reader")
 
 
 def edit(folder, **changes):
@@ -335,49 +453,85 @@ def tensors(folder, change):
 
 
 BROKEN = [
-    (MissingData, "reader.json is not there", lambda f: (f / "reader.json").unlink()), (MissingData, "reader.safetensors is not there", lambda f: (f / "reader.safetensors").unlink()),
-    (MissingData, "encoder/config.json is not there", lambda f: shutil.rmtree(f / "encoder")), (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_text("{")),
-    (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_bytes(b"\xff\xfe")), (DataError, '"model_type" must be "s2dm_reader"', lambda f: (f / "reader.json").write_text("[]")),
-    (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")), (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)), (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
-    (DataError, "reader.json: unknown parameter 'hed'", lambda f: edit(f, reader__hed="semantic")), (DataError, "reader.json: head='x' is not possible", lambda f: edit(f, reader__head="x")), (DataError, "reader.json: ", lambda f: edit(f, reader=3)),
-    (DataError, "limits answers to 30 subwords.*replace.*longest_characters", lambda f: edit(f, reader__longest=30)),
-    (DataError, "reader.json: max_length=960", lambda f: edit(f, reader__max_length=960)), (DataError, "reader.json: the S2DM reads states of width 17", lambda f: edit(f, s2dm__encoder_width=17)),
-    (DataError, "reader.json: head='semantic' needs an S2DM", lambda f: edit(f, s2dm=None)), (DataError, "reader.json: paired=False is not possible", lambda f: edit(f, s2dm__paired=False)),
-    (DataError, "reader.safetensors does not belong.*semantic.2.weight", lambda f: edit(f, s2dm__latent_width=9)), (DataError, "reader.safetensors does not belong.*head.weight", lambda f: edit(f, reader__head="concat")),
-    (DataError, "semantic.4.bias is missing", lambda f: edit(f, s2dm__mlp_layers=2)), (DataError, "head.bias is missing", lambda f: tensors(f, lambda t: t.pop("head.bias"))),
-    (DataError, "encoder.pooler.dense.bias is unknown", lambda f: tensors(f, lambda t: t.update({"encoder.pooler.dense.bias": torch.zeros(16)}))), (DataError, "reader.safetensors does not belong", lambda f: os.truncate(f / "reader.safetensors", 100)),
-    (DataError, "encoder.*cannot be loaded", lambda f: os.truncate(f / "encoder/model.safetensors", 1000)), (DataError, "encoder.*holds no transformers encoder", lambda f: (f / "encoder/model.safetensors").unlink()),
-    (DataError, "encoder.*cannot be loaded", lambda f: (f / "encoder/config.json").write_text("{}")), (MissingData, "reader.json is not there", lambda f: (shutil.rmtree(f), network().save_pretrained(f)))]
+    (MissingData, "reader.json is not there", lambda f: (f / "reader.json").unlink()),
+    (MissingData, "reader.safetensors is not there", lambda f: (f / "reader.safetensors").unlink()),
+    (MissingData, "encoder/config.json is not there", lambda f: shutil.rmtree(f / "encoder")),
+    (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_text("{")),
+    (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_bytes(b"\xff\xfe")),
+    (DataError, '"model_type" must be "s2dm_reader"',
+     lambda f: (f / "reader.json").write_text("[]")),
+    (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")),
+    (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)),
+    (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
+    (DataError, "reader.json: unknown parameter 'hed'", lambda f: edit(f, reader__hed="semantic")),
+    (DataError, "reader.json: head='x' is not possible", lambda f: edit(f, reader__head="x")),
+    (DataError, "reader.json: ", lambda f: edit(f, reader=3)),
+    (DataError, "limits answers to 30 subwords.*replace.*longest_characters",
+     lambda f: edit(f, reader__longest=30)),
+    (DataError, "reader.json: max_length=960", lambda f: edit(f, reader__max_length=960)),
+    (DataError, "reader.json: the S2DM reads states of width 17",
+     lambda f: edit(f, s2dm__encoder_width=17)),
+    (DataError, "reader.json: head='semantic' needs an S2DM", lambda f: edit(f, s2dm=None)),
+    (DataError, "reader.json: paired=False is not possible", lambda f: edit(f, s2dm__paired=False)),
+    (DataError, "reader.safetensors does not belong.*semantic.2.weight",
+     lambda f: edit(f, s2dm__latent_width=9)),
+    (DataError, "reader.safetensors does not belong.*head.weight",
+     lambda f: edit(f, reader__head="concat")),
+    (DataError, "semantic.4.bias is missing", lambda f: edit(f, s2dm__mlp_layers=2)),
+    (DataError, "head.bias is missing", lambda f: tensors(f, lambda t: t.pop("head.bias"))),
+    (DataError, "encoder.pooler.dense.bias is unknown",
+     lambda f: tensors(f, lambda t: t.update({"encoder.pooler.dense.bias": torch.zeros(16)}))),
+    (DataError, "reader.safetensors does not belong",
+     lambda f: os.truncate(f / "reader.safetensors", 100)),
+    (DataError, "encoder.*cannot be loaded",
+     lambda f: os.truncate(f / "encoder/model.safetensors", 1000)),
+    (DataError, "encoder.*holds no transformers encoder",
+     lambda f: (f / "encoder/model.safetensors").unlink()),
+    (DataError, "encoder.*cannot be loaded",
+     lambda f: (f / "encoder/config.json").write_text("{}")),
+    (MissingData, "reader.json is not there",
+     lambda f: (shutil.rmtree(f), network().save_pretrained(f)))]
 
 
 @pytest.mark.parametrize("kind, says, damage", BROKEN, ids=range(len(BROKEN)))
-def test_files_that_are_broken_or_do_not_belong_together(saved, tmp_path, monkeypatch, kind, says, damage):
+def test_files_that_are_broken_or_do_not_belong_together(
+        saved, tmp_path, monkeypatch, kind, says, damage):
     "Also from a relative path of one part, beside which encoder/ looks like a hub id."
     monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda *_: pytest.fail("asked the network"))
     shutil.copytree(saved, tmp_path / "mine")
     damage(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"(?s){says}") as error: S2DMReader.from_pretrained("mine", device="cpu")
+    with pytest.raises(DataError, match=f"(?s){says}") as error:
+        S2DMReader.from_pretrained("mine", device="cpu")
     assert error.type is kind and "mine" in str(error.value)
 
 
 def test_a_plain_process_reads_in_one_line(saved, tmp_path):
-    code = "import sys; from s2dm.reader import S2DMReader; print(S2DMReader.from_pretrained(sys.argv[1]).answer('Wo?', 'Zürich liegt am See.')[0])"
-    out = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code, saved], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100)
-    assert out.returncode == 0 and out.stdout.startswith("Answer(text=") and not out.stderr, out.stderr
+    code = ("import sys; from s2dm.reader import S2DMReader; "
+            "print(S2DMReader.from_pretrained(sys.argv[1]).answer('Wo?', 'Zürich liegt am "
+            "See.')[0])")
+    out = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code, saved], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100)
+    assert (out.returncode == 0 and out.stdout.startswith("Answer(text=")
+            and not out.stderr), out.stderr
 
 
 # The hub
 
 class Hub:
-    "A stand-in: repositories are folders; `down` makes it raise, and it counts what was asked of it."
+    """A stand-in: repositories are folders; `down` makes it raise, and it counts what was asked of
+    it."""
     def __init__(self, folder): self.folder, self.down, self.asked = folder, None, []
 
     def files(self, repo, revision):
         if self.down: raise self.down
         self.asked.append(repo)
         from huggingface_hub.errors import RepositoryNotFoundError
-        if not (self.folder / repo).is_dir(): raise RepositoryNotFoundError("no such repository", response=SimpleNamespace(headers={}, request=None, status_code=404))
+        if not (self.folder / repo).is_dir():
+            raise RepositoryNotFoundError(
+                "no such repository",
+                response=SimpleNamespace(headers={}, request=None, status_code=404))
         return [p.name for p in (self.folder / repo).rglob("*")]
 
     def snapshot_download(self, repo, allow_patterns, ignore_patterns=(), local_files_only=False):
@@ -388,11 +542,13 @@ class Hub:
         return str(cache)
 
     def create_repo(self, repo, private, exist_ok):
-        if repo.startswith("others/"): raise PermissionError("403 Forbidden: \nyou are somebody else")
+        if repo.startswith("others/"):
+            raise PermissionError("403 Forbidden: \nyou are somebody else")
         (self.folder / repo).mkdir(parents=True, exist_ok=exist_ok)
         return f"https://hub/{repo}" + "?private" * private
 
-    def upload_folder(self, repo_id, folder_path): shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+    def upload_folder(self, repo_id, folder_path):
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -406,29 +562,40 @@ def hub(monkeypatch, tmp_path):
 
 def test_to_the_hub_and_back(hub):
     reader = make()
-    assert reader.push_to_hub("me/reader") == "https://hub/me/reader" and reader.push_to_hub("me/reader", private=True).endswith("?private")
-    assert sorted(p.name for p in (hub.folder / "me/reader").iterdir()) == ["README.md", "encoder", "reader.json", "reader.safetensors"]
-    load = lambda: S2DMReader.from_pretrained("me/reader", device="cpu").answer("Wo?", CONTEXT)
+    assert reader.push_to_hub("me/reader") == "https://hub/me/reader"
+    assert reader.push_to_hub("me/reader", private=True).endswith("?private")
+    assert (sorted(p.name for p in (hub.folder / "me/reader").iterdir())
+            == ["README.md", "encoder", "reader.json", "reader.safetensors"])
+    def load(): return S2DMReader.from_pretrained("me/reader", device="cpu").answer("Wo?", CONTEXT)
     assert load() == reader.answer("Wo?", CONTEXT)
     new = make(seed=1)
     new.push_to_hub("me/reader")
     assert load() == new.answer("Wo?", CONTEXT) != reader.answer("Wo?", CONTEXT) # the newest
     hub.down = OSError("unplugged")
     assert load() == new.answer("Wo?", CONTEXT) # the one in the cache
-    with pytest.raises(MissingData, match="'you/reader' is no folder here, and the hub does not give it"): S2DMReader.from_pretrained("you/reader")
+    with pytest.raises(
+            MissingData, match="'you/reader' is no folder here, and the hub does not give it"):
+        S2DMReader.from_pretrained("you/reader")
 
 
 def test_what_the_hub_refuses(hub):
-    with pytest.raises(MissingData, match=r"'nobody/reader'.*\(RepositoryNotFoundError\)"): S2DMReader.from_pretrained("nobody/reader")
-    with pytest.raises(MissingData, match=r"'others/reader' cannot be written on the hub \(PermissionError: 403 Forbidden:.*hf auth login"): make().push_to_hub("others/reader")
+    with pytest.raises(MissingData, match=r"'nobody/reader'.*\(RepositoryNotFoundError\)"):
+        S2DMReader.from_pretrained("nobody/reader")
+    with pytest.raises(
+            MissingData,
+            match=r"'others/reader' cannot be written on the hub \(PermissionError: 403 "
+            r"Forbidden:.*hf auth login"):
+        make().push_to_hub("others/reader")
     hub.down = OSError()
-    with pytest.raises(MissingData, match=r"cannot be written on the hub \(OSError"): make().push_to_hub("me/reader")
+    with pytest.raises(MissingData, match=r"cannot be written on the hub \(OSError"):
+        make().push_to_hub("me/reader")
     for name in ("nowhere", "a/b/c"):
         with pytest.raises(MissingData, match="is no folder"): S2DMReader.from_pretrained(name)
     assert hub.asked == ["nobody/reader", "others/reader"]
     hub.down = None
     (hub.folder / "me/model").mkdir(parents=True)
-    with pytest.raises(MissingData, match="reader.json is not there"): S2DMReader.from_pretrained("me/model")
+    with pytest.raises(MissingData, match="reader.json is not there"):
+        S2DMReader.from_pretrained("me/model")
 
 
 OFFLINE = """
@@ -437,10 +604,12 @@ from huggingface_hub import HfApi, snapshot_download
 from s2dm.core import MissingData
 from s2dm.reader import S2DMReader
 reader = S2DMReader.from_pretrained(sys.argv[1])
-for what in (lambda: S2DMReader.from_pretrained("owner/name"), lambda: reader.push_to_hub("owner/name")):
+for what in (S2DMReader.from_pretrained, reader.push_to_hub):
     start = time.perf_counter()
-    try: what()
-    except MissingData as error: print(round(time.perf_counter() - start, 2), error, sep="|", flush=True)
+    try: what("owner/name")
+    except MissingData as error:
+        took = time.perf_counter() - start
+        print(round(took, 2), error, sep="|", flush=True)
 """
 
 
@@ -449,26 +618,43 @@ def test_without_network_the_error_is_quick(saved, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         processes = []
         for port in (9, listening.getsockname()[1]):
-            proxies = {name: f"http://127.0.0.1:{port}" for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
-            env = os.environ | proxies | dict(HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
-            processes.append(subprocess.Popen([sys.executable, "-c", OFFLINE, saved], env=env, stdout=subprocess.PIPE, text=True))
-        lines = [line for process in processes for line in process.communicate(timeout=120)[0].splitlines()]
+            proxies = {
+                name: f"http://127.0.0.1:{port}"
+                for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
+            env = (os.environ | proxies
+                   | dict(HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path), PYTHONPATH=str(ROOT)))
+            processes.append(subprocess.Popen(
+                [sys.executable, "-c", OFFLINE, saved], env=env, stdout=subprocess.PIPE, text=True))
+        lines = [
+            line for process in processes
+            for line in process.communicate(timeout=120)[0].splitlines()]
     assert len(lines) == 4
-    for line in lines: assert float(line.split("|")[0]) < 5 and "owner/name" in line and "is there a network" in line
+    for line in lines:
+        assert float(line.split("|")[0]) < 5
+        assert "owner/name" in line
+        assert "is there a network" in line
 
 
 # Real data
 
-@pytest.mark.parametrize("corpus, language", [("xquad", "en"), ("xquad", "th"), ("xquad", "zh"), ("xquad", "hi"), ("tydiqa", "te"), ("bipar", "zh")])
+@pytest.mark.parametrize("corpus, language", [
+    ("xquad", "en"), ("xquad", "th"), ("xquad", "zh"), ("xquad", "hi"), ("tydiqa", "te"),
+    ("bipar", "zh")])
 def test_real_questions_in_many_languages(real, corpus, language):
     "With mBERT's vocabulary: every answer stands where it says, whatever else is in the batch."
-    questions, tokenizer = load_reading(corpus, language).select(range(0, 100, 25)), mbert_tokenizer()
-    reader = S2DMReader(bert(len(tokenizer), width=8, positions=512), tokenizer, network(width=8), ReaderConfig(max_length=200, stride=64)).eval()
+    questions = load_reading(corpus, language).select(range(0, 100, 25))
+    tokenizer = mbert_tokenizer()
+    reader = S2DMReader(
+        bert(len(tokenizer), width=8, positions=512), tokenizer, network(width=8),
+        ReaderConfig(max_length=200, stride=64)).eval()
     nn.init.normal_(reader.head.weight, generator=torch.Generator().manual_seed(0))
     found = reader.answer(questions["question"], questions["context"], top_k=4)
     for row, answers in zip(questions, found):
-        assert answers and all(row["context"][a.start:a.end] == a.text and a.text.strip() == a.text for a in answers)
-        assert [a[:3] for a in reader.answer(row["question"], row["context"], top_k=4)] == [a[:3] for a in answers]
+        assert answers
+        assert all(
+            row["context"][a.start:a.end] == a.text and a.text.strip() == a.text for a in answers)
+        assert ([a[:3] for a in reader.answer(row["question"], row["context"], top_k=4)]
+                == [a[:3] for a in answers])
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -476,7 +662,9 @@ def test_the_width_of_a_reader_is_that_of_the_encoders_states(head, tmp_path):
     "ELECTRA's embeddings are narrower than its states."
     tokenizer = wordpiece()
     torch.manual_seed(0)
-    config = ElectraConfig(vocab_size=len(tokenizer), embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = ElectraConfig(
+        vocab_size=len(tokenizer), embedding_size=8, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16)
     semantic = None if head == "baseline" else network()
     reader = S2DMReader(ElectraModel(config), tokenizer, semantic, ReaderConfig(head=head)).eval()
     again = S2DMReader.from_pretrained(reader.save_pretrained(tmp_path), device="cpu")
@@ -484,15 +672,22 @@ def test_the_width_of_a_reader_is_that_of_the_encoders_states(head, tmp_path):
 
 
 def test_an_answer_is_read_in_its_language(tmp_path, segmenters):
-    "A reader with XLM's tokenizer cuts a Chinese context into words; an encoder that does not ask reads the same in every language."
+    """A reader with XLM's tokenizer cuts a Chinese context into words; an encoder that does not ask
+    reads the same in every language."""
     tokenizer = segmenting_xlm(tmp_path)
     torch.manual_seed(0)
-    model = XLMModel(XLMConfig(vocab_size=len(tokenizer), emb_dim=16, n_layers=1, n_heads=2, max_position_embeddings=96, use_lang_emb=False))
-    reader = S2DMReader(model, tokenizer, None, ReaderConfig(head="baseline", max_length=60, stride=16, query=12)).eval()
+    model = XLMModel(XLMConfig(
+        vocab_size=len(tokenizer), emb_dim=16, n_layers=1, n_heads=2, max_position_embeddings=96,
+        use_lang_emb=False))
+    reader = S2DMReader(
+        model, tokenizer, None,
+        ReaderConfig(head="baseline", max_length=60, stride=16, query=12)).eval()
     asked = []
     windows = reader.windows
     reader.windows = lambda rows, **how: asked.append(windows(rows, **how)) or asked[-1]
-    answers = [reader.answer("wo", "中国人民银行", **how) for how in (dict(language="zh", question_language="en"), dict(language="de"), {})]
+    answers = [
+        reader.answer("wo", "中国人民银行", **how)
+        for how in (dict(language="zh", question_language="en"), dict(language="de"), {})]
     assert [len(w.subwords(0)[1]) for w in asked] == [4, 6, 6] and answers[1] == answers[2]
     reader = make()
     assert reader.answer("Wo?", CONTEXT, language="zh") == reader.answer("Wo?", CONTEXT)

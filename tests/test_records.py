@@ -9,19 +9,23 @@ from fake_runs import fake_runs
 def records(tmp_path, runs, *arguments):
     env = {"S2DM_RUNS": str(tmp_path / runs), "PYTHONPATH": str(ROOT), "PATH": ""}
     command = [sys.executable, ROOT / "profiles/records.py", *arguments]
-    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
 
 
 def test_whole_chains_come_back_and_a_reader_without_its_scores_does_not(tmp_path):
-    first = fake_runs(tmp_path / "first", systems=("baseline", "s2dm_sp-refined"), seeds=2, model="e5")
+    first = fake_runs(
+        tmp_path / "first", systems=("baseline", "s2dm_sp-refined"), seeds=2, model="e5")
     (first / "evaluate/e5/baseline/seed1/metrics.json").unlink() # it was still reading
     records(tmp_path, "first", "keep", "e5", tmp_path / "records.tar.xz")
     records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
     second = tmp_path / "second"
     there = {p.relative_to(second).as_posix() for p in second.rglob("metrics.json")}
     whole = {p.relative_to(first).as_posix() for p in first.rglob("metrics.json")}
-    assert whole - there == {f"{stage}/e5/baseline/seed1/metrics.json" for stage in ("finetune", "analyse")}
-    assert there <= whole and all((second / name).read_bytes() == (first / name).read_bytes() for name in there)
+    assert (whole - there
+            == {f"{stage}/e5/baseline/seed1/metrics.json" for stage in ("finetune", "analyse")})
+    assert there <= whole
+    assert all((second / name).read_bytes() == (first / name).read_bytes() for name in there)
 
 
 def test_what_is_there_is_left_as_it_is(tmp_path):
@@ -31,4 +35,5 @@ def test_what_is_there_is_left_as_it_is(tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text("{}")
     records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
-    assert mine.read_text() == "{}" and (tmp_path / "second/evaluate/e5/baseline/seed0/metrics.json").is_file()
+    assert mine.read_text() == "{}"
+    assert (tmp_path / "second/evaluate/e5/baseline/seed0/metrics.json").is_file()

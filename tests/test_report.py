@@ -1,4 +1,6 @@
-"Tables, figures and page from records: numbers by hand, missing cells, one seed and several, malformed files, the same bytes twice."
+"""Tables, figures and page from records: numbers by hand, missing cells, one seed and several,
+malformed files, the same bytes twice.
+"""
 import json
 import re
 
@@ -13,7 +15,9 @@ from scipy import stats
 from s2dm.core import DataError, MissingData
 from s2dm.figures import all_figures, boundary_example, draw_tree, figure1, figure5, figure6
 from s2dm.report import findings, headline, report, unlike
-from s2dm.results import ReportConfig, collect, compare, control_of, against_baseline, holm, interval, main_effects, measures, paired, shown_as, summarise
+from s2dm.results import (
+    ReportConfig, collect, compare, control_of, against_baseline, holm, interval, main_effects,
+    measures, paired, shown_as, summarise)
 from s2dm.synthetic import SyntheticConfig
 from s2dm.tables import (
     all_tables,
@@ -36,12 +40,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    return fake_runs(tmp_path_factory.mktemp("single"), ("baseline", "s2dm_sp", "s2dm_sp-untrained"), seeds=1)
+    return fake_runs(
+        tmp_path_factory.mktemp("single"), ("baseline", "s2dm_sp", "s2dm_sp-untrained"), seeds=1)
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    "Pages whose pictures are one small picture: drawing them takes longest, and is tested elsewhere."
+    """Pages whose pictures are one small picture: drawing them takes longest, and is tested
+    elsewhere."""
     def write(figure, folder):
         png = folder / f"{figure.name}.png"
         png.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +63,8 @@ def several(runs): return collect(("small",), runs)
 
 def em(root, system, seed, languages=LANGUAGES):
     "Zero-shot EM, from the file."
-    rows = json.loads((root / f"evaluate/small/{system}/seed{seed}/metrics.json").read_text())["results"]
+    rows = json.loads(
+        (root / f"evaluate/small/{system}/seed{seed}/metrics.json").read_text())["results"]
     return np.mean([r["em"] for r in rows if r["context"] != "svo" and r["context"] in languages])
 
 
@@ -66,10 +73,13 @@ def test_reading_by_language_has_every_score_averaged_over_seeds(runs, several):
     systems = sorted(p.name for p in (runs / "evaluate/small").iterdir())
     assert len(table) == len(systems) * 2 * len(LANGUAGES)
     for system in systems:
-        scores = [json.loads(p.read_text())["results"] for p in (runs / "evaluate/small" / system).glob("*/metrics.json")]
+        scores = [
+            json.loads(p.read_text())["results"]
+            for p in (runs / "evaluate/small" / system).glob("*/metrics.json")]
         for metric in ("em", "f1"):
             for i, lang in enumerate(r["context"] for r in scores[0]):
-                assert table[shown_as(system, several.edition), metric.upper(), lang] == pytest.approx(np.mean([s[i][metric] for s in scores]))
+                assert (table[shown_as(system, several.edition), metric.upper(), lang]
+                        == pytest.approx(np.mean([s[i][metric] for s in scores])))
 
 
 # --- statistics
@@ -83,7 +93,9 @@ def test_intervals_and_tests_are_scipys():
         seeds = rng.permutation(n)  # pairs belong together by seed, in whatever order they come
         pair, oracle = paired(pd.Series(a), pd.Series(b[seeds], seeds)), stats.ttest_rel(a, b)
         ci = oracle.confidence_interval(.95)
-        assert np.allclose([pair["difference"], pair["p"], pair["low"], pair["high"]], [(a - b).mean(), oracle.pvalue, ci.low, ci.high])
+        assert np.allclose(
+            [pair["difference"], pair["p"], pair["low"], pair["high"]],
+            [(a - b).mean(), oracle.pvalue, ci.low, ci.high])
 
 
 def test_pairs_are_seeds_of_both():
@@ -96,59 +108,99 @@ def test_pairs_are_seeds_of_both():
 def test_holm_against_the_definition():
     p = np.array([.04, .001, .02, .5])
     ranked, expected, worst = np.sort(p), {}, 0
-    for i, x in enumerate(ranked): worst = max(worst, min(1, x * (len(p) - i))); expected[x] = worst
+    for i, x in enumerate(ranked):
+        worst = max(worst, min(1, x * (len(p) - i)))
+        expected[x] = worst
     assert np.allclose(holm(pd.Series(p)), [expected[x] for x in p])
 
 
 def test_measures_by_hand(runs, several):
     numbers = measures(several).set_index(["measure", "data", "of", "system", "seed"])["value"]
-    assert np.isclose(numbers["EM, zero-shot", "synthetic", "", "s2dm_sp", 1], em(runs, "s2dm_sp", 1))
+    assert np.isclose(
+        numbers["EM, zero-shot", "synthetic", "", "s2dm_sp", 1], em(runs, "s2dm_sp", 1))
     assert numbers["EM, source", "synthetic", "", "baseline", 0] == 94
     tables = json.loads((runs / "analyse/small/s2dm_sp/seed2/metrics.json").read_text())["tables"]
     y = np.mean([r["pearson"] for r in tables["sts"] if r["kind"] == "y"])
-    answers = np.mean([r["spans_constituent"] for r in tables["constituents"] if r["of"] == "predicted" and r["lang"] != "svo"])
-    assert np.isclose(numbers["STS, Pearson", "synthetic", "y", "s2dm_sp", 2], y) and np.isclose(numbers["answers that are constituents", "synthetic", "", "s2dm_sp", 2], answers)
+    answers = np.mean(
+        [r["spans_constituent"]
+         for r in tables["constituents"]
+         if r["of"] == "predicted" and r["lang"] != "svo"])
+    assert np.isclose(numbers["STS, Pearson", "synthetic", "y", "s2dm_sp", 2], y)
+    assert np.isclose(
+        numbers["answers that are constituents", "synthetic", "", "s2dm_sp", 2], answers)
 
 
 def test_a_run_that_lacks_a_language_has_no_average(tmp_path):
     fake_runs(tmp_path, ("baseline",), seeds=2)
     rng = np.random.default_rng(0)
-    leave(tmp_path, "evaluate", "small", "baseline", 1, evaluation(rng, "baseline", "synthetic", LANGUAGES[:4], "svo", 0), datasets=["synthetic"])
+    leave(
+        tmp_path, "evaluate", "small", "baseline", 1,
+        evaluation(rng, "baseline", "synthetic", LANGUAGES[:4], "svo", 0), datasets=["synthetic"])
     numbers = measures(collect(("small",), tmp_path))
-    assert numbers[numbers["measure"] == "EM, zero-shot"]["seed"].tolist() == [0] and 1 in {*numbers[numbers["measure"] == "EM, source"]["seed"]}
+    assert numbers[numbers["measure"] == "EM, zero-shot"]["seed"].tolist() == [0]
+    assert 1 in {*numbers[numbers["measure"] == "EM, source"]["seed"]}
 
 
 def test_controls():
-    there = {"baseline", "s2dm_sp", "s2dm_sp-untrained", "s2dm_sp-released-untrained", "s2dm_pos-untrained"}
-    found = {s: control_of(s, there) for s in ("s2dm_pos", "s2dm_single_sp", "s2dm_pos-released", "s2dm_sp-released-semantic", "s2dm_sp-trainable", "s2dm_pos-untrained")}
-    assert found == {"s2dm_pos": "s2dm_pos-untrained", "s2dm_single_sp": "s2dm_sp-untrained", "s2dm_pos-released": "s2dm_sp-released-untrained",
-                     "s2dm_sp-released-semantic": None, "s2dm_sp-trainable": "s2dm_sp-untrained", "s2dm_pos-untrained": None}
+    there = {
+        "baseline", "s2dm_sp", "s2dm_sp-untrained", "s2dm_sp-released-untrained",
+        "s2dm_pos-untrained"}
+    found = {
+        s: control_of(s, there)
+        for s in ("s2dm_pos", "s2dm_single_sp", "s2dm_pos-released", "s2dm_sp-released-semantic",
+                  "s2dm_sp-trainable", "s2dm_pos-untrained")}
+    assert found == {
+        "s2dm_pos": "s2dm_pos-untrained",
+        "s2dm_single_sp": "s2dm_sp-untrained",
+        "s2dm_pos-released": "s2dm_sp-released-untrained",
+        "s2dm_sp-released-semantic": None,
+        "s2dm_sp-trainable": "s2dm_sp-untrained",
+        "s2dm_pos-untrained": None}
     assert control_of("s2dm_sp", {"baseline"}) is None
 
 
 def test_main_effects_are_those_of_a_linear_model():
     rng, rows = np.random.default_rng(1), []
     for s in SUBSETS[:-1]:
-        for k in range(4): rows.append(dict(model="small", system=s, seed=k, data="d", measure="m", of="", value=float(rng.normal(50))))
+        for k in range(4):
+            rows.append(dict(
+                model="small", system=s, seed=k, data="d", measure="m", of="",
+                value=float(rng.normal(50))))
     table = pd.DataFrame(rows)
-    design = np.array([[1] + [loss in s for loss in ("crl", "sdl", "wpl")] for s in table["system"]], float)
+    design = np.array(
+        [[1] + [loss in s for loss in ("crl", "sdl", "wpl")] for s in table["system"]], float)
     beta = np.linalg.lstsq(design, table["value"], rcond=None)[0]
-    assert np.allclose(main_effects(table).set_index("loss").loc[["CRL", "SDL", "WPL"], "difference"], beta[1:])
-    assert {*main_effects(table[table["system"] != "vgvae_crl"])["loss"]} == set()  # no effect from an incomplete design
+    assert np.allclose(
+        main_effects(table).set_index("loss").loc[["CRL", "SDL", "WPL"], "difference"], beta[1:])
+    # no effect from an incomplete design
+    assert {*main_effects(table[table["system"] != "vgvae_crl"])["loss"]} == set()
 
 
 # --- reading records
 
 @pytest.mark.parametrize("stage, file, content, message", [
-    ("evaluate", "metrics.json", "{", "cut off"), ("evaluate", "metrics.json", "[]", "found a list"), ("evaluate", "metrics.json", "{}", "results: found a NoneType"),
-    ("evaluate", "metrics.json", '{"results": [{"dataset": "synthetic"}]}', "row 0: context, question, em, f1 not there"),
-    ("evaluate", "metrics.json", '{"results": [{"dataset": "a", "context": "b", "question": "c", "em": "4", "f1": 1}]}', "em is '4'"),
-    ("evaluate", "metrics.json", '{"results": [{"dataset": "a", "context": null, "question": "c", "em": 4, "f1": 1}]}', "context is None"),
-    ("evaluate", "metrics.json", '{"results": [], "missing": "no"}', "missing is a str"), ("evaluate", "metrics.json", '{"results": [{"em": NaN}]}', "NaN is no number"),
-    ("analyse", "metrics.json", '{"tables": []}', "no tables"), ("analyse", "metrics.json", '{"tables": {"sts": {}}}', "sts: found a dict"),
+    ("evaluate", "metrics.json", "{", "cut off"),
+    ("evaluate", "metrics.json", "[]", "found a list"),
+    ("evaluate", "metrics.json", "{}", "results: found a NoneType"),
+    ("evaluate", "metrics.json", '{"results": [{"dataset": "synthetic"}]}',
+     "row 0: context, question, em, f1 not there"),
+    ("evaluate", "metrics.json",
+     '{"results": [{"dataset": "a", "context": "b", "question": "c", "em": "4", "f1": 1}]}',
+     "em is '4'"),
+    ("evaluate", "metrics.json",
+     '{"results": [{"dataset": "a", "context": null, "question": "c", "em": 4, "f1": 1}]}',
+     "context is None"),
+    ("evaluate", "metrics.json", '{"results": [], "missing": "no"}', "missing is a str"),
+    ("evaluate", "metrics.json", '{"results": [{"em": NaN}]}', "NaN is no number"),
+    ("analyse", "metrics.json", '{"tables": []}', "no tables"),
+    ("analyse", "metrics.json", '{"tables": {"sts": {}}}', "sts: found a dict"),
     ("analyse", "metrics.json", '{"tables": {"sts": [3]}}', "sts, row 0: found a int"),
-    ("analyse", "metrics.json", '{"tables": {"gradients": [{"edition": "paper", "loss": "RL", "module": "y", "norm": true}]}}', "norm is True"),
-    ("pretrain", "config.json", '{"parameters": 3}', "no parameters"), ("pretrain", "config.json", "\xff", "config.json"), ("finetune", "metrics.json", "[" * 100_000, "metrics.json")])
+    ("analyse", "metrics.json",
+     '{"tables": {"gradients": [{"edition": "paper", "loss": "RL", "module": "y", "norm": true}]}}',
+     "norm is True"),
+    ("pretrain", "config.json", '{"parameters": 3}', "no parameters"),
+    ("pretrain", "config.json", "\xff", "config.json"),
+    ("finetune", "metrics.json", "[" * 100_000, "metrics.json")])
 def test_malformed_records_name_the_file(tmp_path, stage, file, content, message):
     folder = leave(tmp_path, stage, "small", "baseline", 0, {})
     (folder / file).write_bytes(content.encode("latin-1"))
@@ -157,9 +209,15 @@ def test_malformed_records_name_the_file(tmp_path, stage, file, content, message
 
 
 def test_the_edition_of_the_tables_goes_without_saying(tmp_path):
-    for system in ("baseline", "s2dm_sp", "s2dm_sp-refined", "s2dm_sp-refined-untrained", "vgvae_crl-refined"): leave(tmp_path, "finetune", "small", system, 0, {})
-    assert {*collect(("small",), tmp_path, "refined").runs["system"]} == {"baseline", "s2dm_sp-paper", "s2dm_sp", "s2dm_sp-untrained", "vgvae_crl"}
-    assert {*collect(("small",), tmp_path, "released").runs["system"]} == {"baseline", "s2dm_sp-paper", "s2dm_sp-refined", "s2dm_sp-refined-untrained", "vgvae_crl-refined"}
+    for system in (
+            "baseline", "s2dm_sp", "s2dm_sp-refined", "s2dm_sp-refined-untrained",
+            "vgvae_crl-refined"):
+        leave(tmp_path, "finetune", "small", system, 0, {})
+    assert ({*collect(("small",), tmp_path, "refined").runs["system"]}
+            == {"baseline", "s2dm_sp-paper", "s2dm_sp", "s2dm_sp-untrained", "vgvae_crl"})
+    assert {*collect(("small",), tmp_path, "released").runs["system"]} == {
+        "baseline", "s2dm_sp-paper", "s2dm_sp-refined", "s2dm_sp-refined-untrained",
+        "vgvae_crl-refined"}
 
 
 def test_profiles_and_report_agree():
@@ -181,17 +239,25 @@ def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / "evaluate/small/baseline/seed0.old").mkdir()
     (tmp_path / "evaluate/small/baseline/seed7").mkdir()  # nothing in it yet
     (tmp_path / "evaluate/small/notes.txt").write_text("x")
-    assert len(collect(("small",), tmp_path).runs) == 4 and not len(collect(("mbert",), tmp_path).runs)
+    assert len(collect(("small",), tmp_path).runs) == 4
+    assert not len(collect(("mbert",), tmp_path).runs)
 
 
 # --- tables
 
 def test_scores_and_tests_of_a_table_by_hand(runs, several):
     found = graded(several, measures(several)).set_index(["system", "dataset", "lang", "metric"])
-    every = {s: [np.mean([r["em"] for r in json.loads((runs / f"evaluate/small/{s}/seed{k}/metrics.json").read_text())["results"]]) for k in range(3)] for s in MAIN}
-    row, oracle = found.loc[("s2dm_pos", "synthetic", "avg", "em")], stats.ttest_rel(every["s2dm_pos"], every["baseline"])
-    assert np.isclose(row["ours"], np.mean(every["s2dm_pos"])) and np.isclose(row["p"], oracle.pvalue) and (row["runs"], row["pairs"]) == (3, 3)
-    assert np.isclose(row["high"] - row["low"], 2 * stats.t.ppf(.975, 2) * stats.sem(every["s2dm_pos"]))
+    def mean_em(system, seed):
+        file = runs / f"evaluate/small/{system}/seed{seed}/metrics.json"
+        return np.mean([row["em"] for row in json.loads(file.read_text())["results"]])
+    every = {s: [mean_em(s, seed) for seed in range(3)] for s in MAIN}
+    row = found.loc[("s2dm_pos", "synthetic", "avg", "em")]
+    oracle = stats.ttest_rel(every["s2dm_pos"], every["baseline"])
+    assert np.isclose(row["ours"], np.mean(every["s2dm_pos"]))
+    assert np.isclose(row["p"], oracle.pvalue)
+    assert (row["runs"], row["pairs"]) == (3, 3)
+    assert np.isclose(
+        row["high"] - row["low"], 2 * stats.t.ppf(.975, 2) * stats.sem(every["s2dm_pos"]))
 
 
 def test_the_papers_numbers_are_all_there(several):
@@ -200,43 +266,73 @@ def test_the_papers_numbers_are_all_there(several):
         paper = pd.read_csv(ROOT / f"data/paper/{name}.csv", keep_default_na=False)
         table = reading_table(name, several, graded(several, numbers))
         said = table.data.dropna(subset="paper")
-        assert len(said) == 2 * len(paper) and np.isclose(said["paper"].sum(), paper[["em", "f1"]].to_numpy().sum())
+        assert len(said) == 2 * len(paper)
+        assert np.isclose(said["paper"].sum(), paper[["em", "f1"]].to_numpy().sum())
         printed = " ".join(str(x) for _, cells in table.blocks for x in cells.to_numpy().ravel())
         assert all(f"{x:.1f}" in printed for x in paper["em"])
     table = constituents_table(several)
-    assert table.data["paper"].notna().sum() == 7 and "89.08" in str([*map(str, table.blocks[0][1]["XQuAD", "paper"])])
+    assert table.data["paper"].notna().sum() == 7
+    assert "89.08" in str([*map(str, table.blocks[0][1]["XQuAD", "paper"])])
 
 
 def test_no_cell_is_empty_without_a_reason(several):
     for name in ("table2", "table3", "table4", "table5"):
         table = reading_table(name, several, graded(several, measures(several)))
         lost = table.data[table.data["ours"].isna()]
-        assert len(lost) and (lost["note"] != "").all() and table.notes and (table.data.dropna(subset="ours")["note"] == "").all()
-        assert all(any(str(cell.text) in note for note in table.notes) for _, cells in table.blocks for cell in cells.xs("ours", axis=1, level=1).to_numpy().ravel()
-                   if not re.search(r"\d", cell.text) and cell.text != "–")
+        assert len(lost)
+        assert (lost["note"] != "").all()
+        assert table.notes
+        assert (table.data.dropna(subset="ours")["note"] == "").all()
+        assert all(
+            any(str(cell.text) in note for note in table.notes)
+            for _, cells in table.blocks
+            for cell in cells.xs("ours", axis=1, level=1).to_numpy().ravel()
+            if not re.search(r"\d", cell.text) and cell.text != "–")
 
 
 def test_reasons(tmp_path):
-    leave(tmp_path, "evaluate", "mbert", "baseline", 0, dict(results=[dict(dataset="xquad", context="en", question="en", em=70, f1=80)], missing=["mlqa.de: not on disk Tried: /a/b"]), datasets=["xquad", "mlqa"])
+    leave(
+        tmp_path, "evaluate", "mbert", "baseline", 0,
+        dict(
+            results=[dict(dataset="xquad", context="en", question="en", em=70, f1=80)],
+            missing=["mlqa.de: not on disk Tried: /a/b"]),
+        datasets=["xquad", "mlqa"])
     leave(tmp_path, "evaluate", "mbert", "s2dm_pos", 0, None, datasets=["xquad", "mlqa"])
     results = collect(("mbert",), tmp_path)
-    data = reading_table("table3", results, graded(results, measures(results))).data.query("metric == 'em'").set_index(["model", "system", "dataset", "lang"])
-    starts = {("mbert", "baseline", "mlqa", "de"): "MLQA could not be had", ("mbert", "s2dm_pos", "xquad", "en"): "The run of 05_evaluate for mBERT S2DM_POS has no metrics.json",
-              ("mbert", "s2dm_sp", "xquad", "en"): "There is no run", ("xlm100", "baseline", "xquad", "en"): "These runs are of mBERT", ("mbert", "lakm", "mlqa", "de"): "LAKM is"}
-    for place, text in starts.items(): assert data.loc[place, "note"].startswith(text), (place, data.loc[place, "note"])
-    assert data.loc[("mbert", "baseline", "xquad", "en"), "ours"] == 70 and np.isnan(data.loc[("mbert", "baseline", "xquad", "en"), "low"])
+    data = reading_table("table3", results, graded(results, measures(results))).data.query(
+        "metric == 'em'").set_index(["model", "system", "dataset", "lang"])
+    starts = {
+        ("mbert", "baseline", "mlqa", "de"): "MLQA could not be had",
+        ("mbert", "s2dm_pos", "xquad", "en"): "The run of 05_evaluate for mBERT S2DM_POS has no "
+            "metrics.json",
+        ("mbert", "s2dm_sp", "xquad", "en"): "There is no run",
+        ("xlm100", "baseline", "xquad", "en"): "These runs are of mBERT",
+        ("mbert", "lakm", "mlqa", "de"): "LAKM is"}
+    for place, text in starts.items():
+        assert data.loc[place, "note"].startswith(text), (place, data.loc[place, "note"])
+    assert data.loc[("mbert", "baseline", "xquad", "en"), "ours"] == 70
+    assert np.isnan(data.loc[("mbert", "baseline", "xquad", "en"), "low"])
     tydi = reading_table("table4", results, graded(results, measures(results))).data
-    assert tydi[(tydi["model"] == "mbert") & (tydi["system"] == "baseline")]["note"].str.startswith("mBERT was evaluated on MLQA, XQuAD").all()
+    assert tydi[(tydi["model"] == "mbert") & (tydi["system"] == "baseline")]["note"].str.startswith(
+        "mBERT was evaluated on MLQA, XQuAD").all()
 
 
 def test_paper_profile_stands_beside_the_paper(tmp_path):
-    fake_runs(tmp_path, ("baseline", "s2dm_sp"), 2, "mbert", "mlqa", ("en", "ar", "de", "es", "hi", "vi", "zh"), "en")
-    fake_runs(tmp_path, ("baseline",), 2, "xlmr", "mlqa", ("en", "ar", "de", "es", "hi", "vi", "zh"), "en")
+    fake_runs(
+        tmp_path, ("baseline", "s2dm_sp"), 2, "mbert", "mlqa",
+        ("en", "ar", "de", "es", "hi", "vi", "zh"), "en")
+    fake_runs(
+        tmp_path, ("baseline",), 2, "xlmr", "mlqa", ("en", "ar", "de", "es", "hi", "vi", "zh"),
+        "en")
     results = collect(("mbert", "xlm100", "xlmr"), tmp_path)
     heading, cells = reading_table("table3", results, graded(results, measures(results))).blocks[1]
     cells = cells.set_index([("", "encoder"), ("", "system")])
-    assert heading == "MLQA" and str(cells.loc[("mBERT", "S2DM_SP"), ("de", "paper")]) == "45.3/59.9" and re.match(r"\d+\.\d\*?/\d+\.\d\*? ±", str(cells.loc[("mBERT", "S2DM_SP"), ("de", "ours")]))
-    assert str(cells.loc[("XLM-R", "baseline"), ("de", "paper")]) == "–" and re.match(r"\d", str(cells.loc[("XLM-R", "baseline"), ("de", "ours")]))
+    assert heading == "MLQA"
+    assert str(cells.loc[("mBERT", "S2DM_SP"), ("de", "paper")]) == "45.3/59.9"
+    assert re.match(
+        r"\d+\.\d\*?/\d+\.\d\*? ±", str(cells.loc[("mBERT", "S2DM_SP"), ("de", "ours")]))
+    assert str(cells.loc[("XLM-R", "baseline"), ("de", "paper")]) == "–"
+    assert re.match(r"\d", str(cells.loc[("XLM-R", "baseline"), ("de", "ours")]))
     assert str(cells.loc[("XLM-100", "baseline"), ("de", "ours")]) == "not run"
 
 
@@ -244,54 +340,94 @@ def test_one_seed_has_neither_interval_nor_test(single):
     results = collect(("small",), single)
     numbers = measures(results)
     data = versus_table(numbers, ("EM, zero-shot",), "systems", "", "").data.set_index("system")
-    assert data[["low", "high", "baseline_p", "control_p", "baseline_p_holm"]].isna().all(axis=None) and data.loc["s2dm_sp", "control_pairs"] == 1
-    assert np.isclose(data.loc["s2dm_sp", "baseline_difference"], em(single, "s2dm_sp", 0) - em(single, "baseline", 0))
+    assert data[["low", "high", "baseline_p", "control_p", "baseline_p_holm"]].isna().all(axis=None)
+    assert data.loc["s2dm_sp", "control_pairs"] == 1
+    assert np.isclose(
+        data.loc["s2dm_sp", "baseline_difference"],
+        em(single, "s2dm_sp", 0) - em(single, "baseline", 0))
     block = reading_table("table2", results, graded(results, numbers)).blocks[1][1]
     assert not any("±" in str(x) for x in block.to_numpy().ravel())
     answers = findings(results, numbers)[0].answers
-    assert answers and all("one seed, no test possible" in a for a in answers) and "one seed, no test possible" in headline(numbers)
+    assert answers
+    assert all("one seed, no test possible" in a for a in answers)
+    assert "one seed, no test possible" in headline(numbers)
 
 
 def test_separation_by_hand(runs, several):
     data = separation_table(measures(several)).data.set_index(["measure", "data", "system"])
     row = data.loc[("STS, Pearson", "synthetic", "s2dm_sp")]
-    tables = [json.loads((runs / f"analyse/small/s2dm_sp/seed{k}/metrics.json").read_text())["tables"]["sts"] for k in range(3)]
-    y, z = ([np.mean([r["pearson"] for r in t if r["kind"] == kind]) for t in tables] for kind in "yz")
-    assert np.isclose(row["difference"], np.subtract(y, z).mean()) and np.isclose(row["p"], stats.ttest_rel(y, z).pvalue) and row["runs"] == 3
+    tables = [
+        json.loads(
+            (runs / f"analyse/small/s2dm_sp/seed{k}/metrics.json").read_text())["tables"]["sts"]
+        for k in range(3)]
+    y, z = (
+        [np.mean([r["pearson"] for r in t if r["kind"] == kind]) for t in tables] for kind in "yz")
+    assert np.isclose(row["difference"], np.subtract(y, z).mean())
+    assert np.isclose(row["p"], stats.ttest_rel(y, z).pvalue)
+    assert row["runs"] == 3
 
 
 def test_sentences_say_what_the_numbers_say():
-    def table(gain): return pd.DataFrame([dict(model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="", value=40 + k + (gain + k / 10) * (s == "s2dm_sp"))
-                                          for s in ("baseline", "s2dm_sp") for k in range(5)])
-    assert "it rises (+2.2 points, 95 % interval +2.0 to +2.4, p <0.001, 5 paired seeds)" in headline(table(2))
-    assert "it falls" in headline(table(-2)) and "the untrained control was not run" in headline(table(2))
-    noisy = table(0).assign(value=lambda t: t["value"] + np.where(t["system"] == "s2dm_sp", [3., -3, 2, -2, 0] * 2, 0))
+    def table(gain):
+        return pd.DataFrame(
+            [dict(
+                 model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="",
+                 value=40 + k + (gain + k / 10) * (s == "s2dm_sp"))
+             for s in ("baseline", "s2dm_sp")
+             for k in range(5)])
+    assert ("it rises (+2.2 points, 95 % interval +2.0 to +2.4, p <0.001, 5 paired seeds)"
+            in headline(table(2)))
+    assert "it falls" in headline(table(-2))
+    assert "the untrained control was not run" in headline(table(2))
+    noisy = table(0).assign(
+        value=lambda t: t["value"] + np.where(t["system"] == "s2dm_sp", [3., -3, 2, -2, 0] * 2, 0))
     assert "no change can be told" in headline(noisy)
 
 
 def test_summarise_and_compare_keep_models_apart(several):
     numbers = measures(several)
     both = pd.concat([numbers, numbers.assign(model="other", value=numbers["value"] + 100)])
-    found = compare(both, against_baseline).set_index(["model", "measure", "data", "of", "system"])["difference"]
-    assert np.allclose(found["small"], found["other"]) and len(summarise(both)) == 2 * len(summarise(numbers))
+    found = compare(both, against_baseline).set_index(
+        ["model", "measure", "data", "of", "system"])["difference"]
+    assert np.allclose(found["small"], found["other"])
+    assert len(summarise(both)) == 2 * len(summarise(numbers))
 
 
 def test_many_systems_ask_for_a_smaller_p():
     rng = np.random.default_rng(0)
     gains = dict(baseline=0, s2dm_sp=1.5, s2dm_pos=.3, vgvae=.1)
-    rows = [dict(model="small", system=s, seed=k, data="synthetic", measure=m, of="", value=40 + gain + rng.normal()) for m in ("EM, zero-shot", "F1, zero-shot") for s, gain in gains.items() for k in range(6)]
-    for measure, found in compare(pd.DataFrame(rows), against_baseline).groupby("measure"):  # each measure is a family of its own
+    rows = [
+        dict(
+            model="small", system=s, seed=k, data="synthetic", measure=m, of="",
+            value=40 + gain + rng.normal())
+        for m in ("EM, zero-shot", "F1, zero-shot")
+        for s, gain in gains.items()
+        for k in range(6)]
+    # each measure is a family of its own
+    for measure, found in compare(pd.DataFrame(rows), against_baseline).groupby("measure"):
         p = sorted(found["p"])
-        assert np.allclose(sorted(found["p_holm"]), np.minimum(np.maximum.accumulate([3 * p[0], 2 * p[1], p[2]]), 1)), measure
-    noisy = [dict(model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="", value=40 + gain * (s != "baseline"))
-             for s in ("baseline", "s2dm_sp", "s2dm_pos", "vgvae") for k, gain in enumerate((1.5, 2, .3, 1.2))] # p = 0.039
+        assert np.allclose(
+            sorted(found["p_holm"]),
+            np.minimum(np.maximum.accumulate([3 * p[0], 2 * p[1], p[2]]), 1)), measure
+    # p = 0.039
+    noisy = [
+        dict(
+            model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="",
+            value=40 + gain * (s != "baseline"))
+        for s in ("baseline", "s2dm_sp", "s2dm_pos", "vgvae")
+        for k, gain in enumerate((1.5, 2, .3, 1.2))]
     alone, among_others = headline(pd.DataFrame(noisy[:8])), headline(pd.DataFrame(noisy))
-    assert "it rises" in alone and "corrected" not in alone and "no change can be told" in among_others and "p = 0.039, corrected 0.118" in among_others
+    assert "it rises" in alone
+    assert "corrected" not in alone
+    assert "no change can be told" in among_others
+    assert "p = 0.039, corrected 0.118" in among_others
 
 
 def test_unlike_settings_are_told(tmp_path):
-    for system, epochs in (("baseline", 3), ("s2dm_sp", 2)): leave(tmp_path, "finetune", "small", system, 0, {}, epochs=epochs)
-    assert unlike(collect(("small",), tmp_path)) == ["finetune, embedded: runs differ in epochs (2, 3)."]
+    for system, epochs in (("baseline", 3), ("s2dm_sp", 2)):
+        leave(tmp_path, "finetune", "small", system, 0, {}, epochs=epochs)
+    assert (unlike(collect(("small",), tmp_path))
+            == ["finetune, embedded: runs differ in epochs (2, 3)."])
 
 
 def test_violations_have_both_counts(runs, several):
@@ -392,12 +528,17 @@ def test_the_example_of_figure_1_crosses_a_boundary():
     config = SyntheticConfig(held_out=60)
     (_, _, answer, none), (lang, tree, gold, _) = boundary_example({}, config)
     assert none is None and lang == "svo_nadj" and gold[1] - gold[0] >= 3
-    def leaves(node): return [node] if isinstance(node, str) else [w for p in node[1] for w in leaves(p)]
+    def leaves(node):
+        return [node] if isinstance(node, str) else [w for p in node[1] for w in leaves(p)]
     words = leaves(tree)
-    wrong = {lang: {f"test-{i:05}-{n}": " ".join(words[gold[0]:gold[1] - 1]) for i in range(60) for n in (0, 1)}}
+    wrong = {
+        lang: {f"test-{i:05}-{n}": " ".join(words[gold[0]:gold[1] - 1])
+               for i in range(60)
+               for n in (0, 1)}}
     shown = boundary_example(wrong, config)[1]
     assert shown[3] == (gold[0], gold[1] - 1) and leaves(shown[1]) == words
-    right = {lang: {f"test-{i:05}-{n}": " ".join(words[slice(*gold)]) for i in range(60) for n in (0, 1)}}
+    right = {lang: {f"test-{i:05}-{n}": " ".join(words[slice(*gold)]) for i in range(60) for n in (
+        0, 1)}}
     assert boundary_example(right, config)[1][3] is None
 
 
@@ -414,13 +555,17 @@ def test_bars_of_figure_5_reach_from_z_to_y(several):
     mean = figure.data.set_index(["test", "system", "kind"])["mean"]
     bars = [p for p in figure.fig.axes[0].patches]
     found = sorted((round(b.get_y(), 6), round(b.get_y() + b.get_height(), 6)) for b in bars)
-    assert found == sorted((round(mean[t, s, "z"], 6), round(mean[t, s, "y"], 6)) for t in {*figure.data["test"]} for s in ("s2dm_sp", "s2dm_pos", "s2dm_single_sp", "s2dm_single_pos"))
+    assert found == sorted(
+        (round(mean[t, s, "z"], 6), round(mean[t, s, "y"], 6))
+        for t in {*figure.data["test"]}
+        for s in ("s2dm_sp", "s2dm_pos", "s2dm_single_sp", "s2dm_single_pos"))
     plt.close("all")
 
 
 def test_figure_6_shows_points_of_one_seed(several):
     figure = figure6(several)
-    assert figure.data.groupby("panel").size().to_dict() == {p: 12 * len(LANGUAGES) for p in "abc"} and {*figure.data["seed"]} == {0}
+    assert figure.data.groupby("panel").size().to_dict() == {p: 12 * len(LANGUAGES) for p in "abc"}
+    assert {*figure.data["seed"]} == {0}
     plt.close("all")
 
 
@@ -435,48 +580,68 @@ def test_figure_1_reads_the_predictions(tmp_path):
     lang, tree, gold, _ = boundary_example({}, config)[1]
     folder = fake_runs(tmp_path, ("baseline",), 1) / "evaluate/small/baseline/seed0"
     assert figure1(collect(("small",), tmp_path)).notes
-    def leaves(node): return [node] if isinstance(node, str) else [w for p in node[1] for w in leaves(p)]
+    def leaves(node):
+        return [node] if isinstance(node, str) else [w for p in node[1] for w in leaves(p)]
     text = " ".join(leaves(tree)[gold[0]:gold[1] - 1])
-    (folder / f"predictions.synthetic.{lang}.json").write_text(json.dumps({f"test-{i:05}-{n}": text for i in range(400) for n in (0, 1)}))
+    (folder / f"predictions.synthetic.{lang}.json").write_text(
+        json.dumps({f"test-{i:05}-{n}": text for i in range(400) for n in (0, 1)}))
     assert not figure1(collect(("small",), tmp_path)).notes
     (folder / f"predictions.synthetic.{lang}.json").write_text("{")
-    with pytest.raises(DataError, match="predictions.synthetic"): figure1(collect(("small",), tmp_path))
+    with pytest.raises(DataError, match="predictions.synthetic"):
+        figure1(collect(("small",), tmp_path))
     plt.close("all")
 
 
 # --- the page
 
 def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
-    pages = [report(ReportConfig(edition="paper", runs=str(runs), out=str(tmp_path / name))) for name in "ab"]
+    pages = [
+        report(ReportConfig(edition="paper", runs=str(runs), out=str(tmp_path / name)))
+        for name in "ab"]
     files = {p.name: p.read_bytes() for p in pages[0].parent.iterdir()}
     assert files == {p.name: p.read_bytes() for p in pages[1].parent.iterdir()}
-    assert {f"table{i}.{kind}" for i in range(1, 6) for kind in ("csv", "md", "tex")} | {f"figure{i}.{kind}" for i in range(1, 7) for kind in ("png", "pdf")} <= files.keys()
+    assert {f"table{i}.{kind}" for i in range(1, 6) for kind in ("csv", "md", "tex")} | {
+        f"figure{i}.{kind}" for i in range(1, 7) for kind in ("png", "pdf")} <= files.keys()
     html = pages[0].read_text(encoding="utf-8")
     links = re.findall(r'(src|href)="([^"]+)"', html)
-    assert all(target.startswith("data:image/png;base64,") for kind, target in links if kind == "src")
-    assert all(target.startswith(("#", "https://aclanthology.org/")) or target in files for kind, target in links if kind == "href")
+    assert all(
+        target.startswith("data:image/png;base64,") for kind, target in links if kind == "src")
+    assert all(
+        target.startswith(("#", "https://aclanthology.org/")) or target in files
+        for kind, target in links
+        if kind == "href")
     assert not re.search(r"<script|@import|url\(|<link|<iframe", html) and html.count("<img") == 6
-    assert {target[1:] for _, target in links if target.startswith("#")} <= set(re.findall(r'id="(\w+)"', html))
+    assert ({target[1:] for _, target in links if target.startswith("#")}
+            <= set(re.findall(r'id="(\w+)"', html)))
     assert str(runs) not in html and "2026-11-23" not in html
     for name, text in files.items():
-        if name.endswith((".csv", ".md", ".tex")) and not name.startswith("runs"): assert b"2026-11-23" not in text and str(runs).encode() not in text, name
+        if name.endswith((".csv", ".md", ".tex")) and not name.startswith("runs"):
+            assert b"2026-11-23" not in text and str(runs).encode() not in text, name
     assert files["summary.md"].decode().startswith("S2DM_SP reaches")
 
 
 def test_report_without_runs_and_without_a_checkout(tmp_path, monkeypatch, quick):
-    html = report(ReportConfig(profile="paper", runs=str(tmp_path / "none"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
-    assert "No S2DM_SP was evaluated yet" in html and "49.8" in html and "not run" in html or "other encoder" in html
+    html = report(ReportConfig(profile="paper", runs=str(tmp_path / "none"), out=str(
+        tmp_path / "out"))).read_text(encoding="utf-8")
+    assert ("No S2DM_SP was evaluated yet" in html and "49.8" in html and "not run" in html
+            or "other encoder" in html)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingData, match="checkout"): report(ReportConfig(edition="paper", runs=str(tmp_path / "none"), out=str(tmp_path / "out")))
+    with pytest.raises(MissingData, match="checkout"):
+        report(
+            ReportConfig(edition="paper", runs=str(tmp_path / "none"), out=str(tmp_path / "out")))
 
 
 def test_what_a_run_could_not_have_is_told_without_its_folders(tmp_path, quick):
-    folder = fake_runs(tmp_path / "runs", ("baseline",), 1) / "analyse/small/baseline/seed0/metrics.json"
-    metrics = json.loads(folder.read_text()) | dict(missing=["bipar: /home/somebody/data/raw/bipar.json is not there; see https://example.org/a/b"])
+    folder = (fake_runs(tmp_path / "runs", ("baseline",), 1)
+              / "analyse/small/baseline/seed0/metrics.json")
+    metrics = json.loads(folder.read_text()) | dict(missing=[
+        "bipar: /home/somebody/data/raw/bipar.json is not there; see https://example.org/a/b"])
     folder.write_text(json.dumps(metrics))
     leave(tmp_path / "runs", "evaluate", "small", "s2dm_sp", 4, None)
-    html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
-    assert "bipar: …/bipar.json is not there; see https://example.org/a/b" in html and "somebody" not in html
+    html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(
+        tmp_path / "out"))).read_text(encoding="utf-8")
+    assert "bipar: …/bipar.json is not there; see https://example.org/a/b" in html
+    assert "somebody" not in html
     assert "evaluate, embedded, S2DM_SP, seed 4: began, and left no metrics.json." in html
 
 
@@ -493,6 +658,9 @@ def test_every_table_has_its_files_and_fits_its_data(several, tmp_path):
 
 def test_names_in_a_record_cannot_break_the_page(tmp_path, quick):
     rng = np.random.default_rng(0)
-    leave(tmp_path / "runs", "analyse", "small", "baseline", 0, analysis(rng, "baseline", "<b>x</b>|y", ("svo", "a&b"), "svo"))
-    html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
+    leave(
+        tmp_path / "runs", "analyse", "small", "baseline", 0,
+        analysis(rng, "baseline", "<b>x</b>|y", ("svo", "a&b"), "svo"))
+    html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(
+        tmp_path / "out"))).read_text(encoding="utf-8")
     assert "<b>x</b>" not in html and "&lt;b&gt;x" in html

@@ -1,4 +1,6 @@
-"The rules of the house: two kinds of notebook, clean, in step with s2dm/ and README.md; one setting for every link."
+"""The rules of the house: two kinds of notebook, clean, in step with s2dm/ and README.md; one
+setting for every link.
+"""
 import ast
 import configparser
 import csv
@@ -16,11 +18,12 @@ from conftest import ROOT
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 RUNS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]_", p.name)]
-name = lambda path: path.stem
+def name(path): return path.stem
 
 
 def cells(path, kind="code"):
-    return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+    return [
+        c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
 
 
 def settings():
@@ -30,20 +33,29 @@ def settings():
 
 
 def test_there_are_two_kinds_of_notebook_and_a_front_page():
-    assert {p.stem for p in NOTEBOOKS} - {p.stem for p in RUNS + LIBRARY} == {"index"} and len(RUNS) >= 2 and len(LIBRARY) >= 8
+    assert {p.stem for p in NOTEBOOKS} - {p.stem for p in RUNS + LIBRARY} == {"index"}
+    assert len(RUNS) >= 2
+    assert len(LIBRARY) >= 8
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_a_run_has_parameters_validates_them_first_and_defines_nothing(path):
     code = [c for c in cells(path) if c["id"] != "colab"]
-    assert code[0]["metadata"].get("tags") == ["parameters"] and sum("tags" in c["metadata"] for c in code) == 1
-    assert any("skip_exec: true" in "".join(c["source"]) for c in cells(path, "raw")) and not any(c["outputs"] for c in code)
+    assert code[0]["metadata"].get("tags") == ["parameters"]
+    assert sum("tags" in c["metadata"] for c in code) == 1
+    assert any("skip_exec: true" in "".join(c["source"]) for c in cells(path, "raw"))
+    assert not any(c["outputs"] for c in code)
     sources = ["".join(c["source"]) for c in code]
     assert not any(s.startswith("#| export") or "default_exp" in s for s in sources)
     first = ast.parse(sources[1]).body
-    assert isinstance(first[0], ast.ImportFrom) and "from_notebook(globals())" in ast.unparse(first[1]) and len(ast.parse(sources[0]).body) >= 1
+    assert isinstance(first[0], ast.ImportFrom)
+    assert "from_notebook(globals())" in ast.unparse(first[1])
+    assert len(ast.parse(sources[0]).body) >= 1
     assert all(isinstance(statement, ast.Assign) for statement in ast.parse(sources[0]).body)
-    assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for s in sources for n in ast.walk(ast.parse(s)))
+    assert not any(
+        isinstance(n, (ast.FunctionDef, ast.ClassDef))
+        for s in sources
+        for n in ast.walk(ast.parse(s)))
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
@@ -66,16 +78,21 @@ def test_a_notebook_opens_well_and_reads_well(path):
 
 
 def test_every_exported_name_says_what_it_is():
-    "Public functions and classes have a docstring, and every parameter of a public function a comment."
+    """Public functions and classes have a docstring, and every parameter of a public function a
+    comment."""
     for module in (ROOT / "s2dm").glob("[a-z]*.py"):
         text = module.read_text(encoding="utf-8")
         lines = text.splitlines()
         for node in ast.parse(text).body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"): continue
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
             assert ast.get_docstring(node), f"{module.name}: {node.name} has no docstring"
             if isinstance(node, ast.FunctionDef):
                 for arg in node.args.args + node.args.kwonlyargs:
-                    assert "#" in lines[arg.lineno - 1], f"{module.name}: {node.name}: parameter {arg.arg} has no comment"
+                    assert (
+                        "#" in lines[
+                            arg.lineno
+                            - 1]), f"{module.name}: {node.name}: parameter {arg.arg} has no comment"
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +100,29 @@ def copy(tmp_path_factory):
     "A copy of what nbdev reads and writes, exported and cleaned."
     folder = tmp_path_factory.mktemp("copy") / "s2dm"
     folder.mkdir()
-    for part in ("nbs", "s2dm", "docs", "figures", "data/paper"): shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for part in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / part, folder)
+    for part in ("nbs", "s2dm", "docs", "figures", "data/paper"):
+        shutil.copytree(
+            ROOT / part, folder / part,
+            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for part in ("settings.ini", "setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / part, folder)
     for command in ("nbdev_export", "nbdev_clean"):
-        subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, check=True, timeout=200)
+        subprocess.run(
+            [Path(sys.executable).with_name(command)], cwd=folder, check=True, timeout=200)
     return folder
 
 
 def test_modules_are_what_the_notebooks_export(copy):
     made = {p.name: p.read_text(encoding="utf-8") for p in (copy / "s2dm").glob("*.py")}
-    assert made == {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "s2dm").glob("*.py")}, "run `make export`"
+    assert made == {
+        p.name: p.read_text(encoding="utf-8")
+        for p in (ROOT / "s2dm").glob("*.py")}, "run `make export`"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebooks_are_clean(copy, path):
-    assert (copy / "nbs" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), "run `make export`"
+    assert ((copy / "nbs" / path.name).read_text(encoding="utf-8")
+            == path.read_text(encoding="utf-8")), "run `make export`"
 
 
 def test_readme_and_colab_cells_are_made_from_index_and_settings():
@@ -105,58 +130,88 @@ def test_readme_and_colab_cells_are_made_from_index_and_settings():
 
 
 def test_tables_in_prose_come_from_figures(copy):
-    "A changed number in a csv makes the notebook that shows it stale, and another run of the script mends it."
+    """A changed number in a csv makes the notebook that shows it stale, and another run of the
+    script mends it."""
     notebook = copy / "nbs/01_data.ipynb"
-    before, text = notebook.read_text(encoding="utf-8"), json.loads(notebook.read_text(encoding="utf-8"))
+    before = notebook.read_text(encoding="utf-8")
+    text = json.loads(notebook.read_text(encoding="utf-8"))
     text["cells"][1]["source"] += ["\n", "<!-- table figures/t.csv b a -->\n", "<!-- end -->"]
     notebook.write_text(json.dumps(text), encoding="utf-8")
     (copy / "figures").mkdir(exist_ok=True)
     for value, shown in (("0.26", "| 12 | 0.3 |"), ("x", "| 12 | x |")):
         (copy / "figures/t.csv").write_text(f"a,b,c\n{value},12,3\n")
-        assert subprocess.run([sys.executable, copy / "docs/from_settings.py", "--check"], capture_output=True).returncode == 1
+        assert subprocess.run(
+            [sys.executable, copy / "docs/from_settings.py", "--check"],
+            capture_output=True).returncode == 1
         subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
-        assert f"| b | a |\n| --- | --- |\n{shown}\n<!-- end -->" in "".join(cells(notebook, "markdown")[0]["source"])
+        assert (f"| b | a |\n| --- | --- |\n{shown}\n<!-- end -->"
+                in "".join(cells(notebook, "markdown")[0]["source"]))
     notebook.write_text(before, encoding="utf-8")
 
 
 def test_links_come_from_one_setting(copy):
-    "Another user name in settings.ini moves every badge and every Colab cell; no notebook or module has a link of its own."
+    """Another user name in settings.ini moves every badge and every Colab cell; no notebook or
+    module has a link of its own."""
     cfg = settings()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    badges = re.findall(r"https://colab\.research\.google\.com/github/(\S+?)/blob/(\S+?)/(nbs/\w+\.ipynb)\)", readme)
-    assert {b[2] for b in badges} == {f"nbs/{p.name}" for p in RUNS + LIBRARY} and {b[:2] for b in badges} == {(f"{cfg['user']}/{cfg['repo']}", cfg["branch"])}
-    text = (copy / "settings.ini").read_text(encoding="utf-8").replace(f"user = {cfg['user']}", "user = somebody")
+    badges = re.findall(
+        r"https://colab\.research\.google\.com/github/(\S+?)/blob/(\S+?)/(nbs/\w+\.ipynb)\)",
+        readme)
+    assert {b[2] for b in badges} == {f"nbs/{p.name}" for p in RUNS + LIBRARY}
+    assert {b[:2] for b in badges} == {(f"{cfg['user']}/{cfg['repo']}", cfg["branch"])}
+    text = (copy / "settings.ini").read_text(encoding="utf-8").replace(
+        f"user = {cfg['user']}", "user = somebody")
     (copy / "settings.ini").write_text(text, encoding="utf-8")
-    assert subprocess.run([sys.executable, copy / "docs/from_settings.py", "--check"], capture_output=True).returncode == 1
+    assert subprocess.run(
+        [sys.executable, copy / "docs/from_settings.py", "--check"],
+        capture_output=True).returncode == 1
     subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
-    for path in [copy / "README.md", *(copy / "nbs").glob("*.ipynb"), *(copy / "s2dm").glob("[a-z]*.py")]:
+    for path in [
+            copy / "README.md", *(copy / "nbs").glob("*.ipynb"),
+            *(copy / "s2dm").glob("[a-z]*.py")]:
         assert cfg["user"] not in path.read_text(encoding="utf-8"), path
-    assert all("github.com/somebody/" in p.read_text(encoding="utf-8") for p in (copy / "nbs").glob("[0-9]*.ipynb"))
+    assert all(
+        "github.com/somebody/" in p.read_text(encoding="utf-8")
+        for p in (copy / "nbs").glob("[0-9]*.ipynb"))
 
 
 def test_citation_and_settings_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     cfg = settings()
-    assert citation["version"] == cfg["version"] and citation["repository-code"] == f"https://github.com/{cfg['user']}/{cfg['repo']}"
-    assert citation["preferred-citation"]["doi"] == "10.18653/v1/2022.acl-long.70" and len(citation["preferred-citation"]["authors"]) == 7
+    assert citation["version"] == cfg["version"]
+    assert citation["repository-code"] == f"https://github.com/{cfg['user']}/{cfg['repo']}"
+    assert citation["preferred-citation"]["doi"] == "10.18653/v1/2022.acl-long.70"
+    assert len(citation["preferred-citation"]["authors"]) == 7
 
 
 def test_lock_holds_what_settings_ask_for():
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     cfg = settings()
-    for requirement in " ".join(cfg[k] for k in ("requirements", "dev_requirements", "workflow_requirements")).split():
+    for requirement in " ".join(
+            cfg[k] for k in ("requirements", "dev_requirements", "workflow_requirements")).split():
         package = re.match(r"[\w-]+", requirement).group()
-        assert re.search(rf"^{re.escape(package)}==", lock, re.M | re.I), f"{package} is not in requirements.lock; run `make lock`"
-    assert re.search(r"^torch==2\.13\.0$", lock, re.M) and not re.search(r"^(nvidia|cuda|triton)", lock, re.M)
+        assert re.search(
+            rf"^{re.escape(package)}==", lock,
+            re.M | re.I), f"{package} is not in requirements.lock; run `make lock`"
+    assert re.search(r"^torch==2\.13\.0$", lock, re.M)
+    assert not re.search(r"^(nvidia|cuda|triton)", lock, re.M)
 
 
 def test_only_ci_knows_where_the_mirror_is():
-    files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+        capture_output=True, text=True, check=True).stdout.split()
     place = "shared" + "/data"
-    assert {f for f in files if place in (ROOT / f).read_text(encoding="utf-8", errors="ignore")} == {".ci/run"}
-    assert "make test" in (ROOT / ".ci/run").read_text() and ".ci/run" in (ROOT / ".github/workflows/test.yml").read_text()
+    assert ({f for f in files if place in (ROOT / f).read_text(encoding="utf-8", errors="ignore")}
+            == {".ci/run"})
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert ".ci/run" in (ROOT / ".github/workflows/test.yml").read_text()
 
 
 def test_paper_tables_are_there():
-    rows = {p.name: list(csv.DictReader(p.open(encoding="utf-8"))) for p in (ROOT / "data/paper").glob("*.csv")}
-    assert {k: len(v) for k, v in rows.items()} == {"in_text.csv": 14, "table1.csv": 7, "table2.csv": 18, "table3.csv": 129, "table4.csv": 60, "table5.csv": 12}
+    rows = {
+        p.name: list(csv.DictReader(p.open(encoding="utf-8")))
+        for p in (ROOT / "data/paper").glob("*.csv")}
+    assert {k: len(v) for k, v in rows.items()} == {
+        "in_text.csv": 14, "table1.csv": 7, "table2.csv": 18, "table3.csv": 129, "table4.csv": 60,
+        "table5.csv": 12}

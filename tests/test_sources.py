@@ -1,4 +1,6 @@
-"The real download code against a local http server: broken connections, wrong bytes, two processes, no network, hostile archives."
+"""The real download code against a local http server: broken connections, wrong bytes, two
+processes, no network, hostile archives.
+"""
 import hashlib
 import io
 import multiprocessing
@@ -29,7 +31,9 @@ def published(tmp_path):
 
 def entry(server, name="big.bin", **changes):
     body = (server.folder / name).read_bytes()
-    source = Source(f"demo/{name}", "demo", f"{server.url}/{name}", bytes=len(body), sha256=hashlib.sha256(body).hexdigest(), licence="CC0")
+    source = Source(
+        f"demo/{name}", "demo", f"{server.url}/{name}", bytes=len(body),
+        sha256=hashlib.sha256(body).hexdigest(), licence="CC0")
     source = Source(**{**source.__dict__, **changes})
     return {source.path: source}
 
@@ -37,7 +41,9 @@ def entry(server, name="big.bin", **changes):
 def get(registry): return fetch(next(iter(registry)), registry)
 
 
-def leftovers(): return sorted(p.name for p in (data_dir() / "raw").rglob("*") if p.is_file() and p.suffix != ".lock")
+def leftovers():
+    return sorted(
+        p.name for p in (data_dir() / "raw").rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
 def test_download_is_verified_and_kept(serve, published):
@@ -53,7 +59,10 @@ def test_broken_connection_goes_on_where_it_stopped(serve, published):
     server.trouble, server.cuts = {"cut"}, 2
     assert get(entry(server)).read_bytes() == (published / "big.bin").read_bytes()
     starts = [int(r.removeprefix("bytes=").rstrip("-")) for _, r in server.requests if r]
-    assert len(server.requests) == 3 and len(starts) == 2 and 100_000 < starts[0] < starts[1] and leftovers() == ["big.bin"]
+    assert len(server.requests) == 3
+    assert len(starts) == 2
+    assert 100_000 < starts[0] < starts[1]
+    assert leftovers() == ["big.bin"]
 
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(serve, published):
@@ -75,7 +84,9 @@ def test_a_server_without_ranges_or_a_stale_part_cannot_corrupt(serve, published
         target.parent.mkdir(parents=True, exist_ok=True)
         target.with_name("big.bin.part").write_bytes(part)
         try: file = get(registry)
-        except DataError as error:  # a stale part of the right length prefix: the checksum finds it, and the next call starts afresh
+        # a stale part of the right length prefix: the checksum finds it, and the next call starts
+        # afresh
+        except DataError as error:
             assert "wrong checksum" in str(error) and leftovers() == []
             file = get(registry)
         assert file.read_bytes() == (published / "big.bin").read_bytes()
@@ -89,12 +100,15 @@ def test_wrong_bytes_show_both_sums_and_keep_nothing(serve, published):
     body = (published / "big.bin").read_bytes()
     wrong = hashlib.sha256(bytes([body[0] ^ 1]) + body[1:]).hexdigest()
     with pytest.raises(DataError) as error: get(registry)
-    assert registry["demo/big.bin"].sha256 in str(error.value) and wrong in str(error.value) and leftovers() == []
+    assert registry["demo/big.bin"].sha256 in str(error.value)
+    assert wrong in str(error.value)
+    assert leftovers() == []
 
 
 def test_md5_is_checked_where_it_is_all_there_is(serve, published):
     server = serve(published)
-    with pytest.raises(DataError, match="wrong checksum"): get(entry(server, sha256="", md5="0" * 32))
+    with pytest.raises(DataError, match="wrong checksum"):
+        get(entry(server, sha256="", md5="0" * 32))
     body = (published / "big.bin").read_bytes()
     get(entry(server, sha256="", md5=hashlib.md5(body).hexdigest()))
     assert leftovers() == ["big.bin"]
@@ -111,7 +125,8 @@ def test_first_checksum_is_recorded_said_and_held(serve, published):
     server = serve(published)
     registry = entry(server, sha256="")
     with pytest.warns(UserWarning, match="no published checksum; recorded"): file = get(registry)
-    assert file.with_name("big.bin.sha256").read_text().strip() == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (file.with_name("big.bin.sha256").read_text().strip()
+            == hashlib.sha256(file.read_bytes()).hexdigest())
     file.write_bytes(b"changed")
     with pytest.raises(DataError, match="wrong checksum"): get(registry)
 
@@ -126,7 +141,9 @@ def test_processes_at_once_do_not_corrupt_each_other(serve, published):
     server = serve(published)
     registry, context = entry(server), multiprocessing.get_context("fork")
     start, results = context.Event(), context.Queue()
-    workers = [context.Process(target=_fetch_in_process, args=(registry, start, results)) for _ in range(4)]
+    workers = [
+        context.Process(target=_fetch_in_process, args=(registry, start, results))
+        for _ in range(4)]
     for w in workers: w.start()
     start.set()
     got = [results.get(timeout=60) for _ in workers]
@@ -137,15 +154,20 @@ def test_processes_at_once_do_not_corrupt_each_other(serve, published):
 
 def test_offline_error_is_complete_and_quick():
     source = REGISTRY["mlqa/MLQA_V1/test/test-context-de-question-en.json"]
-    registry = REGISTRY | {source.archive: Source(**{**REGISTRY[source.archive].__dict__, "url": "http://127.0.0.1:9/MLQA_V1.zip"})}
+    registry = (REGISTRY | {source.archive: Source(**{
+                    **REGISTRY[source.archive].__dict__, "url": "http://127.0.0.1:9/MLQA_V1.zip"})})
     with pytest.raises(MissingData) as error: fetch(source.path, registry)
-    for words in ("mlqa/MLQA_V1.zip", "75.7 MB", "http://127.0.0.1:9/MLQA_V1.zip", "S2DM_MIRROR", "CC BY-SA 3.0"): assert words in str(error.value)
+    for words in (
+            "mlqa/MLQA_V1.zip", "75.7 MB", "http://127.0.0.1:9/MLQA_V1.zip", "S2DM_MIRROR",
+            "CC BY-SA 3.0"):
+        assert words in str(error.value)
 
 
 def test_second_address_is_used_when_the_first_fails(serve, published):
     server = serve(published)
     get(entry(server, url="http://127.0.0.1:9/big.bin", copy=f"{server.url}/big.bin"))
-    with pytest.raises(MissingData, match="status 404"): get(entry(server, path="demo/other.bin", url=f"{server.url}/missing.bin"))
+    with pytest.raises(MissingData, match="status 404"):
+        get(entry(server, path="demo/other.bin", url=f"{server.url}/missing.bin"))
 
 
 def test_mirrors_are_folders_or_servers(serve, published, monkeypatch, tmp_path):
@@ -167,7 +189,10 @@ def test_mirrors_are_folders_or_servers(serve, published, monkeypatch, tmp_path)
 
 def test_a_file_without_an_address_comes_from_a_mirror_only(serve, published, monkeypatch):
     made = entry(serve(published), url="")
-    with pytest.raises(MissingData, match="other files only. Set S2DM_MIRROR to .* holds this one as demo/big.bin"): get(made)
+    with pytest.raises(
+            MissingData,
+            match="other files only. Set S2DM_MIRROR to .* holds this one as demo/big.bin"):
+        get(made)
     shelf = data_dir().parent / "mirror/demo"
     shelf.mkdir(parents=True)
     (shelf / "big.bin").write_bytes((published / "big.bin").read_bytes())
@@ -179,13 +204,17 @@ def test_a_file_without_an_address_comes_from_a_mirror_only(serve, published, mo
 def test_stand_in_is_used_with_a_mirror_only_and_said(serve, published, monkeypatch, tmp_path):
     server = serve(published)
     old = entry(server, path="demo/old.bin")
-    new = entry(server, path="demo/new.bin", sha256="", url="http://127.0.0.1:9/new.bin", stand_in="demo/old.bin")
+    new = entry(
+        server, path="demo/new.bin", sha256="", url="http://127.0.0.1:9/new.bin",
+        stand_in="demo/old.bin")
     shelf = tmp_path / "mirror"
     (shelf / "demo").mkdir(parents=True)
     (shelf / "demo/old.bin").write_bytes((published / "big.bin").read_bytes())
     with pytest.raises(MissingData): fetch("demo/new.bin", new | old)
     monkeypatch.setenv("S2DM_MIRROR", str(shelf))
-    with pytest.warns(UserWarning, match="demo/new.bin is not in the mirror; using its stand-in demo/old.bin"):
+    with pytest.warns(
+            UserWarning,
+            match="demo/new.bin is not in the mirror; using its stand-in demo/old.bin"):
         assert fetch("demo/new.bin", new | old) == shelf / "demo/old.bin"
 
 
@@ -210,19 +239,26 @@ def _tar(members, links=()):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("body", [
-    _zip([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")]),
-    _tar([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")], [("in/link", "/etc"), ("in/passwd", "/etc/passwd")])], ids=["zip", "tar"])
+@pytest.mark.parametrize(
+    "body",
+    [_zip([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")]),
+     _tar([("../../evil.txt", "no"), ("/tmp/s2dm-evil.txt", "no"), ("in/good.txt", "yes")], [
+         ("in/link", "/etc"), ("in/passwd", "/etc/passwd")])],
+    ids=["zip", "tar"])
 def test_archives_cannot_write_or_read_outside(serve, tmp_path, body):
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "box").write_bytes(body)
     server = serve(folder)
     registry = entry(server, "box")
-    def member(name): return registry | {"demo/m.txt": Source("demo/m.txt", "demo", f"demo/box#{name}")}
+    def member(name):
+        return registry | {"demo/m.txt": Source("demo/m.txt", "demo", f"demo/box#{name}")}
     before = {p for p in tmp_path.rglob("*")} | {p for p in Path("/tmp").glob("s2dm-evil*")}
     assert fetch("demo/m.txt", member("in/good.txt")).read_text() == "yes"
-    new = {p.relative_to(data_dir()) for p in (set(tmp_path.rglob("*")) | set(Path("/tmp").glob("s2dm-evil*"))) - before if p.is_file() and p.suffix != ".lock"}
+    new = {
+        p.relative_to(data_dir())
+        for p in (set(tmp_path.rglob("*")) | set(Path("/tmp").glob("s2dm-evil*"))) - before
+        if p.is_file() and p.suffix != ".lock"}
     assert new == {Path("raw/demo/box"), Path("raw/demo/m.txt")}
     for name in ("in/absent.txt", "in/passwd", "in/link"):
         (data_dir() / "raw/demo/m.txt").unlink(missing_ok=True)
@@ -230,13 +266,17 @@ def test_archives_cannot_write_or_read_outside(serve, tmp_path, body):
         assert not (data_dir() / "raw/demo/m.txt").exists()
 
 
-@pytest.mark.parametrize("body", [b"not an archive", _zip([("a.txt", "yes" * 999)])[:400], _tar([("a.txt", "yes" * 999)])[:60], b"PK\x03\x04", b"\x1f\x8b\x08\x00"],
-                         ids=["text", "half a zip", "half a tar", "start of a zip", "start of a gzip"])
+@pytest.mark.parametrize(
+    "body",
+    [b"not an archive", _zip([("a.txt", "yes" * 999)])[:400], _tar([("a.txt", "yes" * 999)])[:60],
+     b"PK\x03\x04", b"\x1f\x8b\x08\x00"],
+    ids=["text", "half a zip", "half a tar", "start of a zip", "start of a gzip"])
 def test_broken_archives_are_named(serve, tmp_path, body):
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "box").write_bytes(body)
-    registry = entry(serve(folder), "box") | {"demo/a.txt": Source("demo/a.txt", "demo", "demo/box#a.txt")}
+    registry = (entry(serve(folder), "box")
+                | {"demo/a.txt": Source("demo/a.txt", "demo", "demo/box#a.txt")})
     with pytest.raises(DataError, match="box cannot be unpacked"): fetch("demo/a.txt", registry)
     assert leftovers() == ["box"]
 
@@ -245,8 +285,10 @@ def test_a_member_with_a_wrong_checksum_is_not_kept(serve, tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "box").write_bytes(_zip([("a.txt", "yes")]))
-    registry = entry(serve(folder), "box") | {"demo/a.txt": Source("demo/a.txt", "demo", "demo/box#a.txt", sha256="0" * 64)}
-    with pytest.raises(DataError, match="box#a.txt: wrong checksum") as error: fetch("demo/a.txt", registry)
+    registry = (entry(serve(folder), "box")
+                | {"demo/a.txt": Source("demo/a.txt", "demo", "demo/box#a.txt", sha256="0" * 64)})
+    with pytest.raises(DataError, match="box#a.txt: wrong checksum") as error:
+        fetch("demo/a.txt", registry)
     assert hashlib.sha256(b"yes").hexdigest() in str(error.value) and leftovers() == ["box"]
 
 
@@ -258,21 +300,29 @@ def test_a_full_disk_is_said_and_what_came_is_kept(serve, published, monkeypatch
             if self.tell() >= 131_072: raise OSError(28, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(sources, "open", lambda file, mode: Full(file, mode.replace("b", "")) if str(file).endswith(".part") else real_open(file, mode), raising=False)
-    with pytest.raises(DataError, match="cannot write .*big.bin: No space left on device"): get(registry)
+    monkeypatch.setattr(
+        sources, "open",
+        lambda file, mode: Full(file, mode.replace("b", ""))
+            if str(file).endswith(".part")
+            else real_open(file, mode),
+        raising=False)
+    with pytest.raises(DataError, match="cannot write .*big.bin: No space left on device"):
+        get(registry)
     assert leftovers() == ["big.bin.part"]
     monkeypatch.delattr(sources, "open")
     assert get(registry).read_bytes() == (published / "big.bin").read_bytes()
 
 
 def test_unknown_path_lists_what_there_is():
-    with pytest.raises(ParameterError, match="did you mean 'xquad/xquad.de.json'"): fetch("xquad/xquad.dee.json")
+    with pytest.raises(ParameterError, match="did you mean 'xquad/xquad.de.json'"):
+        fetch("xquad/xquad.dee.json")
 
 
 def test_registry_pins_every_address():
     for s in REGISTRY.values():
         for url in filter(None, [s.url, s.copy]):
-            assert not url.startswith("https://raw.githubusercontent.com") or "/r2." in url or any(len(p) == 40 for p in url.split("/")), url
+            assert (not url.startswith("https://raw.githubusercontent.com") or "/r2." in url
+                    or any(len(p) == 40 for p in url.split("/"))), url
         assert len(s.sha256) in (0, 64) and len(s.md5) in (0, 32)
     assert REGISTRY["squad/train-v1.1.json"].md5 == "981b29407e0affa3b1b156f72073b945"
     assert REGISTRY["squad/dev-v1.1.json"].md5 == "3e85deb501d4e538b6bc56f786231552"
@@ -292,8 +342,11 @@ for m in pkgutil.iter_modules(s2dm.__path__): importlib.import_module("s2dm." + 
 
 def test_text_is_read_strictly(tmp_path):
     file = tmp_path / "a.txt"
-    for raw, says in [(b"\xef\xbb\xbfa\n", "a.txt:1: byte-order mark"), (b"a\n\nb\r\nc", "a.txt:3: carriage return"), ("a\né".encode("latin-1"), "a.txt:2: byte 0xe9"),
-                      ("a\n".encode("utf-16"), "a.txt:1: byte 0xff")]:
+    for raw, says in [
+            (b"\xef\xbb\xbfa\n", "a.txt:1: byte-order mark"),
+            (b"a\n\nb\r\nc", "a.txt:3: carriage return"),
+            ("a\né".encode("latin-1"), "a.txt:2: byte 0xe9"),
+            ("a\n".encode("utf-16"), "a.txt:1: byte 0xff")]:
         file.write_bytes(raw)
         with pytest.raises(DataError) as error: read_text(file)
         assert says in str(error.value)
@@ -317,7 +370,8 @@ def test_cache_follows_files_and_code(tmp_path, monkeypatch):
         return Dataset.from_dict({"text": [file.read_text()]})
 
     build.__module__ = "reader_module"
-    for text, edit, expected in [("one", "", 1), ("one", "", 1), ("two", "", 2), ("two", "# another parser\n", 3)]:
+    for text, edit, expected in [
+            ("one", "", 1), ("one", "", 1), ("two", "", 2), ("two", "# another parser\n", 3)]:
         file.write_text(text)
         code.write_text(code.read_text() + edit)
         assert cached("demo", [file], build)[0]["text"] == text and len(calls) == expected
@@ -348,19 +402,26 @@ def test_real_mirror_over_http(serve, mirror_folder, monkeypatch):
     server = serve(mirror_folder)
     monkeypatch.setenv("S2DM_MIRROR", server.url)
     server.trouble, server.cuts = {"cut"}, 1
-    for path in ("ud/r2.7/UD_Thai-PUD/th_pud-ud-test.conllu", "xquad/xquad.zh.json", "zh_sts/dev.csv"):
+    for path in (
+            "ud/r2.7/UD_Thai-PUD/th_pud-ud-test.conllu", "xquad/xquad.zh.json", "zh_sts/dev.csv"):
         server.cuts = 1
         file = fetch(path)
-        assert file.is_relative_to(data_dir()) and file.read_bytes() == (Path(mirror_folder) / path).read_bytes()
+        assert file.is_relative_to(data_dir())
+        assert file.read_bytes() == (Path(mirror_folder) / path).read_bytes()
     assert sum(r is not None for _, r in server.requests) == 3
     server.trouble = {"wrong"}
-    with pytest.raises(DataError, match="wrong checksum, nothing was kept"): fetch("xquad/xquad.en.json")
-    assert not (data_dir() / "raw/xquad/xquad.en.json").exists() and not (data_dir() / "raw/xquad/xquad.en.json.part").exists()
+    with pytest.raises(DataError, match="wrong checksum, nothing was kept"):
+        fetch("xquad/xquad.en.json")
+    assert not (data_dir() / "raw/xquad/xquad.en.json").exists()
+    assert not (data_dir() / "raw/xquad/xquad.en.json.part").exists()
     server.trouble = set()
-    with pytest.warns(UserWarning, match="stand-in ud/r2.5"): assert "r2.5" in str(fetch("ud/r2.7/UD_Japanese-PUD/ja_pud-ud-test.conllu"))
+    with pytest.warns(UserWarning, match="stand-in ud/r2.5"):
+        assert "r2.5" in str(fetch("ud/r2.7/UD_Japanese-PUD/ja_pud-ud-test.conllu"))
 
 
 def test_real_mirror_matches_the_registry(real, mirror_folder):
     found = [s for s in REGISTRY.values() if (Path(mirror_folder) / s.path).is_file()]
     assert len(found) > 150
-    for s in found: assert fetch(s.path) == Path(mirror_folder) / s.path and (not s.bytes or s.bytes == (Path(mirror_folder) / s.path).stat().st_size)
+    for s in found:
+        assert fetch(s.path) == Path(mirror_folder) / s.path
+        assert (not s.bytes or s.bytes == (Path(mirror_folder) / s.path).stat().st_size)

@@ -1,4 +1,8 @@
-"CoNLL-U and trees: a networkx oracle, the counts of the real treebanks, alignment traps, malformed files."
+"""CoNLL-U and trees: a networkx oracle, the counts of the real treebanks, alignment traps,
+malformed files.
+"""
+from collections import Counter
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -7,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2dm.core import DataError, ParameterError
-from s2dm.treebanks import PAPER, UPOS, align, load_pairs, load_sentences, read_conllu, tree_depths, tree_distances
+from s2dm.treebanks import (
+    PAPER, UPOS, align, load_pairs, load_sentences, read_conllu, tree_depths, tree_distances)
 
 SENTENCE = """# sent_id = s1
 # text = Sie geht zum See.
@@ -53,7 +58,8 @@ def test_trees_agree_with_networkx(heads):
 def test_only_trees_pass(heads):
     n = len(heads)
     graph = nx.DiGraph([(h, i + 1) for i, h in enumerate(heads)])
-    is_tree = n > 0 and all(0 <= h <= n for h in heads) and heads.count(0) == 1 and nx.is_arborescence(graph)
+    is_tree = (n > 0 and all(0 <= h <= n for h in heads) and heads.count(0) == 1
+               and nx.is_arborescence(graph))
     if is_tree: assert tree_distances(heads).shape == (n, n)
     else:
         with pytest.raises(DataError): tree_depths(heads)
@@ -77,9 +83,11 @@ def write(tmp_path, text):
 
 def test_words_keep_their_numbers(tmp_path):
     row = read_conllu(write(tmp_path, SENTENCE))[0]
-    assert row == dict(sent_id="s1", source_id="s1", text="Sie geht zum See.", forms=["Sie", "geht", "zu", "dem", "See", "."],
-                       upos=["PRON", "VERB", "ADP", "DET", "NOUN", "PUNCT"], heads=[2, 0, 5, 5, 2, 2],
-                       deprels=["nsubj", "root", "case", "det", "obl", "punct"], depths=[1, 0, 2, 2, 1, 1])
+    assert row == dict(
+        sent_id="s1", source_id="s1", text="Sie geht zum See.",
+        forms=["Sie", "geht", "zu", "dem", "See", "."],
+        upos=["PRON", "VERB", "ADP", "DET", "NOUN", "PUNCT"], heads=[2, 0, 5, 5, 2, 2],
+        deprels=["nsubj", "root", "case", "det", "obl", "punct"], depths=[1, 0, 2, 2, 1, 1])
 
 
 def replaced(old, new):
@@ -87,19 +95,39 @@ def replaced(old, new):
     return SENTENCE.replace(old, new, 1)
 
 
-@pytest.mark.parametrize("text, says", [
-    (SENTENCE[:-1], "file.conllu:11: the file ends without an empty line"), (SENTENCE[:120], "the file ends without an empty line"),
-    (SENTENCE[:120] + "\n\n", "file.conllu:5: 7 columns; expected 10"), (replaced("5\tcase", "3\tcase"), "file.conllu:1: in the sentence that starts here, word 3 is in, or hangs on, a cycle"),
-    (replaced("2\tnsubj", "0\tnsubj"), "2 roots (head 0); expected exactly one"), (replaced("0\troot", "1\troot"), "0 roots"),
-    (replaced("\t5\tdet", "\t9\tdet"), "word 4 has head 9; expected 0 (root) to 6"), (replaced("\t5\tdet", "\t-1\tdet"), "file.conllu:8: head '-1'; expected an integer"),
-    (replaced("\t5\tdet", "\t_\tdet"), "file.conllu:8: head '_'"), (replaced("\t5\tdet", "\t٥\tdet"), "head '٥'"), (replaced("\tNOUN\t", "\tnoun\t"), "file.conllu:9: UPOS 'noun'; expected one of ADJ"),
-    (replaced("\tSee\tSee\t", "\tSee\t"), "file.conllu:9: 9 columns"), (replaced("\t_\t_\n2\t", "\t_\t_\t_\n2\t"), "file.conllu:3: 11 columns"),
-    (replaced("5\tSee", "5\t"), "an empty column"), (replaced("5\tSee", "5\tBoden  See"), "two spaces in a row"), (replaced("4\tdem", "4.x\tdem"), "word id '4.x'; expected 4"),
-    (replaced("# text = Sie geht zum See.\n", ""), "no text in this sentence"), (replaced("# sent_id = s1\n", ""), "no sent_id in this sentence"),
-    (SENTENCE + SENTENCE, "file.conllu:12: sent_id s1 for the second time"), ("# sent_id = s1\n# text = x\n\n", "a sentence without words"),
-    ("\ufeff" + SENTENCE, "file.conllu:1: byte-order mark"), (SENTENCE.replace("\n", "\r\n"), "file.conllu:1: carriage return"),
-    (SENTENCE.replace("Sie geht", "Für").encode("latin-1"), "file.conllu:2: byte 0xfc is not UTF-8"), (SENTENCE.encode("utf-16"), "file.conllu:1: byte 0xff"), (replaced("zum\t_\t_\t_\t_\t_\t", "zum\t_\t_\t_\t_\t2\t"), "file.conllu:6: head '2' of 3-4, which is no word; expected _"), (replaced("3-4", "03-4"), "file.conllu:1: in the sentence that starts here"),
-    (b"", "the file ends without"), ("\n\n", "file.conllu:1: no sentences")],
+@pytest.mark.parametrize(
+    "text, says",
+    [(SENTENCE[:-1], "file.conllu:11: the file ends without an empty line"),
+     (SENTENCE[:120], "the file ends without an empty line"),
+     (SENTENCE[:120] + "\n\n", "file.conllu:5: 7 columns; expected 10"),
+     (replaced("5\tcase", "3\tcase"),
+      "file.conllu:1: in the sentence that starts here, word 3 is in, or hangs on, a cycle"),
+     (replaced("2\tnsubj", "0\tnsubj"), "2 roots (head 0); expected exactly one"),
+     (replaced("0\troot", "1\troot"), "0 roots"),
+     (replaced("\t5\tdet", "\t9\tdet"), "word 4 has head 9; expected 0 (root) to 6"),
+     (replaced("\t5\tdet", "\t-1\tdet"), "file.conllu:8: head '-1'; expected an integer"),
+     (replaced("\t5\tdet", "\t_\tdet"), "file.conllu:8: head '_'"),
+     (replaced("\t5\tdet", "\t٥\tdet"), "head '٥'"),
+     (replaced("\tNOUN\t", "\tnoun\t"), "file.conllu:9: UPOS 'noun'; expected one of ADJ"),
+     (replaced("\tSee\tSee\t", "\tSee\t"), "file.conllu:9: 9 columns"),
+     (replaced("\t_\t_\n2\t", "\t_\t_\t_\n2\t"), "file.conllu:3: 11 columns"),
+     (replaced("5\tSee", "5\t"), "an empty column"),
+     (replaced("5\tSee", "5\tBoden  See"), "two spaces in a row"),
+     (replaced("4\tdem", "4.x\tdem"), "word id '4.x'; expected 4"),
+     (replaced("# text = Sie geht zum See.\n", ""), "no text in this sentence"),
+     (replaced("# sent_id = s1\n", ""), "no sent_id in this sentence"),
+     (SENTENCE + SENTENCE, "file.conllu:12: sent_id s1 for the second time"),
+     ("# sent_id = s1\n# text = x\n\n", "a sentence without words"),
+     ("\ufeff" + SENTENCE, "file.conllu:1: byte-order mark"),
+     (SENTENCE.replace("\n", "\r\n"), "file.conllu:1: carriage return"),
+     (SENTENCE.replace("Sie geht", "Für").encode("latin-1"),
+      "file.conllu:2: byte 0xfc is not UTF-8"),
+     (SENTENCE.encode("utf-16"), "file.conllu:1: byte 0xff"),
+     (replaced("zum\t_\t_\t_\t_\t_\t", "zum\t_\t_\t_\t_\t2\t"),
+      "file.conllu:6: head '2' of 3-4, which is no word; expected _"),
+     (replaced("3-4", "03-4"), "file.conllu:1: in the sentence that starts here"),
+     (b"", "the file ends without"),
+     ("\n\n", "file.conllu:1: no sentences")],
     ids=lambda x: x if isinstance(x, str) and "\n" not in x and x else "file")
 def test_malformed_files_are_named_with_line_and_expectation(tmp_path, text, says):
     with pytest.raises(DataError) as error: read_conllu(write(tmp_path, text))
@@ -112,7 +140,8 @@ def damaged(draw):
     "The sample with a few edits at random places, in bytes."
     text = bytearray(SENTENCE.encode())
     for _ in range(draw(st.integers(1, 4))):
-        at, kind = draw(st.integers(0, len(text) - 1)), draw(st.sampled_from(["byte", "cut", "drop", "double", "tab"]))
+        at = draw(st.integers(0, len(text) - 1))
+        kind = draw(st.sampled_from(["byte", "cut", "drop", "double", "tab"]))
         if kind == "byte": text[at] = draw(st.integers(0, 255))
         elif kind == "cut": del text[max(at, 1):]
         elif kind == "drop": del text[at:at + draw(st.integers(1, 20))]
@@ -123,7 +152,8 @@ def damaged(draw):
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.one_of(damaged(), st.binary(max_size=200), st.text(max_size=200).map(lambda s: s.encode("utf-8", "surrogatepass"))))
+@given(st.one_of(damaged(), st.binary(max_size=200), st.text(max_size=200).map(lambda s: s.encode(
+    "utf-8", "surrogatepass"))))
 def test_fuzzed_files_are_read_or_refused_with_a_place(tmp_path_factory, raw):
     file = tmp_path_factory.getbasetemp() / "fuzz.conllu"
     file.write_bytes(raw)
@@ -132,20 +162,24 @@ def test_fuzzed_files_are_read_or_refused_with_a_place(tmp_path_factory, raw):
         assert str(error).startswith(f"{file}:")
         return
     for row in sentences:
-        assert len(row["forms"]) == len(row["upos"]) == len(row["heads"]) == len(row["deprels"]) == len(row["depths"]) > 0
+        assert (len(row["forms"]) == len(row["upos"]) == len(row["heads"]) == len(row["deprels"])
+                == len(row["depths"]) > 0)
         assert tree_depths(row["heads"]).tolist() == row["depths"] and set(row["upos"]) <= set(UPOS)
 
 
 def test_alignment_is_by_group_not_by_order():
-    rows = [dict(group=f"pud/{g}", lang=l, text=f"{g} {l}") for l, order in (("en", "abc"), ("is", "acb"), ("pl", "cb")) for g in order]
+    rows = [dict(group=f"pud/{g}", lang=lang, text=f"{g} {lang}")
+            for lang, order in (("en", "abc"), ("is", "acb"), ("pl", "cb")) for g in order]
     pairs = align(Dataset.from_list(rows))
-    assert sorted(pairs["pair_id"][:]) == [f"pud/{g}/en-{l}" for g, l in (("a", "is"), ("b", "is"), ("b", "pl"), ("c", "is"), ("c", "pl"))]
+    ids = ["pud/a/en-is", "pud/b/en-is", "pud/b/en-pl", "pud/c/en-is", "pud/c/en-pl"]
+    assert sorted(pairs["pair_id"][:]) == ids
     for p in pairs: assert p["text_s"][0] == p["text_t"][0] == p["group"][-1]
     with pytest.raises(DataError, match="twice"): align(Dataset.from_list(rows + rows[:1]))
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ParameterError, match="did you mean 'partut-it'"): load_pairs(("pud", "partut-ti"))
+    with pytest.raises(ParameterError, match="did you mean 'partut-it'"):
+        load_pairs(("pud", "partut-ti"))
     with pytest.raises(ParameterError, match="is empty"): load_sentences(())
 
 
@@ -153,34 +187,44 @@ def test_unknown_names_are_refused():
 def test_real_counts(real):
     sentences = load_sentences(("pud",))
     langs = np.array(sentences["lang"][:])
-    assert len(sentences) == 20_000 and {l: (langs == l).sum() for l in set(langs)} == dict.fromkeys(set(langs), 1000) and len(set(langs)) == 20
+    assert len(sentences) == 20_000
+    assert Counter(langs) == dict.fromkeys(set(langs), 1000)
+    assert len(set(langs)) == 20
     pairs = load_pairs()
     collections = [g.split("/")[0] for g in pairs["group"][:]]
-    assert {c: collections.count(c) for c in set(collections)} == {"pud": 19_000, "lines": 4805, "partut": 2090} and len(pairs) == 25_895
+    assert ({c: collections.count(c) for c in set(collections)}
+            == {"pud": 19_000, "lines": 4805, "partut": 2090})
+    assert len(pairs) == 25_895
     assert len(load_pairs((*PAPER, "partut-fr"))) == 26_915
     assert len(set(pairs["pair_id"][:])) == len(pairs) and set(pairs["lang_s"][:]) == {"en"}
-    assert set(load_pairs(languages=["de", "th"])["lang_t"][:]) == {"de", "th"} and len(load_pairs(languages=["de", "th"])) == 2000
+    assert set(load_pairs(languages=["de", "th"])["lang_t"][:]) == {"de", "th"}
+    assert len(load_pairs(languages=["de", "th"])) == 2000
     with pytest.raises(ParameterError, match="language='xx'"): load_pairs(languages=["xx"])
 
 
 @pytest.mark.filterwarnings("ignore:.*stand-in")
 def test_real_alignment(real, mirror_folder):
-    "Icelandic and Polish carry the English text or id, so that the alignment can be checked against something it was not made from."
+    """Icelandic and Polish carry the English text or id, so that the alignment can be checked
+    against something it was not made from."""
     import conllu
 
     pairs = {(p["group"], p["lang_t"]): p for p in load_pairs(("pud",), languages=["is", "pl"])}
     english, checked = {g: p["text_s"] for (g, _), p in pairs.items()}, 0
-    with open(f"{mirror_folder}/ud/r2.7/UD_Icelandic-PUD/is_pud-ud-test.conllu", encoding="utf-8") as f:
+    with open(
+            f"{mirror_folder}/ud/r2.7/UD_Icelandic-PUD/is_pud-ud-test.conllu",
+            encoding="utf-8") as f:
         for sentence in conllu.parse_incr(f):
             if "text_en" not in sentence.metadata: continue
             pair = pairs[f"pud/{sentence.metadata['sent_id']}", "is"]
             assert pair["text_t"] == sentence.metadata["text"]
-            strip = lambda text: "".join(c for c in text if c.isalnum())
+            def strip(text): return "".join(c for c in text if c.isalnum())
             checked += strip(pair["text_s"]) == strip(sentence.metadata["text_en"])
     assert checked > 950  # a few translations' English differs in punctuation or spelling
-    numbers = lambda text: sorted("".join(c if c.isdigit() else " " for c in text).split())
-    polish = [(p["text_s"], p["text_t"]) for (_, l), p in pairs.items() if l == "pl" and numbers(p["text_s"])]
-    assert np.mean([bool(set(numbers(s)) & set(numbers(t))) for s, t in polish]) > 0.8 and len(english) == 1000
+    def numbers(text): return sorted("".join(c if c.isdigit() else " " for c in text).split())
+    polish = [(p["text_s"], p["text_t"]) for (_, lang), p in pairs.items() if lang == "pl"]
+    polish = [(s, t) for s, t in polish if numbers(s)]
+    assert np.mean([bool(set(numbers(s)) & set(numbers(t))) for s, t in polish]) > 0.8
+    assert len(english) == 1000
 
 
 @pytest.mark.filterwarnings("ignore:.*stand-in")
@@ -189,7 +233,9 @@ def test_real_trees_agree_with_networkx(real):
     for i in np.random.default_rng(0).choice(len(sentences), 200, replace=False):
         row = sentences[int(i)]
         depths, distances = oracle(row["heads"])
-        assert (tree_depths(row["heads"]) == depths).all() and (tree_distances(row["heads"]) == distances).all() and row["depths"] == depths.tolist()
+        assert (tree_depths(row["heads"]) == depths).all()
+        assert (tree_distances(row["heads"]) == distances).all()
+        assert row["depths"] == depths.tolist()
 
 
 @pytest.mark.filterwarnings("ignore:.*stand-in")
@@ -198,11 +244,15 @@ def test_real_words_are_what_conllu_says(real, mirror_folder):
     import conllu
 
     ours = {r["sentence_id"]: r for r in load_sentences(("lines",), languages=["sv"])}
-    with open(f"{mirror_folder}/ud/r2.7/UD_Swedish-LinES/sv_lines-ud-dev.conllu", encoding="utf-8") as f:
+    with open(
+            f"{mirror_folder}/ud/r2.7/UD_Swedish-LinES/sv_lines-ud-dev.conllu",
+            encoding="utf-8") as f:
         theirs = list(conllu.parse_incr(f))
     for sentence in theirs:
-        row, words = ours[f"lines/{sentence.metadata['sent_id'].rpartition('-')[2]}/sv"], [t for t in sentence if isinstance(t["id"], int)]
-        assert (row["forms"], row["upos"], row["heads"], row["deprels"]) == tuple([t[k] for t in words] for k in ("form", "upos", "head", "deprel"))
+        row = ours[f"lines/{sentence.metadata['sent_id'].rpartition('-')[2]}/sv"]
+        words = [t for t in sentence if isinstance(t["id"], int)]
+        assert ((row["forms"], row["upos"], row["heads"], row["deprels"])
+                == tuple([t[k] for t in words] for k in ("form", "upos", "head", "deprel")))
     assert len(theirs) == 1032
 
 

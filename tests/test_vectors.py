@@ -1,4 +1,6 @@
-"Vectors of text against the networks themselves, correlations against scipy, retrieval against plain loops."
+"""Vectors of text against the networks themselves, correlations against scipy, retrieval against
+plain loops.
+"""
 import json
 import warnings
 
@@ -17,22 +19,28 @@ from s2dm.encoder import Encoder, FeatureCache, load_encoder, mbert_tokenizer
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.subwords import Sentence
 from s2dm.treebanks import load_pairs
-from s2dm.vectors import (KINDS, TextVectors, as_sentences, correlation, parallel_text, parallel_treebank, plot_retrieval, retrieval_accuracy, retrieval_table, similarity_table,
-                          sts_correlations)
+from s2dm.vectors import (
+    KINDS, TextVectors, as_sentences, correlation, parallel_text, parallel_treebank, plot_retrieval,
+    retrieval_accuracy, retrieval_table, similarity_table, sts_correlations)
 
 LETTERS = "abcdefgh"
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + x for x in LETTERS), "狗", "叫", "."]
+VOCAB = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + x for x in LETTERS), "狗",
+    "叫", "."]
 
 
 SIZE = len(VOCAB)
 
 
-def tokenizer(vocab=VOCAB): return BertTokenizer(vocab={w: i for i, w in enumerate(vocab)}, do_lower_case=False)
+def tokenizer(vocab=VOCAB):
+    return BertTokenizer(vocab={w: i for i, w in enumerate(vocab)}, do_lower_case=False)
 
 
 def bert(positions=40, seed=0, vocabulary=SIZE):
     torch.manual_seed(seed)
-    return BertModel(BertConfig(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=positions))
+    return BertModel(BertConfig(
+        vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=positions))
 
 
 @pytest.fixture
@@ -41,12 +49,18 @@ def encoder(): return Encoder(bert(), tokenizer(), "tiny", "r1", device="cpu")
 
 def s2dm(seed=0, **settings):
     torch.manual_seed(seed)
-    return S2DM(S2DMConfig(**dict(variant="s2dm_sp", encoder_width=16, vocabulary=len(VOCAB), latent_width=6) | settings)).eval()
+    return S2DM(S2DMConfig(
+        **dict(variant="s2dm_sp", encoder_width=16, vocabulary=len(VOCAB), latent_width=6)
+        | settings)).eval()
 
 
 def texts(n, seed=0, longest=10):
     rng = np.random.default_rng(seed)
-    return [" ".join("".join(rng.choice([*LETTERS], rng.integers(1, 4))) for _ in range(rng.integers(1, longest))) for _ in range(n)]
+    return [
+        " ".join(
+            "".join(rng.choice([*LETTERS], rng.integers(1, 4)))
+            for _ in range(rng.integers(1, longest)))
+        for _ in range(n)]
 
 
 # ---------------------------------------------------------------- vectors of text
@@ -56,13 +70,18 @@ def test_vectors_are_those_of_the_model_on_the_encoders_states(encoder):
     vectors, many = TextVectors(encoder, s2dm()), texts(40) + ["狗叫.", "狗", "ab  狗叫 cd."]
     found = vectors(many, budget=50)
     for i, text in enumerate(many):
-        pieces = encoder.split.tokenizer.tokenize(text)  # white space, punctuation and Chinese: the tokenizer's own way
+        # white space, punctuation and Chinese: the tokenizer's own way
+        pieces = encoder.split.tokenizer.tokenize(text)
         h = encoder(encoder.split([text]))
         assert len(h) == len(pieces)
         mask = torch.ones(1, len(h), dtype=torch.bool)
-        alone = dict(mean=h.mean(0), y=vectors.model.semantic(h[None], mask)[0], z=vectors.model.syntactic(h[None], mask)[0])
+        alone = dict(
+            mean=h.mean(0), y=vectors.model.semantic(h[None], mask)[0],
+            z=vectors.model.syntactic(h[None], mask)[0])
         for kind in KINDS: assert_close(found[kind][i], alone[kind], rtol=1e-4, atol=1e-5)
-    assert torch.equal(vectors.semantic(many), vectors(many)["y"]) and torch.equal(vectors.syntactic(many), vectors(many)["z"]) and torch.equal(vectors.mean(many), vectors(many)["mean"])
+    assert torch.equal(vectors.semantic(many), vectors(many)["y"])
+    assert torch.equal(vectors.syntactic(many), vectors(many)["z"])
+    assert torch.equal(vectors.mean(many), vectors(many)["mean"])
 
 
 @pytest.mark.parametrize("budget", [1, 30, 10_000])
@@ -79,7 +98,8 @@ def test_company_order_and_cache_do_not_matter(budget, encoder, tmp_path):
 
 def test_a_text_is_encoded_once(encoder, monkeypatch):
     seen, forward = [], Encoder.__call__
-    monkeypatch.setattr(Encoder, "__call__", lambda self, batch: seen.extend(batch) or forward(self, batch))
+    monkeypatch.setattr(
+        Encoder, "__call__", lambda self, batch: seen.extend(batch) or forward(self, batch))
     vectors = TextVectors(encoder, s2dm())
     vectors(["a b", "a b", "c", ["a", "b"]])
     assert len(seen) == 2
@@ -88,7 +108,8 @@ def test_a_text_is_encoded_once(encoder, monkeypatch):
 @pytest.mark.parametrize("cached", [False, True])
 def test_texts_beyond_the_limit_are_cut_off_and_counted(cached, tmp_path):
     encoder = Encoder(bert(positions=12), tokenizer(), "tiny", "r1", device="cpu")
-    vectors = TextVectors(encoder, s2dm(), FeatureCache(encoder, "float32", tmp_path) if cached else None)
+    vectors = TextVectors(
+        encoder, s2dm(), FeatureCache(encoder, "float32", tmp_path) if cached else None)
     with pytest.warns(UserWarning, match="^2 texts reach the 12 subwords"):
         y = vectors.semantic(["a " * 50, "狗" * 300, "a b"])
     assert y.isfinite().all()
@@ -98,8 +119,11 @@ def test_texts_beyond_the_limit_are_cut_off_and_counted(cached, tmp_path):
         vectors.semantic("a b c d e f g h a")
 
 
-@pytest.mark.parametrize("wrong, says", [("", "text 0 is empty"), ("  \n\t", "text 0 is empty"), (["a", " "], "text 1 is empty"), (None, "texts are None"), (3, "texts are 3"), ([], "no texts"),
-                                         (["a", None], "text 1 is None"), ([b"a"], "text 0 is b'a'"), (["a", 2.5], "text 1 is 2.5"), ([["a", 1]], "expected a string, or a list of words"), ([[]], "text 0 is empty")])
+@pytest.mark.parametrize("wrong, says", [
+    ("", "text 0 is empty"), ("  \n\t", "text 0 is empty"), (["a", " "], "text 1 is empty"),
+    (None, "texts are None"), (3, "texts are 3"), ([], "no texts"), (["a", None], "text 1 is None"),
+    ([b"a"], "text 0 is b'a'"), (["a", 2.5], "text 1 is 2.5"),
+    ([["a", 1]], "expected a string, or a list of words"), ([[]], "text 0 is empty")])
 def test_what_is_no_text_is_an_error(wrong, says, encoder):
     for call in TextVectors(encoder, s2dm()), TextVectors(encoder, s2dm()).semantic:
         with pytest.raises(ParameterError, match=says): call(wrong)
@@ -113,10 +137,13 @@ def test_any_text_stays_as_it_is(texts):
 
 
 def test_kinds_and_widths_that_are_not_there(encoder):
-    with pytest.raises(ParameterError, match="kind='w' is not possible"): TextVectors(encoder, s2dm())("a", ["w"])
-    with pytest.raises(ParameterError, match="choose one of mean"): TextVectors(encoder).semantic("a")
+    with pytest.raises(ParameterError, match="kind='w' is not possible"):
+        TextVectors(encoder, s2dm())("a", ["w"])
+    with pytest.raises(ParameterError, match="choose one of mean"):
+        TextVectors(encoder).semantic("a")
     assert TextVectors(encoder).mean("a b").shape == (1, 16)
-    with pytest.raises(ParameterError, match="width 8, encoder 'tiny' has 16"): TextVectors(encoder, s2dm(encoder_width=8))
+    with pytest.raises(ParameterError, match="width 8, encoder 'tiny' has 16"):
+        TextVectors(encoder, s2dm(encoder_width=8))
 
 
 # ---------------------------------------------------------------- saved and loaded
@@ -126,28 +153,39 @@ def saved(tmp_path, encoder): # encoder/ and model/, as a run leaves them
     bert().save_pretrained(tmp_path / "encoder")
     tokenizer().save_pretrained(tmp_path / "encoder")
     s2dm().save_pretrained(tmp_path / "model")
-    write_json(tmp_path / "model/encoder.json", load_encoder(str(tmp_path / "encoder"), "cpu").record)
+    write_json(
+        tmp_path / "model/encoder.json", load_encoder(str(tmp_path / "encoder"), "cpu").record)
     return tmp_path
 
 
 def test_round_trip_also_after_the_encoder_has_moved(saved, encoder):
     there = TextVectors(encoder, s2dm())(texts(9))
-    for kind, x in TextVectors.from_pretrained(saved / "model", device="cpu")(texts(9)).items(): assert torch.equal(x, there[kind])
+    for kind, x in TextVectors.from_pretrained(saved / "model", device="cpu")(texts(9)).items():
+        assert torch.equal(x, there[kind])
     (saved / "encoder").rename(saved / "moved")
     with pytest.raises((ParameterError, MissingData)): TextVectors.from_pretrained(saved / "model")
-    for kind, x in TextVectors.from_pretrained(saved / "model", encoder=str(saved / "moved"), device="cpu")(texts(9)).items(): assert torch.equal(x, there[kind])
+    for kind, x in TextVectors.from_pretrained(
+            saved / "model", encoder=str(saved / "moved"), device="cpu")(texts(9)).items():
+        assert torch.equal(x, there[kind])
 
 
 def test_another_encoder_is_refused(saved, encoder):
     bert(seed=1).save_pretrained(saved / "encoder")
-    with pytest.raises(DataError, match="revision sha256:.* but .* here has sha256:"): TextVectors.from_pretrained(saved / "model")
+    with pytest.raises(DataError, match="revision sha256:.* but .* here has sha256:"):
+        TextVectors.from_pretrained(saved / "model")
     bert().save_pretrained(saved / "encoder")
     tokenizer([*VOCAB[:5], *VOCAB[:4:-1]]).save_pretrained(saved / "encoder")
-    with pytest.raises(DataError, match="with tokenizer"): TextVectors.from_pretrained(saved / "model")
-    with pytest.raises(DataError, match="but 'tiny' here has r1"): TextVectors.from_pretrained(saved / "model", encoder=encoder)
+    with pytest.raises(DataError, match="with tokenizer"):
+        TextVectors.from_pretrained(saved / "model")
+    with pytest.raises(DataError, match="but 'tiny' here has r1"):
+        TextVectors.from_pretrained(saved / "model", encoder=encoder)
 
 
-@pytest.mark.parametrize("text, says", [("{", "is no JSON"), ("[]", "lacks 'encoder'"), ('{"encoder": "x", "revision": "r"}', "lacks 'tokenizer_sha256'"), (None, "is not there")])
+@pytest.mark.parametrize("text, says", [
+    ("{", "is no JSON"),
+    ("[]", "lacks 'encoder'"),
+    ('{"encoder": "x", "revision": "r"}', "lacks 'tokenizer_sha256'"),
+    (None, "is not there")])
 def test_a_broken_encoder_json_is_named(text, says, saved):
     file = saved / "model/encoder.json"
     file.unlink() if text is None else file.write_text(text)
@@ -157,7 +195,8 @@ def test_a_broken_encoder_json_is_named(text, says, saved):
 
 # ---------------------------------------------------------------- similarity
 
-numbers = st.lists(st.tuples(st.integers(-5, 5), st.floats(-1, 1, width=32)), min_size=2, max_size=60)
+numbers = st.lists(
+    st.tuples(st.integers(-5, 5), st.floats(-1, 1, width=32)), min_size=2, max_size=60)
 
 
 @given(numbers)
@@ -165,7 +204,8 @@ def test_correlations_are_scipys(rows):
     x, y = map(np.array, zip(*rows))
     y = np.round(y, 2)  # ties
     assume(np.ptp(x) > 0 and np.ptp(y) > 0)  # the standard deviation of equal numbers need not be 0
-    assert correlation(x, y) == pytest.approx((stats.pearsonr(x, y)[0], stats.spearmanr(x, y)[0]), abs=1e-9)
+    assert (correlation(x, y)
+            == pytest.approx((stats.pearsonr(x, y)[0], stats.spearmanr(x, y)[0]), abs=1e-9))
     assert correlation(x, 1e-6 * y + 1e-3) == pytest.approx(correlation(x, y), abs=1e-6)
 
 
@@ -182,15 +222,21 @@ def test_sts_is_the_correlation_of_cosines(encoder):
     for kind in KINDS:
         u, v = ([vectors(t, [kind])[kind][0].double() for t in side] for side in (a, b))
         cosine = [float(p @ q / p.norm() / q.norm()) for p, q in zip(u, v)]
-        assert found[kind] == pytest.approx((stats.pearsonr(cosine, score)[0], stats.spearmanr(cosine, score)[0]), abs=1e-4)
+        assert found[kind] == pytest.approx(
+            (stats.pearsonr(cosine, score)[0], stats.spearmanr(cosine, score)[0]), abs=1e-4)
 
 
 def test_the_table_of_all_tests(encoder):
     pairs = Dataset.from_dict(dict(text_a=texts(9, 1), text_b=texts(9, 2), score=[*range(9)]))
     table = similarity_table(TextVectors(encoder, s2dm()), load=lambda corpus, part: pairs)
-    assert len(table) == 8 and table["part"].tolist()[:3] == ["test", "ar-ar", "ar-en"] and (table["pairs"] == 9).all()
-    assert table["y"][0] == pytest.approx(100 * sts_correlations(TextVectors(encoder, s2dm()), pairs)["y"][0])
-    assert [*similarity_table(TextVectors(encoder), [("zh_sts", "test")], lambda *_: pairs).columns] == ["corpus", "part", "pairs", "mean", "mean_spearman"]
+    assert len(table) == 8
+    assert table["part"].tolist()[:3] == ["test", "ar-ar", "ar-en"]
+    assert (table["pairs"] == 9).all()
+    assert (table["y"][0]
+            == pytest.approx(100 * sts_correlations(TextVectors(encoder, s2dm()), pairs)["y"][0]))
+    assert ([*similarity_table(
+                 TextVectors(encoder), [("zh_sts", "test")], lambda *_: pairs).columns]
+            == ["corpus", "part", "pairs", "mean", "mean_spearman"])
 
 
 # ---------------------------------------------------------------- retrieval
@@ -211,18 +257,22 @@ def test_retrieval_is_what_loops_find(noise, block):
     a = torch.randn(40, 6, dtype=torch.float64)
     b = (a + noise * torch.randn_like(a)) * torch.rand(40, 1)
     b[5], b[30], a[9] = b[4], b[4] * 3, a[10]  # ties
-    assert retrieval_accuracy(a, b, block) == pytest.approx((slow_accuracy(a, b), slow_accuracy(b, a)), abs=1e-12)
+    assert (retrieval_accuracy(a, b, block)
+            == pytest.approx((slow_accuracy(a, b), slow_accuracy(b, a)), abs=1e-12))
     assert retrieval_accuracy(b, a, block) == pytest.approx(retrieval_accuracy(a, b, block)[::-1])
 
 
 def test_retrieval_of_what_says_nothing_is_chance():
-    for n in 1, 5, 3000: assert retrieval_accuracy(torch.ones(n, 4), torch.ones(n, 4)) == pytest.approx((1 / n, 1 / n))
+    for n in 1, 5, 3000:
+        assert (retrieval_accuracy(torch.ones(n, 4), torch.ones(n, 4))
+                == pytest.approx((1 / n, 1 / n)))
     assert retrieval_accuracy(torch.zeros(5, 4), torch.randn(5, 4)) == pytest.approx((.2, .2))
 
 
 def test_retrieval_needs_as_many_on_both_sides():
     for a, b in ((3, 4), (0, 0)):
-        with pytest.raises(ParameterError, match="expected two of"): retrieval_accuracy(torch.ones(a, 2), torch.ones(b, 2))
+        with pytest.raises(ParameterError, match="expected two of"):
+            retrieval_accuracy(torch.ones(a, 2), torch.ones(b, 2))
 
 
 def test_table_of_retrieval(encoder):
@@ -232,10 +282,13 @@ def test_table_of_retrieval(encoder):
     assert [*table.index] == ["de", "fi", "zh"] and (table["sentences"] == 12).all()
     assert (table.loc["fi", ["mean", "y", "z"]] > 90).all()  # the same sentences
     one = retrieval_accuracy(vectors.semantic(versions["en"]), vectors.semantic(versions["zh"]))
-    assert (table.loc["zh", "y_from"], table.loc["zh", "y_to"], table.loc["zh", "y"]) == pytest.approx((100 * one[0], 100 * one[1], 50 * sum(one)))
+    assert ((table.loc["zh", "y_from"], table.loc["zh", "y_to"], table.loc["zh", "y"])
+            == pytest.approx((100 * one[0], 100 * one[1], 50 * sum(one))))
     assert [*retrieval_table(vectors, versions, pivot="zh")["lang"]] == ["de", "en", "fi"]
-    with pytest.raises(ParameterError, match="11 texts in de, 12 in en"): retrieval_table(vectors, versions | dict(de=versions["de"][1:]))
-    with pytest.raises(ParameterError, match="pivot='fr' is not possible"): retrieval_table(vectors, versions, "fr")
+    with pytest.raises(ParameterError, match="11 texts in de, 12 in en"):
+        retrieval_table(vectors, versions | dict(de=versions["de"][1:]))
+    with pytest.raises(ParameterError, match="pivot='fr' is not possible"):
+        retrieval_table(vectors, versions, "fr")
     assert [*plot_retrieval(table.reset_index())[1]["y"]] == sorted(table["y"], reverse=True)
 
 
@@ -244,18 +297,28 @@ def test_table_of_retrieval(encoder):
 def test_a_treebank_side_by_side(real):
     versions = parallel_treebank("partut-it")
     pairs = {(p["text_s"], p["text_t"]) for p in load_pairs(("partut-it",))}
-    assert set(versions) == {"en", "it"} and {*zip(versions["en"], versions["it"])} == pairs and len(versions["en"]) > 500
+    assert set(versions) == {"en", "it"}
+    assert {*zip(versions["en"], versions["it"])} == pairs
+    assert len(versions["en"]) > 500
 
 
 def test_a_parallel_corpus_side_by_side(real):
     versions = parallel_text("sib200", ["de", "en", "sw"])
-    assert [*versions] == ["de", "en", "sw"] and {len(v) for v in versions.values()} == {1004} and all(t.strip() for v in versions.values() for t in v)
-    with pytest.raises(ParameterError, match="languages='xx' is not possible"): parallel_text("sib200", ["xx"])
+    assert [*versions] == ["de", "en", "sw"]
+    assert {len(v) for v in versions.values()} == {1004}
+    assert all(t.strip() for v in versions.values() for t in v)
+    with pytest.raises(ParameterError, match="languages='xx' is not possible"):
+        parallel_text("sib200", ["xx"])
 
 
 def test_real_scores(real):
-    "An untrained encoder already sees shared words: similarity in one language, none between scripts."
+    """An untrained encoder already sees shared words: similarity in one language, none between
+    scripts."""
     encoder = Encoder(bert(128, vocabulary=119547), mbert_tokenizer(), "tiny", "r1", device="cpu")
-    table = similarity_table(TextVectors(encoder), [("sts2017", "en-en"), ("sts2017", "es-es"), ("sts2017", "ar-en")]).set_index("part")
-    assert table["pairs"].tolist() == [250] * 3 and (table.loc[["en-en", "es-es"], "mean"] > 30).all() and abs(table.loc["ar-en", "mean"]) < 30
+    table = similarity_table(
+        TextVectors(encoder),
+        [("sts2017", "en-en"), ("sts2017", "es-es"), ("sts2017", "ar-en")]).set_index("part")
+    assert table["pairs"].tolist() == [250] * 3
+    assert (table.loc[["en-en", "es-es"], "mean"] > 30).all()
+    assert abs(table.loc["ar-en", "mean"]) < 30
     json.dumps(table.to_dict("records"), allow_nan=False)

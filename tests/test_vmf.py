@@ -1,4 +1,5 @@
-"""Hard tests of s2dm.vmf: mpmath and scipy as oracles, the whole grid of dimensions and concentrations, both distributions."""
+"""Hard tests of s2dm.vmf: mpmath and scipy as oracles, the whole grid of dimensions and
+concentrations, both distributions."""
 import math
 import re
 import warnings
@@ -27,7 +28,9 @@ from s2dm.vmf import (
 )
 
 DIMS = (2, 3, 5, 20, 64, 200, 768, 1024)
-CONCENTRATIONS = (1e-3, 3e-3, .01, .1, .5, 1, 2, 5, 10, 12, 23.7, 37, 50, 100, 125, 150, 300, 500, 1e3, 2e3, 5e3, 1e4, 3e4, 1e5)
+CONCENTRATIONS = (
+    1e-3, 3e-3, .01, .1, .5, 1, 2, 5, 10, 12, 23.7, 37, 50, 100, 125, 150, 300, 500, 1e3, 2e3, 5e3,
+    1e4, 3e4, 1e5)
 FAMILIES = (VonMisesFisher, PowerSpherical)
 f64 = dict(dtype=torch.float64)
 
@@ -51,11 +54,14 @@ def oracle(m, k):
         A = upper / lower
         dA = 1 - A * A - (m - 1) / k * A
         d2A = -2 * A * dA - (m - 1) * (dA / k - A / k**2)
-        area = mpmath.log(2) + mpmath.mpf(m) / 2 * mpmath.log(mpmath.pi) - mpmath.loggamma(mpmath.mpf(m) / 2)
+        area = (mpmath.log(2) + mpmath.mpf(m) / 2 * mpmath.log(mpmath.pi)
+                - mpmath.loggamma(mpmath.mpf(m) / 2))
         ell = mpmath.log(lower) - v * mpmath.log(k / 2) + mpmath.loggamma(v + 1)
         kl = k * A - ell
-        both = {"log_bessel": (mpmath.log(lower), A + v / k), "log_mgf": (ell, A), "ratio": (A, dA), "log_normalizer": (-ell - area, -A),
-                "kl": (kl, k * dA), "entropy": (area - kl, -k * dA), "slope": (dA, d2A)}
+        both = {
+            "log_bessel": (mpmath.log(lower), A + v / k), "log_mgf": (ell, A), "ratio": (A, dA),
+            "log_normalizer": (-ell - area, -A), "kl": (kl, k * dA),
+            "entropy": (area - kl, -k * dA), "slope": (dA, d2A)}
         return {name: tuple(float(x) for x in pair) for name, pair in both.items()}
 
 
@@ -63,20 +69,23 @@ def ours(name, m, k):
     if name == "log_bessel":
         return log_bessel(m / 2 - 1, k)
     if name in ("log_mgf", "ratio", "log_normalizer"):
-        return {"log_mgf": log_mgf, "ratio": bessel_ratio, "log_normalizer": log_normalizer}[name](m, k)
+        return {"log_mgf": log_mgf, "ratio": bessel_ratio, "log_normalizer": log_normalizer}[name](
+            m, k)
     d = VonMisesFisher(unit(m, dtype=k.dtype), k)
     return d.entropy() if name == "entropy" else kl_divergence(d, HypersphericalUniform(m))
 
 
 @pytest.mark.parametrize("m", DIMS)
-@pytest.mark.parametrize("name", ["log_bessel", "log_mgf", "ratio", "log_normalizer", "kl", "entropy"])
+@pytest.mark.parametrize(
+    "name", ["log_bessel", "log_mgf", "ratio", "log_normalizer", "kl", "entropy"])
 def test_values_and_first_derivatives(name, m):
     k = torch.tensor(CONCENTRATIONS, **f64, requires_grad=True)
     value = ours(name, m, k)
     slope, = torch.autograd.grad(value.sum(), k)
     truth = torch.tensor([oracle(m, x)[name] for x in CONCENTRATIONS], **f64)
     for got, want in zip((value.detach(), slope), truth.T, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)  # relative everywhere, though 1e-9 absolute would do near 0
+        # relative everywhere, though 1e-9 absolute would do near 0
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("m", DIMS)
@@ -112,7 +121,8 @@ def test_concentration_zero(m):
     kl = kl_divergence(d, HypersphericalUniform(m))
     assert (kl == 0).all() and (torch.autograd.grad(kl.sum(), k)[0] == 0).all()
     assert (d.entropy() == log_area(m)).all()
-    assert torch.equal(log_bessel(0, k.detach()), torch.zeros(3, **f64)) and (log_bessel(1.5, k.detach()) == -math.inf).all()
+    assert torch.equal(log_bessel(0, k.detach()), torch.zeros(3, **f64))
+    assert (log_bessel(1.5, k.detach()) == -math.inf).all()
 
 
 HIGH = (2.**20 * 1.01, 1e7, 1e9, 1e12, 1e15, 1e16, 1e18)
@@ -240,7 +250,7 @@ def test_what_is_not_finite_makes_no_sampler_loop(family, wrong):
 def test_unchecked_samples_of_what_is_not_finite_are_nan(wrong, monkeypatch):
     "The way of a GPU, where nothing may be asked."
     real = vmf._in_range
-    unasked = lambda k, checked=True, highest=vmf._HIGHEST: real(k, False, highest)
+    def unasked(k, checked=True, highest=vmf._HIGHEST): return real(k, False, highest)
     monkeypatch.setattr(vmf, "_in_range", unasked)
     k = torch.tensor([1., wrong], **f64)
     for gap in (vmf._vmf_gap(5, k, fixed=True), vmf._beta_gap(k, 2.)):
@@ -248,7 +258,7 @@ def test_unchecked_samples_of_what_is_not_finite_are_nan(wrong, monkeypatch):
 
 
 def test_a_rejection_that_never_accepts_ends(monkeypatch):
-    never = lambda m, k: (torch.zeros_like(k), torch.zeros_like(k, dtype=torch.bool))
+    def never(m, k): return (torch.zeros_like(k), torch.zeros_like(k, dtype=torch.bool))
     monkeypatch.setattr(vmf, "_propose", never)
     says = "no proposal was accepted in 500 rounds for 3 samples"
     with pytest.raises(vmf.ConcentrationError, match=says):
@@ -258,14 +268,20 @@ def test_a_rejection_that_never_accepts_ends(monkeypatch):
 def test_gradgradcheck():
     k = torch.tensor([0., .2, 3., 40., 500.], **f64, requires_grad=True)
     for m in (2, 3, 20, 200):
-        kl = lambda k, m=m: kl_divergence(VonMisesFisher(unit(m, **f64), k, validate_args=False), HypersphericalUniform(m))
+        def kl(k, m=m):
+            return kl_divergence(
+                VonMisesFisher(unit(m, **f64), k, validate_args=False), HypersphericalUniform(m))
         for f in (kl, lambda k, m=m: bessel_ratio(m, k), lambda k, m=m: log_mgf(m, k)):
             assert torch.autograd.gradcheck(f, k) and torch.autograd.gradgradcheck(f, k)
 
 
 def test_kl_published_numbers():
-    want = {1: .00249991, 10: .249077, 50: 5.73811, 100: 18.85057, 125: 26.3095, 150: 33.8028, 1e3: 170.777, 1e4: 391.072, 1e5: 619.297}
-    got = kl_divergence(VonMisesFisher(unit(200), torch.tensor([float(k) for k in want])), HypersphericalUniform(200))
+    want = {
+        1: .00249991, 10: .249077, 50: 5.73811, 100: 18.85057, 125: 26.3095, 150: 33.8028,
+        1e3: 170.777, 1e4: 391.072, 1e5: 619.297}
+    got = kl_divergence(
+        VonMisesFisher(unit(200), torch.tensor([float(k) for k in want])),
+        HypersphericalUniform(200))
     torch.testing.assert_close(got, torch.tensor(list(want.values())), rtol=3e-6, atol=0)
 
 
@@ -275,7 +291,11 @@ def test_properties_of_the_scalar_functions(m, x):
     k = torch.tensor([x, x * 1.01 + 1e-3], **f64, requires_grad=True)
     A, ell = bessel_ratio(m, k), log_mgf(m, k)
     kl = kl_divergence(VonMisesFisher(unit(m, **f64), k), HypersphericalUniform(m))
-    assert (A >= 0).all() and (A < 1).all() and (kl >= 0).all() and (ell >= 0).all() and (ell <= k).all()
+    assert (A >= 0).all()
+    assert (A < 1).all()
+    assert (kl >= 0).all()
+    assert (ell >= 0).all()
+    assert (ell <= k).all()
     assert A[1] > A[0] and kl[1] > kl[0] and ell[1] > ell[0]
     slope, = torch.autograd.grad(A.sum(), k)
     assert (slope > 0).all() and (slope <= 1 / m + 1e-12).all()
@@ -290,12 +310,18 @@ def test_power_spherical_kl_and_entropy(m):
     curvature, = torch.autograd.grad(slope.sum(), k)
     with mpmath.workdps(60):
         b = mpmath.mpf(m - 1) / 2
-        for x, *got in zip(k.tolist(), kl.tolist(), slope.tolist(), d.entropy().tolist(), curvature.tolist(), strict=True):
+        for x, *got in zip(
+                k.tolist(), kl.tolist(), slope.tolist(), d.entropy().tolist(), curvature.tolist(),
+                strict=True):
             a, psi = b + mpmath.mpf(x), mpmath.psi
-            log_mgf = mpmath.loggamma(a) + mpmath.loggamma(2 * b) - mpmath.loggamma(a + b) - mpmath.loggamma(b)
+            log_mgf = (mpmath.loggamma(a) + mpmath.loggamma(2 * b) - mpmath.loggamma(a + b)
+                       - mpmath.loggamma(b))
             want_kl = x * (psi(0, a) - psi(0, a + b)) - log_mgf
             var = psi(1, a) - psi(1, a + b)
-            want = [float(y) for y in (want_kl, x * var, log_area(m) - want_kl, var + x * (psi(2, a) - psi(2, a + b)))]
+            want = [
+                float(y)
+                for y in (want_kl, x * var, log_area(m) - want_kl,
+                          var + x * (psi(2, a) - psi(2, a + b)))]
             assert got == pytest.approx(want, rel=1e-6, abs=1e-9)
     assert kl[0] == 0 and slope[0] == 0
 
@@ -338,7 +364,8 @@ def test_sampler(family, cdf, m, k):
     assert scipy.stats.kstest(gap.numpy(), cdf(m, k)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("m,k", [(2, 0.), (2, 1e5), (3, 2.), (20, 100), (200, 10.5), (200, 125), (200, 2000), (1024, 1e5)])
+@pytest.mark.parametrize("m,k", [
+    (2, 0.), (2, 1e5), (3, 2.), (20, 100), (200, 10.5), (200, 125), (200, 2000), (1024, 1e5)])
 def test_fixed_number_of_proposals(m, k):
     "The way a GPU samples, which asks nothing of the host."
     torch.manual_seed(3)
@@ -349,7 +376,10 @@ def test_fixed_number_of_proposals(m, k):
 
 def test_nothing_is_left_after_the_fixed_number_of_proposals():
     torch.manual_seed(0)
-    worst = min(vmf._propose(m, torch.full((100_000,), k, **f64))[1].double().mean().item() for m in (2, 3, 4) for k in (10., 1e3, 1e5, 1e8))
+    worst = min(
+        vmf._propose(m, torch.full((100_000,), k, **f64))[1].double().mean().item()
+        for m in (2, 3, 4)
+        for k in (10., 1e3, 1e5, 1e8))
     assert (1 - worst + .01) ** 40 < 2**-53
 
 
@@ -357,10 +387,12 @@ def test_nothing_is_left_after_the_fixed_number_of_proposals():
 @pytest.mark.parametrize("m", [2, 3, 4, 200])
 @pytest.mark.parametrize("which", ["e1", "-e1", "near e1", "near -e1", "e2", "random"])
 def test_uniform_around_loc(family, m, which):
-    "Around loc no direction is preferred, and float32 samples have length one, also for the awkward locs."
+    """Around loc no direction is preferred, and float32 samples have length one, also for the
+    awkward locs."""
     e1 = unit(m)
-    loc = {"e1": e1, "-e1": -e1, "near e1": normalize(e1 + 3e-7, dim=-1), "near -e1": normalize(-e1 - 3e-7, dim=-1),
-           "e2": unit(m, 1), "random": some_loc(m)}[which]
+    loc = {
+        "e1": e1, "-e1": -e1, "near e1": normalize(e1 + 3e-7, dim=-1),
+        "near -e1": normalize(-e1 - 3e-7, dim=-1), "e2": unit(m, 1), "random": some_loc(m)}[which]
     torch.manual_seed(m)
     x = family(loc, 5.).sample((8000,))
     assert x.dtype == torch.float32 and (x.norm(dim=-1) - 1).abs().max() < 1e-5
@@ -369,10 +401,12 @@ def test_uniform_around_loc(family, m, which):
     gap = distance(x.double(), loc.double())
     part = (x.double() @ across) / (gap * (2 - gap)).sqrt()
     if m == 2:
-        assert ((part.abs() - 1).abs() < 1e-2)[gap > 1e-4].all() and abs((part > 0).double().mean() - .5) < 4 * .5 / math.sqrt(8000)
+        assert ((part.abs() - 1).abs() < 1e-2)[gap > 1e-4].all()
+        assert abs((part > 0).double().mean() - .5) < 4 * .5 / math.sqrt(8000)
     else:
         a = (m - 2) / 2
-        assert scipy.stats.kstest(part.numpy(), scipy.stats.beta(a, a, loc=-1, scale=2).cdf).pvalue > 1e-3
+        assert (scipy.stats.kstest(part.numpy(), scipy.stats.beta(a, a, loc=-1, scale=2).cdf).pvalue
+                > 1e-3)
     d = family(loc.double(), 5.)
     assert ((x.double().mean(0) - d.mean).abs() < 4.5 * (d.variance / 8000).sqrt()).all()
 
@@ -382,11 +416,14 @@ def test_extremes_are_finite(family):
     torch.manual_seed(0)
     for m in (2, 3, 5, 64, 1024):
         e1 = unit(m)
-        loc = normalize(torch.stack([e1, -e1, e1 + 1e-6, -e1 - 1e-6, e1 + 1e-7, some_loc(m)]), dim=-1).unsqueeze(1).requires_grad_()
+        loc = normalize(
+            torch.stack([e1, -e1, e1 + 1e-6, -e1 - 1e-6, e1 + 1e-7, some_loc(m)]),
+            dim=-1).unsqueeze(1).requires_grad_()
         k = torch.tensor([0., 1e-30, 1e-3, 1., 100., 1e5, 1e8], requires_grad=True)
         d = family(loc, k)
         x = d.rsample((40,))
-        (x.square() * torch.arange(m)).sum().add(kl_divergence(d, HypersphericalUniform(m)).sum()).add(d.log_prob(x).sum()).backward()
+        (x.square() * torch.arange(m)).sum().add(
+            kl_divergence(d, HypersphericalUniform(m)).sum()).add(d.log_prob(x).sum()).backward()
         assert (x.norm(dim=-1) - 1).abs().max() < 1e-5
         for t in (x, d.mean, d.variance, d.entropy(), loc.grad, k.grad):
             assert t.isfinite().all()
@@ -443,7 +480,9 @@ def per_sample_gradients(family, m, k, n, f, loc=None):
 
 
 def within(draws, truth, errors=4.):
-    return bool(((draws.mean(0) - truth).abs() <= errors * draws.std(0) / math.sqrt(len(draws)) + 1e-12).all())
+    return bool(
+        ((draws.mean(0) - truth).abs()
+         <= errors * draws.std(0) / math.sqrt(len(draws)) + 1e-12).all())
 
 
 @pytest.mark.parametrize("m", [2, 3, 5, 20, 200])
@@ -455,7 +494,8 @@ def test_gradient_of_the_mean_in_the_concentration(family, m, k):
     _, d_k = per_sample_gradients(family, m, k, 20_000, lambda x: x @ loc)
     truth = oracle(m, k)["ratio"][1] if family is VonMisesFisher else (m - 1) / (k + m - 1) ** 2
     assert within(d_k, truth)
-    assert d_k.std() / math.sqrt(len(d_k)) < .02 * truth  # the test has power: 2 % is one standard error at the very most
+    # the test has power: 2 % is one standard error at the very most
+    assert d_k.std() / math.sqrt(len(d_k)) < .02 * truth
 
 
 @pytest.mark.parametrize("m,k", [(2, 2.), (3, .5), (5, 10.), (20, 10.), (200, 100.)])
@@ -464,7 +504,7 @@ def test_gradient_of_a_nonlinear_function(family, m, k):
     "d/dk E f = E f (S - E S), by quadrature."
     torch.manual_seed(1)
     loc = some_loc(m, **f64)
-    f = lambda w: torch.sin(9 * w) + w**4
+    def f(w): return torch.sin(9 * w) + w**4
     theta = (torch.arange(400_000, **f64) + .5) * (math.pi / 400_000)
     w = theta.cos()
     S = w if family is VonMisesFisher else torch.log1p(w)
@@ -478,12 +518,14 @@ def test_gradient_of_a_nonlinear_function(family, m, k):
 @pytest.mark.parametrize("m,k", [(2, 2.), (3, .5), (5, 10.), (20, 10.), (200, 100.)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gradient_in_loc(m, k, seed):
-    "E exp(c.x) = M(|k mu + c|) / M(k): its gradient along the sphere, for a loc on either side of the reflection's cut."
+    """E exp(c.x) = M(|k mu + c|) / M(k): its gradient along the sphere, for a loc on either side of
+    the reflection's cut."""
     torch.manual_seed(seed)
     loc = some_loc(m, **f64)
     loc = (loc * (1 if (loc[0] > 0) == bool(seed) else -1)).requires_grad_()
     c = some_loc(m, 7, **f64) * 2
-    truth, = torch.autograd.grad((log_mgf(m, (k * loc + c).norm()) - log_mgf(m, torch.tensor(k, **f64))).exp(), loc)
+    truth, = torch.autograd.grad(
+        (log_mgf(m, (k * loc + c).norm()) - log_mgf(m, torch.tensor(k, **f64))).exp(), loc)
     mu = loc.detach()
     d_loc, _ = per_sample_gradients(VonMisesFisher, m, k, 40_000, lambda x: (x @ c).exp(), mu)
     assert within(d_loc, truth - (truth @ mu) * mu, 4.5)
@@ -509,16 +551,23 @@ def test_implicit_slope_against_mpmath(m, k):
     _, A, gap = vmf._bessel_values(m, K)
     centre = math.acos(1 - gap.item()) if k > .1 else math.pi / 2
     width = 1 / math.sqrt(max(m, k))
-    angles = [t for t in (centre + j * width for j in (-4, -2, -.5, .3, 2, 4)) if 1e-3 * width < t < math.pi]
+    angles = [
+        t for t in (centre + j * width for j in (-4, -2, -.5, .3, 2, 4))
+        if 1e-3 * width < t < math.pi]
     angles = torch.tensor(angles, **f64)
-    got = vmf._implicit_slope(m, K.expand_as(angles), 2 * torch.sin(angles / 2) ** 2, lambda half: -2 * half, -gap)
+    got = vmf._implicit_slope(
+        m, K.expand_as(angles), 2 * torch.sin(angles / 2) ** 2, lambda half: -2 * half, -gap)
     with mpmath.workdps(25):
-        kk, mean = mpmath.mpf(k), mpmath.besseli(mpmath.mpf(m) / 2, k) / mpmath.besseli(mpmath.mpf(m) / 2 - 1, k)
+        kk = mpmath.mpf(k)
+        mean = mpmath.besseli(mpmath.mpf(m) / 2, k) / mpmath.besseli(mpmath.mpf(m) / 2 - 1, k)
         for t, h in zip(angles.tolist(), got.tolist(), strict=True):
-            f = lambda x, t=t: (mpmath.cos(x) - mean) * mpmath.exp(kk * (mpmath.cos(x) - mpmath.cos(t))) * (mpmath.sin(x) / mpmath.sin(t)) ** (m - 2)
+            def f(x, t=t):
+                return ((mpmath.cos(x) - mean) * mpmath.exp(kk * (mpmath.cos(x) - mpmath.cos(t)))
+                        * (mpmath.sin(x) / mpmath.sin(t)) ** (m - 2))
             upper = mpmath.cos(t) > mean
             end, step = (0, -width) if upper else (mpmath.pi, width)
-            cuts = [t] + [t + j * step for j in (1, 2, 4, 8, 16, 32) if 0 < t + j * step < mpmath.pi] + [end]
+            cuts = [t] + [
+                t + j * step for j in (1, 2, 4, 8, 16, 32) if 0 < t + j * step < mpmath.pi] + [end]
             assert h == pytest.approx(float(abs(mpmath.quad(f, cuts)) / mpmath.sin(t)), rel=1e-6)
 
 
@@ -527,10 +576,11 @@ def test_implicit_slope_power_spherical_against_scipy():
     for m in (2, 3, 20, 200):
         for k in (.5, 10., 1000.):
             b, a, step = (m - 1) / 2, (m - 1) / 2 + k, k * 1e-4
-            quantile = lambda a, b=b: scipy.stats.beta(b, a).ppf(u)  # of (1 - w)/2
+            def quantile(a, b=b): return scipy.stats.beta(b, a).ppf(u) # of (1 - w)/2
             gap, dw = 2 * quantile(a), -2 * (quantile(a + step) - quantile(a - step)) / (2 * step)
             d = PowerSpherical(unit(m, **f64), torch.full((len(u),), k, **f64))
-            np.testing.assert_allclose(d._slope(torch.tensor(gap)).numpy() * gap * (2 - gap), dw, rtol=1e-5)
+            np.testing.assert_allclose(
+                d._slope(torch.tensor(gap)).numpy() * gap * (2 - gap), dw, rtol=1e-5)
 
 
 def test_usual_gradient_fails_the_same_test():
@@ -549,13 +599,16 @@ def test_usual_gradient_fails_the_same_test():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_in_float32(family):
     torch.manual_seed(0)
-    loc, weight, k = normalize(torch.randn(500, 200), dim=-1), torch.randn(500, 200), torch.rand(500) * 300
+    loc = normalize(torch.randn(500, 200), dim=-1)
+    weight = torch.randn(500, 200)
+    k = torch.rand(500) * 300
     grads = []
     for dtype in (torch.float32, torch.float64):
         d = family(loc.to(dtype), k.to(dtype), validate_args=False)
         d.loc.requires_grad_()
         d.concentration.requires_grad_()
-        gap = torch.rand(500, generator=torch.Generator().manual_seed(1), **f64) * .2 + (1 - bessel_ratio(200, k.double()))
+        gap = (torch.rand(500, generator=torch.Generator().manual_seed(1), **f64) * .2
+               + (1 - bessel_ratio(200, k.double())))
         noise = torch.randn(500, 200, generator=torch.Generator().manual_seed(2))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "normal_", lambda x, noise=noise: x.copy_(noise))
@@ -570,7 +623,8 @@ def test_shared_parameters_sum_their_gradients(family):
     loc, k = some_loc(4, **f64).requires_grad_(), torch.tensor(3., **f64, requires_grad=True)
     torch.manual_seed(0)
     shared = torch.autograd.grad(family(loc, k).rsample((7, 2)).pow(3).sum(), (loc, k))
-    many_loc, many_k = loc.detach().expand(7, 2, 4).clone().requires_grad_(), torch.full((7, 2), 3., **f64, requires_grad=True)
+    many_loc = loc.detach().expand(7, 2, 4).clone().requires_grad_()
+    many_k = torch.full((7, 2), 3., **f64, requires_grad=True)
     torch.manual_seed(0)
     many = torch.autograd.grad(family(many_loc, many_k).rsample().pow(3).sum(), (many_loc, many_k))
     torch.testing.assert_close(shared[0], many[0].sum((0, 1)))
@@ -622,7 +676,7 @@ def test_log_prob_gradient_along_the_sphere():
     x = some_loc(5, 3, **f64).requires_grad_()
     d_x, d_k = torch.autograd.grad(d.log_prob(x), (x, d.concentration))
     x = x.detach()
-    along = lambda v: v - (v @ x) * x
+    def along(v): return v - (v @ x) * x
     torch.testing.assert_close(along(d_x), along(4 * d.loc))
     torch.testing.assert_close(d_k, x @ d.loc - bessel_ratio(5, torch.tensor(4., **f64)))
 
@@ -648,12 +702,16 @@ def test_kl_between_vmfs():
     for k in (0., 1., 100., 1e5):
         assert abs(kl_divergence(VonMisesFisher(loc, k), VonMisesFisher(loc, k)).item()) < 1e-6
         zero = VonMisesFisher(other, 0.)
-        torch.testing.assert_close(kl_divergence(VonMisesFisher(loc, k), zero), kl_divergence(VonMisesFisher(loc, k), HypersphericalUniform(200)))
-    mu, k = torch.stack([loc, other]).double().requires_grad_(), torch.tensor([20., 70.], **f64, requires_grad=True)
+        torch.testing.assert_close(
+            kl_divergence(VonMisesFisher(loc, k), zero),
+            kl_divergence(VonMisesFisher(loc, k), HypersphericalUniform(200)))
+    mu = torch.stack([loc, other]).double().requires_grad_()
+    k = torch.tensor([20., 70.], **f64, requires_grad=True)
     p, q = VonMisesFisher(mu[0], k[0]), VonMisesFisher(mu[1], k[1])
     A = [oracle(200, x)["ratio"][0] for x in (20, 70)]
     d_k = torch.autograd.grad(kl_divergence(p, q), k)[0]
-    want = oracle(200, 20)["ratio"][1] * (20 - 70 * (mu[0] @ mu[1]).item()), A[1] - A[0] * (mu[0] @ mu[1]).item()
+    want = oracle(200, 20)["ratio"][1] * (20 - 70 * (mu[0] @ mu[1]).item()), A[1] - A[0] * (
+        mu[0] @ mu[1]).item()
     torch.testing.assert_close(d_k, torch.tensor(want, **f64))
 
 
@@ -679,12 +737,17 @@ def test_shapes_and_expand(family):
     for t in (d.loc, d.mean, d.mode, d.variance, d.stddev, d.rsample()):
         assert t.shape == (3, 4, 6)
     x = d.rsample((2, 5))
-    assert x.shape == (2, 5, 3, 4, 6) and d.log_prob(x).shape == (2, 5, 3, 4) and d.entropy().shape == (3, 4)
+    assert x.shape == (2, 5, 3, 4, 6)
+    assert d.log_prob(x).shape == (2, 5, 3, 4)
+    assert d.entropy().shape == (3, 4)
     wide = d.expand((2, 3, 4))
-    assert wide.batch_shape == (2, 3, 4) and wide.rsample().shape == (2, 3, 4, 6) and type(wide) is family
+    assert wide.batch_shape == (2, 3, 4)
+    assert wide.rsample().shape == (2, 3, 4, 6)
+    assert type(wide) is family
     torch.testing.assert_close(wide.log_prob(x[:, 0]), d.log_prob(x[:, 0]))
     assert torch.distributions.Independent(d, 1).log_prob(x).shape == (2, 5, 3)
-    assert family(some_loc(6), 2.).rsample().shape == (6,) and family(some_loc(6), 2.).batch_shape == ()
+    assert family(some_loc(6), 2.).rsample().shape == (6,)
+    assert family(some_loc(6), 2.).batch_shape == ()
     assert "loc" in repr(d)
 
 
@@ -704,8 +767,11 @@ def test_empty_and_large_batches(family):
 
 def test_uniform_contract():
     u = HypersphericalUniform(6, (3,))
-    assert u.rsample((2,)).shape == (2, 3, 6) and u.log_prob(u.sample((2,))).shape == (2, 3) and u.entropy().shape == (3,)
-    assert u.expand((4, 3)).batch_shape == (4, 3) and u.mean.shape == u.variance.shape == u.mode.shape == (3, 6)
+    assert u.rsample((2,)).shape == (2, 3, 6)
+    assert u.log_prob(u.sample((2,))).shape == (2, 3)
+    assert u.entropy().shape == (3,)
+    assert u.expand((4, 3)).batch_shape == (4, 3)
+    assert u.mean.shape == u.variance.shape == u.mode.shape == (3, 6)
     with pytest.raises(RuntimeError):
         u.expand((4,))
     with pytest.raises(ValueError):
@@ -714,14 +780,17 @@ def test_uniform_contract():
         HypersphericalUniform(1)
     assert HypersphericalUniform(6, **f64).sample().dtype == torch.float64
     torch.manual_seed(0)
-    assert scipy.stats.kstest(u.sample((4000,))[:, 0, 2].numpy(), scipy.stats.beta(2.5, 2.5, loc=-1, scale=2).cdf).pvalue > 1e-3
+    assert scipy.stats.kstest(
+        u.sample((4000,))[:, 0, 2].numpy(),
+        scipy.stats.beta(2.5, 2.5, loc=-1, scale=2).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_arguments_are_checked(family):
     good = some_loc(4)
-    for loc, k, name in [(good * .5, 1., "loc"), (good, -1., "concentration"), (good, math.nan, "concentration"), (good, math.inf, "concentration"),
-                         (good * math.nan, 1., "loc")]:
+    for loc, k, name in [
+            (good * .5, 1., "loc"), (good, -1., "concentration"), (good, math.nan, "concentration"),
+            (good, math.inf, "concentration"), (good * math.nan, 1., "loc")]:
         with pytest.raises(ValueError, match=name):
             family(loc, k)
         family(loc, k, validate_args=False)
@@ -736,7 +805,8 @@ def test_arguments_are_checked(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_precision_and_autocast(family):
     assert family(some_loc(4), torch.tensor(1., **f64)).rsample().dtype == torch.float64
-    assert family(some_loc(4).bfloat16(), torch.tensor(1., dtype=torch.bfloat16)).rsample().dtype == torch.float32
+    assert (family(some_loc(4).bfloat16(), torch.tensor(1., dtype=torch.bfloat16)).rsample().dtype
+            == torch.float32)
     assert family(some_loc(4, **f64), .1).concentration.item() == .1
     plain = family(some_loc(200), 80.)
     with torch.autocast("cpu", torch.bfloat16):
@@ -746,21 +816,28 @@ def test_precision_and_autocast(family):
         kl = kl_divergence(cast, HypersphericalUniform(200))
         values = bessel_ratio(200, torch.tensor(80.)), cast.log_prob(x), cast.entropy()
     torch.manual_seed(0)
-    assert torch.equal(x, plain.rsample((3,))) and torch.equal(kl, kl_divergence(plain, HypersphericalUniform(200)))
-    for got, want in zip(values, (bessel_ratio(200, torch.tensor(80.)), plain.log_prob(x), plain.entropy()), strict=True):
+    assert torch.equal(x, plain.rsample((3,)))
+    assert torch.equal(kl, kl_divergence(plain, HypersphericalUniform(200)))
+    for got, want in zip(
+            values, (bessel_ratio(200, torch.tensor(80.)), plain.log_prob(x), plain.entropy()),
+            strict=True):
         assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_result_is_read_on_a_device(family):
-    "Meta tensors have no values: code that asks for one (item, nonzero, if tensor) raises. What passes here never waits on a GPU."
-    loc, k = torch.empty(3, 1, 200, device="meta", requires_grad=True), torch.empty(4, device="meta", requires_grad=True)
+    """Meta tensors have no values: code that asks for one (item, nonzero, if tensor) raises. What
+    passes here never waits on a GPU."""
+    loc = torch.empty(3, 1, 200, device="meta", requires_grad=True)
+    k = torch.empty(4, device="meta", requires_grad=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         d = family(loc, k)
         x = d.rsample((2,))
-        total = x.sum() + d.log_prob(x).sum() + d.entropy().sum() + kl_divergence(d, HypersphericalUniform(200)).sum()
-        total = total + kl_divergence(d, VonMisesFisher(loc, k)).sum() + d.mean.sum() + d.variance.sum()
+        total = (x.sum() + d.log_prob(x).sum() + d.entropy().sum()
+                 + kl_divergence(d, HypersphericalUniform(200)).sum())
+        total = (total + kl_divergence(d, VonMisesFisher(loc, k)).sum() + d.mean.sum()
+                 + d.variance.sum())
         total.backward()
     assert x.shape == (2, 3, 4, 200) and loc.grad.shape == loc.shape and k.grad.shape == k.shape
     assert HypersphericalUniform(5, device="meta").rsample((2,)).shape == (2, 5)
