@@ -6,7 +6,17 @@
 __all__ = ['CORPORA', 'REGISTRY', 'Source', 'verify', 'fetch', 'needs_publisher', 'read_text', 'cached']
 
 # %% ../nbs/01a_sources.ipynb #83a00fa0
-import csv, hashlib, inspect, json, os, shutil, sys, tarfile, time, warnings, zipfile
+import csv
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import tarfile
+import time
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +27,7 @@ from tqdm import tqdm
 
 from .core import DataError, MissingData, atomic_write, check_choice, data_dir
 
-pooch.get_logger().setLevel("WARNING")  # our own messages name the corpus and the remedy
+pooch.get_logger().setLevel("WARNING") # our own messages name the corpus and the remedy
 
 # %% ../nbs/01a_sources.ipynb #59110cf2
 @dataclass(frozen=True)
@@ -44,157 +54,234 @@ class Source:
 
 # %% ../nbs/01a_sources.ipynb #a49910b9
 def _rows(name): # rows of a table beside this module
-    with open(Path(inspect.getsourcefile(check_choice)).with_name(name), encoding="utf-8", newline="") as f:
+    file = Path(inspect.getsourcefile(check_choice)).with_name(name)
+    with open(file, encoding="utf-8", newline="") as f:
         yield from csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
+def _source(row): # a row of sources.tsv
+    size = int(row["bytes"]) if row["bytes"] else None
+    return Source(**row | dict(bytes=size))
+
+
 CORPORA: dict[str, dict[str, str]] = {row["corpus"]: row for row in _rows("corpora.tsv")}
-REGISTRY: dict[str, Source] = {
-    row["path"]: Source(**{**row, "bytes": int(row["bytes"]) if row["bytes"] else None}) for row in _rows("sources.tsv")}
+REGISTRY: dict[str, Source] = {row["path"]: _source(row) for row in _rows("sources.tsv")}
 
 # %% ../nbs/01a_sources.ipynb #1d2caeac
 def _recorded(file: Path) -> Path: # where the checksum of a first download stands
     return file.with_name(file.name + ".sha256")
 
 
+def _known_sums(file, source): # algorithm -> checksum that the file should have
+    sums = {}
+    if source.sha256: sums["sha256"] = source.sha256
+    elif _recorded(file).exists(): sums["sha256"] = _recorded(file).read_text().strip()
+    if source.md5: sums["md5"] = source.md5
+    return sums
+
+# %% ../nbs/01a_sources.ipynb #a066e79d
 def verify(
     file: Path, # a local file
     source: Source, # what it should be
     name: str | None = None, # how the message names the file; None: by its path
 ) -> Path: # `file`
-    "Check `file` against every checksum there is. Raises `DataError` with both sums if one differs."
-    known = {"sha256": source.sha256, "md5": source.md5}
-    if not source.sha256 and _recorded(file).exists(): known["sha256"] = _recorded(file).read_text().strip()
-    for algorithm, expected in known.items():
-        if not expected: continue
+    """Check `file` against every checksum there is. Raises `DataError` with both sums if one
+    differs."""
+    for algorithm, expected in _known_sums(file, source).items():
         found = pooch.file_hash(str(file), alg=algorithm)
-        if found != expected:
-            raise DataError(f"{name or file}: wrong checksum.\n  {algorithm} found    {found}\n  {algorithm} expected {expected}\n"
-                            f"The file has {file.stat().st_size:,} bytes, the registry says {source}. Remove it and fetch it again.")
+        if found == expected: continue
+        raise DataError(
+            f"{name or file}: wrong checksum.\n"
+            f"  {algorithm} found    {found}\n  {algorithm} expected {expected}\n"
+            f"The file has {file.stat().st_size:,} bytes, the registry says {source}. "
+            "Remove it and fetch it again.")
     return file
 
 # %% ../nbs/01a_sources.ipynb #e4301aae
-class _Resume:
-    "A pooch downloader that goes on where the last attempt stopped."
+def _goes_on(answer, have): # does the server send what follows the first `have` bytes?
+    sent = answer.headers.get("Content-Range", "")
+    return answer.status_code == 206 and sent.startswith(f"bytes {have}-")
 
-    def __init__(self, part: Path, attempts: int = 3, pause: float = 0.3): # pause in s, doubled at each attempt
-        self.part, self.attempts, self.pause = part, attempts, pause
+
+def _append(answer, part, have): # write what arrives behind the bytes that are there
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length is not None else None
+    shown = dict(unit="B", unit_scale=True, leave=False, disable=(total or 0) < 1e6)
+    with open(part, "ab" if have else "wb") as f:
+        with tqdm(total=total, initial=have, desc=part.stem, **shown) as bar:
+            for chunk in answer.iter_content(1 << 16): bar.update(f.write(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise requests.ConnectionError("the connection ended early")
+
+# %% ../nbs/01a_sources.ipynb #b384463c
+def _get_rest(url, part): # complete `part`; raises an error of requests
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have: headers["Range"] = f"bytes={have}-"
+    with requests.get(url, headers=headers, stream=True, timeout=(5, 60)) as answer:
+        if have and not _goes_on(answer, have):
+            part.unlink() # the server cannot go on there: start again
+            if answer.status_code != 200:
+                problem = f"no range from byte {have}: status {answer.status_code}"
+                raise requests.ConnectionError(problem)
+            have = 0
+        answer.raise_for_status()
+        _append(answer, part, have)
+
+# %% ../nbs/01a_sources.ipynb #4ad7914e
+_PASSING = ( # troubles that another attempt may not meet
+    requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+
+class _Resume: # a pooch downloader that goes on where the last attempt stopped
+    def __init__(self, part, attempts=3, pause=0.3): # pause in s, doubled at each attempt
+        self.part = part
+        self.attempts = attempts
+        self.pause = pause
 
     def __call__(self, url, output_file, _):
         for attempt in range(self.attempts):
             try:
-                self._get(url)
+                _get_rest(url, self.part)
                 break
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
+            except _PASSING:
                 if attempt == self.attempts - 1: raise
                 time.sleep(self.pause * 2**attempt)
         os.replace(self.part, output_file)
 
-    def _get(self, url):
-        have = self.part.stat().st_size if self.part.exists() else 0
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with requests.get(url, headers=headers, stream=True, timeout=(5, 60)) as answer:
-            if have and not (answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")):
-                self.part.unlink() # the server cannot go on there: start again
-                if answer.status_code != 200: raise requests.ConnectionError(f"no range from byte {have}: status {answer.status_code}")
-                have = 0
-            answer.raise_for_status()
-            total = have + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
-            with open(self.part, "ab" if have else "wb") as f, tqdm(
-                    total=total, initial=have, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], leave=False, disable=(total or 0) < 1e6) as bar:
-                for chunk in answer.iter_content(1 << 16): bar.update(f.write(chunk))
-        if total is not None and self.part.stat().st_size != total: raise requests.ConnectionError("the connection ended early")
-
 # %% ../nbs/01a_sources.ipynb #15083671
+def _published_sum(source): # as pooch wants it; None if there is none
+    if source.sha256: return f"sha256:{source.sha256}"
+    return f"md5:{source.md5}" if source.md5 else None
+
+
+def _record_sum(source: Source, target: Path): # of a first download
+    record = _recorded(target)
+    with atomic_write(record) as tmp: tmp.write_text(pooch.file_hash(str(target)) + "\n")
+    recorded = f"recorded that of this download in {record.name}"
+    warnings.warn(f"{source.path} has no published checksum; {recorded}")
+
+# %% ../nbs/01a_sources.ipynb #6a1bc465
 def _download(source: Source, url: str, target: Path):
     part = target.with_name(target.name + ".part")
-    known = f"sha256:{source.sha256}" if source.sha256 else f"md5:{source.md5}" if source.md5 else None
-    try: pooch.retrieve(url, known, fname=target.name, path=target.parent, downloader=_Resume(part))
+    known = _published_sum(source)
+    where = dict(fname=target.name, path=target.parent)
+    try: pooch.retrieve(url, known, downloader=_Resume(part), **where)
     except requests.RequestException: raise # an OSError too, but not of this disk
-    except OSError as error: raise DataError(f"cannot write {target}: {error.strerror}; what has arrived is kept and the next call goes on") from None
-    except ValueError as error: # pooch's own word for a wrong checksum; it has removed the file
+    except OSError as error:
+        kept = "what has arrived is kept and the next call goes on"
+        raise DataError(f"cannot write {target}: {error.strerror}; {kept}") from None
+    except ValueError as error: # pooch's word for a wrong checksum; it has removed the file
         part.unlink(missing_ok=True)
         if "hash" not in str(error): raise
         raise DataError(f"{url}: wrong checksum, nothing was kept. {error}") from None
-    if not known:
-        with atomic_write(_recorded(target)) as tmp: tmp.write_text(pooch.file_hash(str(target)) + "\n")
-        warnings.warn(f"{source.path} has no published checksum; recorded that of this download in {_recorded(target).name}")
+    if not known: _record_sum(source, target)
 
 # %% ../nbs/01a_sources.ipynb #06b0633a
-def _unpack(archive: Path, member: str, target: Path, source: Source) -> Path:
-    "Copy one member of a zip or tar archive to `target` if its checksum is that of `source`."
-    try:
-        with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as box:
-            stream = box.open(member) if isinstance(box, zipfile.ZipFile) else box.extractfile(member)
-            if stream is None: raise KeyError(member) # a folder or a device
-            with stream, atomic_write(target) as tmp:
-                with open(tmp, "wb") as out: shutil.copyfileobj(stream, out)
-                verify(tmp, source, f"{archive}#{member}")
-            return target
-    except KeyError: raise DataError(f"{archive} has no file {member}; is it another edition of the archive?") from None
+def _open_member(box, member): # of an open zip or tar archive
+    stream = box.open(member) if isinstance(box, zipfile.ZipFile) else box.extractfile(member)
+    if stream is None: raise KeyError(member) # a folder or a device
+    return stream
+
+
+def _copy_member(archive, member, target, source): # errors as zipfile and tarfile raise them
+    opened = zipfile.ZipFile if zipfile.is_zipfile(archive) else tarfile.open
+    with opened(archive) as box, _open_member(box, member) as stream, atomic_write(target) as tmp:
+        with open(tmp, "wb") as out: shutil.copyfileobj(stream, out)
+        verify(tmp, source, f"{archive}#{member}")
+
+# %% ../nbs/01a_sources.ipynb #976c395d
+def _unpack(archive: Path, member: str, target: Path, source: Source) -> Path: # `target`
+    try: _copy_member(archive, member, target, source)
+    except KeyError:
+        problem = f"{archive} has no file {member}; is it another edition of the archive?"
+        raise DataError(problem) from None
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno: raise # a full disk is no broken archive
-        raise DataError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from None
+        problem = f"{archive} cannot be unpacked ({error}); remove it and fetch it again"
+        raise DataError(problem) from None
+    return target
 
 # %% ../nbs/01a_sources.ipynb #0d3f6969
 def _mirror() -> str: # "" if none is set
     mirror = os.environ.get("S2DM_MIRROR", "").rstrip("/")
-    if mirror and "://" not in mirror and not Path(mirror).is_dir():
-        raise DataError(f"S2DM_MIRROR={mirror} is no folder; set it to a folder or an http(s) address that holds the data, or unset it")
-    return mirror
+    if not mirror or _is_server(mirror) or Path(mirror).is_dir(): return mirror
+    remedy = "set it to a folder or an http(s) address that holds the data, or unset it"
+    raise DataError(f"S2DM_MIRROR={mirror} is no folder; {remedy}")
 
 
-def _from_mirror(mirror: str, source: Source, target: Path) -> Path | None: # None if the mirror lacks the file
-    if "://" not in mirror:
+def _is_server(mirror): return "://" in mirror # not a folder
+
+# %% ../nbs/01a_sources.ipynb #15b42afe
+def _from_mirror(mirror, source, target) -> Path | None: # None: the mirror lacks the file
+    if not _is_server(mirror):
         file = Path(mirror) / source.path
         return verify(file, source) if file.is_file() else None
     try: _download(source, f"{mirror}/{source.path}", target)
     except requests.HTTPError as error:
         if error.response.status_code == 404: return None
         raise DataError(f"{source} cannot be read from S2DM_MIRROR: {error}") from None
-    except requests.RequestException as error: raise DataError(f"{source} cannot be read from S2DM_MIRROR={mirror}: {error}") from None
+    except requests.RequestException as error:
+        raise DataError(f"{source} cannot be read from S2DM_MIRROR={mirror}: {error}") from None
     return target
 
 # %% ../nbs/01a_sources.ipynb #45ba5eea
-def _from_publisher(source: Source, target: Path, registry: dict[str, Source], tried: list[str]) -> Path:
+def _from_archive(source, target, registry, tried): # None if only a copy is left to be tried
+    try: archive = fetch(source.archive, registry)
+    except MissingData as error:
+        if not source.copy: raise
+        tried.append(f"{source.url}: {str(error).splitlines()[0]}")
+        return None
+    return _unpack(archive, source.url.partition("#")[2], target, source)
+
+
+def _from_address(source, url, target, tried): # None, and a line in `tried`, if there is no answer
+    try: _download(source, url, target)
+    except requests.HTTPError as error: tried.append(f"{url}: status {error.response.status_code}")
+    except requests.RequestException as error:
+        tried.append(f"{url}: {type(error).__name__}, no answer")
+    else: return target
+
+# %% ../nbs/01a_sources.ipynb #8c6c86d0
+def _from_publisher(source, target, registry, tried) -> Path: # `tried`: places tried before
+    a_mirror = "S2DM_MIRROR to a folder or an http(s) server that holds"
     if not source.url + source.copy:
-        raise MissingData(f"cannot get {source}: its publisher offers this text in other files only. Set S2DM_MIRROR to a folder or an http(s) server "
-                          f"that holds this one as {source.path}.")
-    if source.archive:
-        try:
-            return _unpack(fetch(source.archive, registry), source.url.partition("#")[2], target, source)
-        except MissingData as error:
-            if not source.copy: raise
-            tried.append(f"{source.url}: {str(error).splitlines()[0]}")
-    for url in filter(None, ["" if source.archive else source.url, source.copy]):
-        try:
-            _download(source, url, target)
-            return target
-        except requests.HTTPError as error: tried.append(f"{url}: status {error.response.status_code}")
-        except requests.RequestException as error: tried.append(f"{url}: {type(error).__name__}, no answer")
-    raise MissingData(f"cannot get {source}. Tried:\n  " + "\n  ".join(tried) + "\nIs there a network? Without one, set S2DM_MIRROR to a folder "
-                    f"or an http(s) server that holds the file as {source.path}.")
+        problem = f"cannot get {source}: its publisher offers this text in other files only"
+        raise MissingData(f"{problem}. Set {a_mirror} this one as {source.path}.")
+    if source.archive and (file := _from_archive(source, target, registry, tried)): return file
+    for url in ("" if source.archive else source.url, source.copy):
+        if url and (file := _from_address(source, url, target, tried)): return file
+    raise MissingData(
+        f"cannot get {source}. Tried:\n  " + "\n  ".join(tried) + "\n"
+        f"Is there a network? Without one, set {a_mirror} the file as {source.path}.")
 
 # %% ../nbs/01a_sources.ipynb #6bebc215
+def _from_stand_in(mirror, source, registry): # None if there is none; else with a warning
+    if not mirror or not source.stand_in: return None
+    older = registry[source.stand_in]
+    file = _from_mirror(mirror, older, data_dir() / "raw" / older.path)
+    if file: warnings.warn(f"{source.path} is not in the mirror; using its stand-in {older.path}")
+    return file
+
+# %% ../nbs/01a_sources.ipynb #bddd700a
 def fetch(
     path: str, # as in the registry, e.g. "xquad/xquad.de.json"
     registry: dict[str, Source] = REGISTRY, # another registry, for other corpora
 ) -> Path: # the verified local file
-    """A verified local copy of a registered file.
-
-    Raises `ParameterError` for a path that is not registered, `MissingData` if it cannot be had, `DataError` if its checksum is wrong.
-    """
+    """A verified local copy of a registered file. Raises `ParameterError` for a path that is not
+    registered, `MissingData` if it cannot be had, `DataError` if its checksum is wrong."""
     source = registry[check_choice(path, registry, "path")]
-    mirror, target = _mirror(), data_dir() / "raw" / path
-    if mirror and "://" not in mirror and (found := _from_mirror(mirror, source, target)): return found
+    mirror = _mirror()
+    server = _is_server(mirror)
+    target = data_dir() / "raw" / path
+    if mirror and not server and (file := _from_mirror(mirror, source, target)): return file
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.exists(): return verify(target, source)
-        if mirror and "://" in mirror and (found := _from_mirror(mirror, source, target)): return found
-        if mirror and source.stand_in and (found := _from_mirror(mirror, registry[source.stand_in], data_dir() / "raw" / source.stand_in)):
-            warnings.warn(f"{path} is not in the mirror; using its stand-in {source.stand_in}")
-            return found
-        return _from_publisher(source, target, registry, [f"S2DM_MIRROR={mirror}: not there"] if mirror else [])
+        if server and (file := _from_mirror(mirror, source, target)): return file
+        if file := _from_stand_in(mirror, source, registry): return file
+        tried = [f"S2DM_MIRROR={mirror}: not there"] if mirror else []
+        return _from_publisher(source, target, registry, tried)
 
 # %% ../nbs/01a_sources.ipynb #7a1c0e02
 def needs_publisher(
@@ -202,47 +289,66 @@ def needs_publisher(
 ) -> bool: # with an http mirror False, since it may hold the file
     "Would `fetch` have to ask a publisher, since neither `data/raw/` nor the mirror has the file?"
     mirror = _mirror()
-    places = [data_dir() / "raw"] + ([Path(mirror)] if mirror else [])
-    return "://" not in mirror and not any((place / path).is_file() for place in places)
+    if _is_server(mirror): return False
+    folders = [data_dir() / "raw", mirror] if mirror else [data_dir() / "raw"]
+    return not any((Path(folder) / path).is_file() for folder in folders)
 
 # %% ../nbs/01a_sources.ipynb #36818c12
+def _line_of(raw, byte): return raw[:byte].count(b"\n") + 1
+
+
 def read_text(
     file: str | os.PathLike, # a local file
     crlf: bool = False, # lines may end in CR LF, which becomes LF
 ) -> str:
-    "The text of a UTF-8 file. Raises `DataError` for a byte-order mark, a carriage return or bytes that are not UTF-8."
+    """The text of a UTF-8 file. Raises `DataError` for a byte-order mark, a carriage return or
+    bytes that are not UTF-8."""
     raw = Path(file).read_bytes()
     if crlf: raw = raw.replace(b"\r\n", b"\n")
-    if raw.startswith(b"\xef\xbb\xbf"): raise DataError(f"{file}:1: byte-order mark; expected UTF-8 without one")
-    if b"\r" in raw:
-        line = raw[:raw.index(b"\r")].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: carriage return; expected lines that end in a line feed alone")
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise DataError(f"{file}:1: byte-order mark; expected UTF-8 without one")
+    carriage_return = b"\r"
+    if carriage_return in raw:
+        problem = "carriage return; expected lines that end in a line feed alone"
+        raise DataError(f"{file}:{_line_of(raw, raw.index(carriage_return))}: {problem}")
     try: return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = raw[:error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; expected UTF-8 text") from None
+        problem = f"byte 0x{raw[error.start]:02x} is not UTF-8; expected UTF-8 text"
+        raise DataError(f"{file}:{_line_of(raw, error.start)}: {problem}") from None
 
 # %% ../nbs/01a_sources.ipynb #87ca3dba
+def _code_file(build): # of the module where a function was defined; None for a notebook
+    if build.__module__ == "__main__": return None
+    return getattr(sys.modules[build.__module__], "__file__", None)
+
+
+def _save_whole(build, folder): # there whole or not at all
+    import datasets # here, so that downloading alone does not wait for it
+
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars() # saving is quick; readers show their own progress
+    try: build().save_to_disk(partial, num_shards=1)
+    finally:
+        if with_bars: datasets.enable_progress_bars()
+    partial.rename(folder)
+
+# %% ../nbs/01a_sources.ipynb #edbffab8
 def cached(
     name: str, # what it is, for the folder's name
     files: list[Path], # what it is read from
     build, # function without arguments that returns the `datasets.Dataset`
-):
-    "`build()`, from `data/cache/` if it was built from the same files by the same code before (memory-mapped)."
-    import datasets  # here, so that downloading alone does not wait for it
-
-    code = getattr(sys.modules[build.__module__], "__file__", None)
-    if build.__module__ == "__main__" or not code: return build()
-    key = hashlib.sha256(json.dumps([pooch.file_hash(str(f)) for f in [code, *files]]).encode()).hexdigest()[:16]
+): # what `build` returns, memory-mapped
+    """`build()`, from `data/cache/` if it was built from the same files by the same code before."""
+    code = _code_file(build)
+    if not code: return build()
+    sums = [pooch.file_hash(str(file)) for file in (code, *files)]
+    key = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
     folder = data_dir() / "cache" / f"{name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            partial = folder.with_name(folder.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            loud = not datasets.are_progress_bars_disabled()
-            datasets.disable_progress_bars() # saving is quick; readers show their own progress
-            try: build().save_to_disk(partial, num_shards=1)
-            finally: datasets.enable_progress_bars() if loud else None
-            partial.rename(folder)
-    return datasets.load_from_disk(str(folder))
+        if not folder.exists(): _save_whole(build, folder)
+    from datasets import load_from_disk
+
+    return load_from_disk(str(folder))
