@@ -20,24 +20,28 @@ from .core import check_choice
 from .vmf import POSTERIORS, HypersphericalUniform
 
 # %% ../nbs/02c_losses.ipynb #8e020e95
-def pair_sum(loss: Tensor, # [...,2B] one value per sentence, the sources first, then their translations in the same order
-    ) -> Tensor: # [...,B] one value per pair
+def pair_sum(
+    loss: Tensor, # [...,2B] one value per sentence: the sources, then their translations in order
+) -> Tensor: # [...,B] one value per pair
     "Loss of a source sentence plus loss of its translation."
     return loss.unflatten(-1, (2, -1)).sum(-2)
 
 # %% ../nbs/02c_losses.ipynb #175b0fce
-def blank(x: Tensor, # [N,T,...] anything
+def blank(
+    x: Tensor, # [N,T,...] anything
     mask: Tensor, # [N,T] bool, true where `x` counts
-    ) -> Tensor: # like `x`, with 0 where it does not count
+) -> Tensor: # like `x`, with 0 where it does not count
     "Put zeros into padding, so that it reaches neither the value nor the gradient."
     return x.masked_fill(~mask.view(mask.shape + (1,) * (x.dim() - mask.dim())), 0)
 
-
-def masked_mean(x: Tensor, # [N,T,...] one value, or one vector, per word or subword
+# %% ../nbs/02c_losses.ipynb #94f96b3b
+def masked_mean(
+    x: Tensor, # [N,T,...] one value, or one vector, per word or subword
     mask: Tensor, # [N,T] bool, true where it counts
-    ) -> Tensor: # [N,...]
+) -> Tensor: # [N,...]
     "Mean over what counts in each sentence; 0 where nothing does."
-    return blank(x, mask).sum(1) / mask.sum(1).clamp(min=1).view(-1, *[1] * (x.dim() - 2))
+    counts = mask.sum(1).clamp(min=1)
+    return blank(x, mask).sum(1) / counts.view(-1, *[1] * (x.dim() - 2))
 
 # %% ../nbs/02c_losses.ipynb #4190f42d
 #: how the words, subwords or pairs of words of a sentence make its loss
@@ -59,14 +63,15 @@ def reduce_masked(
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def widen(x, # a tensor, or anything
-    ): # float32 if it was a half-precision tensor, else as it is
+def widen(
+    x, # a tensor, or anything
+): # float32 if it was a half-precision tensor, else as it is
     "At least float32."
     return x.float() if isinstance(x, Tensor) and x.dtype in _HALF else x
 
-
+# %% ../nbs/02c_losses.ipynb #1c7a6cb3
 def _full_precision(loss):
-    "Make `loss` compute in float32 or float64, whatever autocast says and however narrow its arguments are."
+    "Make `loss` compute in float32 or float64, whatever autocast and its arguments are."
     @wraps(loss)
     def wide(*args, **kwargs):
         device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
@@ -75,44 +80,45 @@ def _full_precision(loss):
     return wide
 
 # %% ../nbs/02c_losses.ipynb #305d137e
-def _exp_logits(hidden: Tensor, # [R,width] rows, in the dtype of the matrix product
+def _exp_logits(
+    hidden: Tensor, # [R,width] rows, in the dtype of the matrix product
     weight: Tensor, # [block,width] some rows of the output layer
     bias: Tensor, # [block] their bias, in the dtype of the result (float32 or float64)
-    ) -> tuple[Tensor, Tensor]: # [R,block] exp(logits - m), [R] m, the largest logit of each row
+) -> tuple[Tensor, Tensor]: # [R,block] exp(logits - m), [R] m, the largest logit of each row
     "Exponentiated logits of one block of the vocabulary."
     x = (hidden @ weight.to(hidden.dtype).mT).to(bias.dtype).add_(bias)
     m = x.amax(1)
     return x.sub_(m[:, None]).exp_(), m
 
 # %% ../nbs/02c_losses.ipynb #6f1139ba
-def _mm_into(out: Tensor, # [R,C] overwritten
+def _mm_into(
+    out: Tensor, # [R,C] overwritten
     a: Tensor, # [R,K]
     b: Tensor, # [K,C] of the same dtype as `a`
-    ) -> None:
+) -> None:
     "out = a @ b, without a copy where the dtypes allow it."
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
+    if out.dtype == a.dtype: torch.mm(a, b, out=out)
+    else: out.copy_(a @ b)
 
 # %% ../nbs/02c_losses.ipynb #8507d875
-def _bag(weight: Tensor, # [V,width] output layer
+def _bag(
+    weight: Tensor, # [V,width] output layer
     bias: Tensor, # [V]
     ids: Tensor, # [R,T] subword ids
     share: Tensor, # [R,T] 1/S where a subword counts, else 0
-    ) -> tuple[Tensor, Tensor]: # [R,width], [R] mean row of the output layer, mean bias
+) -> tuple[Tensor, Tensor]: # [R,width], [R] mean row of the output layer, mean bias
     "Mean of the rows of the output layer that belong to each bag of subwords."
     rows = F.embedding_bag(ids, weight, per_sample_weights=share.to(weight.dtype), mode="sum")
     return rows.to(share.dtype), (bias.to(share.dtype)[ids] * share).sum(1)
 
-
-def _unbag_(grad: Tensor, # [V,...] gradient of the output layer's weight or bias, changed in place
+# %% ../nbs/02c_losses.ipynb #5119f293
+def _unbag_(
+    grad: Tensor, # [V,...] gradient of the output layer's weight or bias, changed in place
     row_grad: Tensor, # [R,...] gradient of its mean row
     ids: Tensor, # [R,T]
     share: Tensor, # [R,T]
-    ) -> None:
+) -> None:
     "Subtract from `grad` what the bags of subwords have pulled up."
-    # a few columns at a time: all [R,T,width] shares at once would be the largest tensor of the loss
     for i, s in zip(ids.split(8, 1), share.split(8, 1), strict=True):
         rows = s.view(*s.shape, *[1] * (row_grad.dim() - 1)) * row_grad[:, None]
         grad.index_add_(0, i.flatten(), -rows.flatten(0, 1).to(grad.dtype))
@@ -120,14 +126,16 @@ def _unbag_(grad: Tensor, # [V,...] gradient of the output layer's weight or bia
 # %% ../nbs/02c_losses.ipynb #efbcf09d
 def _bag_of_words_forward(ctx, hidden, weight, bias, ids, share, block, keep, dtype):
     "logsumexp of the logits minus the mean logit of each bag of subwords."
-    ctx.block, ctx.dtype, kept, lse = block, dtype, [], None
+    ctx.block = block
+    ctx.dtype = dtype
+    kept = []
+    lse = None
     h = hidden.to(dtype)
     for W, b in zip(weight.split(block), bias.to(share.dtype).split(block), strict=True):
         E, m = _exp_logits(h, W, b)
-        part = m + E.sum(1).log()
-        lse = part if lse is None else torch.logaddexp(lse, part)
-        if keep:
-            kept += [E.to(dtype), m]
+        of_block = m + E.sum(1).log()
+        lse = of_block if lse is None else torch.logaddexp(lse, of_block)
+        if keep: kept += [E.to(dtype), m]
     rows, offset = _bag(weight, bias, ids, share)
     ctx.save_for_backward(hidden, weight, bias, ids, share, rows, lse, *kept)
     return lse - (h * rows).sum(1) - offset
@@ -135,112 +143,142 @@ def _bag_of_words_forward(ctx, hidden, weight, bias, ids, share, block, keep, dt
 # %% ../nbs/02c_losses.ipynb #697c7dad
 def _bag_of_words_backward(ctx, grad):
     "Gradients of hidden, weight and bias, from the kept blocks or from blocks computed again."
-    # PyTorch would otherwise take these gradients for constants, and drop what depends on them without a word
     if torch.is_grad_enabled():
-        raise NotImplementedError("the bag-of-words loss has no second derivative: create_graph=True is not supported")
+        raise NotImplementedError("the bag-of-words loss has no second derivative: "
+                                  "create_graph=True is not supported")
     hidden, weight, bias, ids, share, rows, lse, *kept = ctx.saved_tensors
-    h, g, gh = hidden.to(ctx.dtype), grad[:, None], grad[:, None] * hidden
-    dh, dW, db = -rows, torch.empty_like(weight) if ctx.needs_input_grad[1] else None, torch.empty_like(bias)
+    h = hidden.to(ctx.dtype)
+    g = grad[:, None]
+    gh = g * hidden
+    dh = -rows
+    dW = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+    db = torch.empty_like(bias)
     for c, lo in enumerate(range(0, len(weight), ctx.block)):
         now = slice(lo, lo + ctx.block)
-        W, b = weight[now], bias[now].to(share.dtype)
-        E, m = kept[2*c : 2*c + 2] if kept else _exp_logits(h, W, b)
-        E, scale = E.to(ctx.dtype), (m - lse).exp()[:, None]
+        W = weight[now]
+        E, m = kept[2*c : 2*c + 2] if kept else _exp_logits(h, W, bias[now].to(share.dtype))
+        E = E.to(ctx.dtype)
+        scale = (m - lse).exp()[:, None]
         dh += (E @ W.to(ctx.dtype)) * scale
         db[now] = (E.mT @ (g * scale).to(ctx.dtype))[:, 0]
-        if dW is not None:
-            _mm_into(dW[now], E.mT, (gh * scale).to(ctx.dtype))
+        if dW is not None: _mm_into(dW[now], E.mT, (gh * scale).to(ctx.dtype))
     _unbag_(db, grad, ids, share)
-    if dW is not None:
-        _unbag_(dW, gh, ids, share)
-    return (dh * g).to(hidden.dtype), dW, db, *[None] * 5
+    if dW is not None: _unbag_(dW, gh, ids, share)
+    return (dh * g).to(hidden.dtype), dW, db, None, None, None, None, None
 
-
+# %% ../nbs/02c_losses.ipynb #179e0901
 class _BagOfWords(torch.autograd.Function):
-    "The two as one differentiable function."
+    "Negative mean log-probability of each bag of subwords."
     forward = staticmethod(_bag_of_words_forward)
     backward = staticmethod(_bag_of_words_backward)
 
+# %% ../nbs/02c_losses.ipynb #27c9bd31
+def _product_dtype(
+    hidden: Tensor, # what is multiplied
+) -> torch.dtype:
+    "The dtype of a linear layer's matrix product: autocast's, where it is on."
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device): return hidden.dtype
+    return torch.get_autocast_dtype(device)
+
 # %% ../nbs/02c_losses.ipynb #bbe81b7b
-def bag_of_words_loss(hidden: Tensor, # [...,N,width] last hidden layer of the decoder D
+def bag_of_words_loss(
+    hidden: Tensor, # [...,N,width] last hidden layer of the decoder D
     weight: Tensor, # [V,width] its output layer
     bias: Tensor, # [V]
     ids: Tensor, # [N,T] subword ids in 0..V-1, anything where `mask` is false
     mask: Tensor, # [N,T] bool, true at the subwords of words
     block: int = 8192, # columns of the vocabulary computed at a time
-    keep: bool = True, # keep [...,N,V] exponentials for the backward pass; False computes them again: less memory, a third more work
+    keep: bool = True, # keep [...,N,V] exponentials for the backward pass; else a third more work
     reduction: str = "mean", # over the subwords of a sentence: mean, or the sum of Eq. 3 and 4
-    ) -> Tensor: # [...,N] negative log-probability of a sentence's subwords
+) -> Tensor: # [...,N] negative log-probability of a sentence's subwords
     """RL (Eq. 3) and CRL (Eq. 4): cross entropy of a bag of subwords.
 
-    Raises ValueError if `ids` and `hidden` disagree about N, `ParameterError` for another reduction."""
+    Raises ValueError if `ids` and `hidden` disagree about N, `ParameterError` for another
+    reduction."""
     check_choice(reduction, REDUCTIONS, "reduction")
     if ids.shape != mask.shape or ids.shape[0] != hidden.shape[-2]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} must be [...,N,width], ids {tuple(ids.shape)} and mask {tuple(mask.shape)} both [N,T]")
-    device, dtype = hidden.device.type, hidden.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+        raise ValueError(f"hidden {tuple(hidden.shape)} must be [...,N,width], "
+                         f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)} both [N,T]")
+    dtype = _product_dtype(hidden)
     # DEVIATION 1: of the S subwords of a sentence the mean, unless the sum of Eq. 3 and 4 is wanted
-    share = mask / mask.sum(1, keepdim=True).clamp(min=1).to(torch.float32 if dtype in _HALF else dtype)
+    subwords = mask.sum(1, keepdim=True).clamp(min=1)
+    share = mask / subwords.to(torch.float32 if dtype in _HALF else dtype)
     readings = hidden.shape[:-2].numel()
-    loss = _BagOfWords.apply(hidden.flatten(0, -2), weight, bias, blank(ids, mask).repeat(readings, 1), share.repeat(readings, 1),
-                             block, keep and torch.is_grad_enabled(), dtype)
+    loss = _BagOfWords.apply(
+        hidden.flatten(0, -2), weight, bias, blank(ids, mask).repeat(readings, 1),
+        share.repeat(readings, 1), block, keep and torch.is_grad_enabled(), dtype)
     loss = loss.view(hidden.shape[:-1]).masked_fill(~mask.any(1), 0)
     return loss if reduction == "mean" else loss * mask.sum(1)
 
 # %% ../nbs/02c_losses.ipynb #afdc37b9
 @_full_precision
-def kl_z(mu: Tensor, # [N,T,m] means of the Gaussian posteriors, or [N,m] without a mask
+def kl_z(
+    mu: Tensor, # [N,T,m] means of the Gaussian posteriors, or [N,m] without a mask
     logvar: Tensor, # like `mu`, log variances
-    mask: Tensor | None = None, # [N,T] bool, true where there is a posterior; None: one posterior per sentence
-    ) -> Tensor: # [N] nats
+    mask: Tensor | None = None, # [N,T] bool, true at a posterior; None: one for each sentence
+) -> Tensor: # [N] nats
     "KL(N(mu, exp(logvar)) || N(0, I)), Eq. 2, of each sentence: the mean over its subwords."
     if mask is not None:
-        mu, logvar = blank(mu, mask), blank(logvar, mask)
+        mu = blank(mu, mask)
+        logvar = blank(logvar, mask)
     kl = (mu.square() + logvar.expm1() - logvar).sum(-1) / 2
     # DEVIATION 2: a posterior per subword has a KL per subword; a sentence's KL is their mean
     return kl if mask is None else masked_mean(kl, mask)
 
 # %% ../nbs/02c_losses.ipynb #a0ecbc2f
 @_full_precision
-def kl_y(mu: Tensor, # [N,T,m] locations, unit vectors, or [N,m] without a mask
+def kl_y(
+    mu: Tensor, # [N,T,m] locations, unit vectors, or [N,m] without a mask
     kappa: Tensor, # [N,T] concentrations, >= 0, or [N] without a mask
-    mask: Tensor | None = None, # [N,T] bool, true where there is a posterior; None: one posterior per sentence
-    posterior: str = "vmf", # the distribution on the sphere that (mu, kappa) parametrise, a key of `POSTERIORS`
-    ) -> Tensor: # [N] nats
-    "KL(posterior(mu, kappa) || uniform on the sphere), Eq. 2, of each sentence: the mean over its subwords. Raises ParameterError for an unknown posterior."
+    mask: Tensor | None = None, # [N,T] bool, true at a posterior; None: one for each sentence
+    posterior: str = "vmf", # the distribution that (mu, kappa) parametrise, a key of `POSTERIORS`
+) -> Tensor: # [N] nats
+    """KL(posterior(mu, kappa) || uniform on the sphere), Eq. 2, of each sentence.
+
+    It is the mean over its subwords. Raises `ParameterError` for an unknown posterior."""
     if mask is not None:
-        mu, kappa = blank(mu, mask), blank(kappa, mask)
-    q = POSTERIORS[check_choice(posterior, POSTERIORS, "posterior")]
-    prior = HypersphericalUniform(mu.shape[-1], dtype=mu.dtype, device=mu.device, validate_args=False)
+        mu = blank(mu, mask)
+        kappa = blank(kappa, mask)
+    check_choice(posterior, POSTERIORS, "posterior")
     # validation would look at the values, which makes a GPU wait
-    kl = torch.distributions.kl_divergence(q(mu, kappa, validate_args=False), prior)
+    q = POSTERIORS[posterior](mu, kappa, validate_args=False)
+    like = dict(dtype=mu.dtype, device=mu.device, validate_args=False)
+    prior = HypersphericalUniform(mu.shape[-1], **like)
+    kl = torch.distributions.kl_divergence(q, prior)
     # DEVIATION 2
     return kl if mask is None else masked_mean(kl, mask)
 
 # %% ../nbs/02c_losses.ipynb #32ca38c7
-def decoder_inputs(y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
+def decoder_inputs(
+    y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
     z: Tensor, # [2B,m'] syntactic vectors, in the same order
-    ) -> Tensor: # [2,2B,m+m'] what the decoder reads: for RL each sentence's own y, for CRL its translation's
+) -> Tensor: # [2,2B,m+m'] for RL with each sentence's own y, for CRL with its translation's
     "Inputs [y; z] of the decoder for RL (Eq. 3) and CRL (Eq. 4)."
     swapped = y.roll(len(y) // 2, 0)
     return torch.stack([torch.cat([y, z], -1), torch.cat([swapped, z], -1)])
 
 # %% ../nbs/02c_losses.ipynb #549e611b
-def _candidates(y, group, candidates, candidate_group): # [N+C,m] all that may be a negative, and [N,N+C] bool, true where it may not be
+def _candidates(y, group, candidates, candidate_group):
+    "[N+C,m] all that may be a negative, and [N,N+C] bool, true where it may not be."
     bank = y if candidates is None else torch.cat([y, candidates])
     bank_group = group if candidates is None else torch.cat([group, candidate_group])
-    # DEVIATION 3: groups are excluded, where the paper limits negatives to sentences with one translation
+    # DEVIATION 3: groups are excluded, where the paper limits negatives to sentences with one
+    # translation
     return bank, (group[:, None] == bank_group) | (bank_group < 0)
 
-
+# %% ../nbs/02c_losses.ipynb #a0f90862
 @_full_precision
-def hardest_negatives(y: Tensor, # [N,m] semantic vectors
+def hardest_negatives(
+    y: Tensor, # [N,m] semantic vectors
     group: Tensor, # [N] integers from 0, equal for translations of the same sentence
-    candidates: Tensor | None = None, # [C,m] further semantic vectors, such as those of earlier batches (detach them first)
-    candidate_group: Tensor | None = None, # [C] their groups; a negative number: no candidate, such as an empty slot of a memory
-    ) -> tuple[Tensor, Tensor]: # [N,m] the negatives, [N] bool, false where no candidate was admissible (and the vector means nothing)
-    "For each sentence the vector of the most similar sentence, by cosine, that is no translation of it (section 3.2, below Eq. 5)."
+    candidates: Tensor | None = None, # [C,m] further semantic vectors, of earlier batches, detached
+    candidate_group: Tensor | None = None, # [C] their groups; negative: no candidate, an empty slot
+) -> tuple[Tensor, Tensor]: # [N,m] the negatives; [N] bool, false where no candidate was admissible
+    """For each sentence the vector of the most similar sentence that is no translation of it.
+
+    Section 3.2, below Eq. 5; similar by cosine. Where nothing was admissible, the vector means
+    nothing."""
     bank, akin = _candidates(y, group, candidates, candidate_group)
     with torch.no_grad():
         similarity = F.normalize(y, dim=-1) @ F.normalize(bank, dim=-1).mT
@@ -249,16 +287,20 @@ def hardest_negatives(y: Tensor, # [N,m] semantic vectors
 
 # %% ../nbs/02c_losses.ipynb #2b33f510
 @_full_precision
-def semantic_discrimination_loss(y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
+def semantic_discrimination_loss(
+    y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
     negatives: Tensor, # [2B,m] the hardest negative of each
     found: Tensor, # [2B] bool, false where there is no negative
     margin: float = .4, # delta of Eq. 5, in units of cosine
-    crossed: bool = True, # Eq. 5 as printed: y_s meets the negative of y_t and y_t that of y_s; False: each meets its own
-    ) -> Tensor: # [B] one value per pair
-    "SDL, Eq. 5: hinge on the cosines within a pair and with the hardest negatives; a hinge without a negative is 0."
+    crossed: bool = True, # as printed: y_s meets the negative of y_t, y_t that of y_s; else its own
+) -> Tensor: # [B] one value per pair
+    """SDL, Eq. 5: hinge on the cosines within a pair and with the hardest negatives.
+
+    A hinge without a negative is 0."""
     B = len(y) // 2
     if crossed:
-        negatives, found = negatives.roll(B, 0), found.roll(B, 0)
+        negatives = negatives.roll(B, 0)
+        found = found.roll(B, 0)
     together = F.cosine_similarity(y[:B], y[B:], dim=-1).repeat(2)
     apart = F.cosine_similarity(y, blank(negatives, found), dim=-1)
     # DEVIATION 4: a sentence may have no negative at all
@@ -266,14 +308,18 @@ def semantic_discrimination_loss(y: Tensor, # [2B,m] semantic vectors: the sourc
 
 # %% ../nbs/02c_losses.ipynb #5d1c0a72
 @_full_precision
-def violating_discrimination_loss(y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
+def violating_discrimination_loss(
+    y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
     group: Tensor, # [2B] integers from 0, equal for translations of the same sentence
     candidates: Tensor | None = None, # [C,m] further semantic vectors, as in `hardest_negatives`
     candidate_group: Tensor | None = None, # [C] their groups; a negative number: no candidate
     margin: float = .4, # delta of Eq. 5, in units of cosine
-    ) -> Tensor: # [B] one value per pair
-    "SDL with every negative that breaks the margin: the mean of their hinges, 0 if there is none (Eq. 5 after Hermans et al. 2017)."
-    B, (bank, akin) = len(y) // 2, _candidates(y, group, candidates, candidate_group)
+) -> Tensor: # [B] one value per pair
+    """SDL with every negative that breaks the margin (Eq. 5 after Hermans et al. 2017).
+
+    The mean of their hinges, 0 if there is none."""
+    B = len(y) // 2
+    bank, akin = _candidates(y, group, candidates, candidate_group)
     together = F.cosine_similarity(y[:B], y[B:], dim=-1).repeat(2)
     apart = F.normalize(y, dim=-1) @ F.normalize(bank, dim=-1).mT
     # DEVIATION 10: not the hardest negative alone
@@ -282,12 +328,14 @@ def violating_discrimination_loss(y: Tensor, # [2B,m] semantic vectors: the sour
 
 # %% ../nbs/02c_losses.ipynb #37e405ab
 @_full_precision
-def word_position_loss(logits: Tensor, # [N,W,P] scores f(h_i) of the positions 1..P for each word
+def word_position_loss(
+    logits: Tensor, # [N,W,P] scores f(h_i) of the positions 1..P for each word
     mask: Tensor, # [N,W] bool, true at words (or at their first subwords)
     reduction: str = "mean", # over the words of a sentence: mean or sum
-    ) -> Tensor: # [N]
+) -> Tensor: # [N]
     "WPL, Eq. 6: cross entropy of each word's position among the positions of its sentence."
-    P, position = logits.shape[-1], mask.cumsum(1) - 1
+    P = logits.shape[-1]
+    position = mask.cumsum(1) - 1
     beyond = torch.arange(P, device=mask.device) >= mask.sum(1, keepdim=True)
     scores = blank(logits.masked_fill(beyond[:, None], -torch.inf), mask)
     logp = F.log_softmax(scores, -1).gather(-1, position.clamp(0, P - 1)[..., None])[..., 0]
@@ -296,24 +344,27 @@ def word_position_loss(logits: Tensor, # [N,W,P] scores f(h_i) of the positions 
 
 # %% ../nbs/02c_losses.ipynb #e1525ef8
 @_full_precision
-def part_of_speech_loss(logits: Tensor, # [N,W,K] scores g(h_i) of the K tags for each word
+def part_of_speech_loss(
+    logits: Tensor, # [N,W,K] scores g(h_i) of the K tags for each word
     tags: Tensor, # [N,W] gold tags in 0..K-1, anything where `mask` is false
     mask: Tensor, # [N,W] bool, true at words (or at their first subwords)
     reduction: str = "mean", # over the words of a sentence: mean or sum
-    ) -> Tensor: # [N]
+) -> Tensor: # [N]
     "POS, Eq. 7: cross entropy of each word's part of speech."
-    scores, gold = blank(logits, mask), blank(tags, mask)
+    scores = blank(logits, mask)
+    gold = blank(tags, mask)
     cost = F.cross_entropy(scores.flatten(0, 1), gold.flatten(), reduction="none").view_as(gold)
     # DEVIATION 6: of the words the mean, unless the sum of Eq. 7 is wanted
     return reduce_masked(cost, mask, reduction)
 
 # %% ../nbs/02c_losses.ipynb #8ddc6ea4
 @_full_precision
-def tree_depth_loss(probed: Tensor, # [N,W,k] B h_i, the words' vectors under the probe
-    depths: Tensor, # [N,W] edges between the word and the root of its tree, anything where `mask` is false
+def tree_depth_loss(
+    probed: Tensor, # [N,W,k] B h_i, the words' vectors under the probe
+    depths: Tensor, # [N,W] edges from the word to its tree's root, anything where `mask` is false
     mask: Tensor, # [N,W] bool, true at words (or at their first subwords)
     reduction: str = "mean", # over the words of a sentence: mean or sum
-    ) -> Tensor: # [N]
+) -> Tensor: # [N]
     "STL depth, Eq. 8: absolute error of squared lengths as depths in the dependency tree."
     # DEVIATION 7: the absolute value, without which Eq. 8 has no minimum
     error = (depths - blank(probed, mask).square().sum(-1)).abs()
@@ -321,16 +372,19 @@ def tree_depth_loss(probed: Tensor, # [N,W,k] B h_i, the words' vectors under th
 
 # %% ../nbs/02c_losses.ipynb #f5e2d9d0
 @_full_precision
-def tree_distance_loss(probed: Tensor, # [N,W,k] B h_i, the words' vectors under the probe
-    distances: Tensor, # [N,W,W] edges between two words of the tree, anything where `mask` is false for either
+def tree_distance_loss(
+    probed: Tensor, # [N,W,k] B h_i, the words' vectors under the probe
+    distances: Tensor, # [N,W,W] edges between two words, anything where `mask` is false for either
     mask: Tensor, # [N,W] bool, true at words (or at their first subwords)
     reduction: str = "mean", # over the pairs of words of a sentence: mean or sum
-    ) -> Tensor: # [N]
-    "STL distance, Eq. 9 and 10: absolute error of squared distances as distances in the dependency tree."
-    probed, S = blank(probed, mask), mask.sum(1).clamp(min=1)
+) -> Tensor: # [N]
+    "STL distance, Eq. 9 and 10: absolute error of squared distances as distances in the tree."
+    probed = blank(probed, mask)
+    S = mask.sum(1).clamp(min=1)
     centred = blank(probed - (probed.sum(1) / S[:, None])[:, None], mask)
     square = centred.square().sum(-1)
-    error = (distances - (square[:, :, None] + square[:, None] - 2 * centred @ centred.mT)).abs()
+    product = 2 * centred @ centred.mT
+    error = (distances - (square[:, :, None] + square[:, None] - product)).abs()
     pairs = mask[:, :, None] & mask[:, None]
     # DEVIATION 8: of the S*S pairs the mean, unless the sum of Eq. 9 is wanted
     return reduce_masked(error.flatten(1), pairs.flatten(1), reduction)
@@ -346,19 +400,30 @@ TERMS = {
 
 #: weights that are not 1, by edition
 # DEVIATION 9: the paper gives none
-WEIGHTS = {"paper": {}, "released": {"KL_z": 1e-3, "KL_y": 1e-2}, "refined": {"KL_z": 1e-3, "KL_y": 1e-3}}
+WEIGHTS = {
+    "paper": {},
+    "released": {"KL_z": 1e-3, "KL_y": 1e-2},
+    "refined": {"KL_z": 1e-3, "KL_y": 1e-3},
+}
 
 # %% ../nbs/02c_losses.ipynb #3fb69099
-def objective(terms: Mapping[str, Tensor], # name -> [B] values per pair or per sentence, or a scalar
+def _quoted(names: Iterable[str]) -> str: return ", ".join(map(repr, names))
+
+
+def objective(
+    terms: Mapping[str, Tensor], # name -> [B] values per pair or per sentence, or a scalar
     wanted: Iterable[str], # names of the terms to add, such as TERMS["s2dm_sp"]
     weights: Mapping[str, float] | None = None, # name -> weight; a term without one has weight 1
-    ) -> Tensor: # [] the loss to minimise
-    "Weighted sum of batch means: L1, L2 or an ablation (end of section 3.2). Raises ValueError, naming it, for a missing term or an unknown weight."
-    wanted, weights = tuple(wanted), dict(weights or {})
-    if not wanted:
-        raise ValueError("no term is wanted, so there is nothing to add")
+) -> Tensor: # [] the loss to minimise
+    """Weighted sum of batch means: L1, L2 or an ablation (end of section 3.2).
+
+    Raises ValueError for a missing term or an unknown weight, and names it."""
+    wanted = tuple(wanted)
+    weights = dict(weights or {})
+    if not wanted: raise ValueError("no term is wanted, so there is nothing to add")
     if missing := [name for name in wanted if name not in terms]:
-        raise ValueError(f"missing term {', '.join(map(repr, missing))}: wanted are {', '.join(wanted)}; given are {', '.join(terms)}")
+        raise ValueError(f"missing term {_quoted(missing)}: wanted are {', '.join(wanted)}; "
+                         f"given are {', '.join(terms)}")
     if unknown := [name for name in weights if name not in wanted]:
-        raise ValueError(f"unknown weight {', '.join(map(repr, unknown))}: the terms are {', '.join(wanted)}")
+        raise ValueError(f"unknown weight {_quoted(unknown)}: the terms are {', '.join(wanted)}")
     return sum(weights.get(name, 1.) * terms[name].mean() for name in wanted)

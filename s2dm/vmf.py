@@ -10,15 +10,18 @@ __all__ = ['unit_vector', 'POSTERIORS', 'log_area', 'ConcentrationError', 'log_m
 import math
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 from torch.nn.functional import normalize
 
-_all_ = ["kl_divergence"]  # re-exported: importing this module is what registers the divergences below
+# re-exported: importing this module is what registers the divergences below
+_all_ = ["kl_divergence"]
 
 # %% ../nbs/02b_vmf.ipynb #a5a24323
 def log_area(
@@ -28,20 +31,29 @@ def log_area(
     return math.log(2) + m / 2 * math.log(math.pi) - math.lgamma(m / 2)
 
 # %% ../nbs/02b_vmf.ipynb #e385abe4
-_TERMS, _LARGE = 10, 24  # with 10 terms the expansion is exact to rounding for orders of 24 and more
+_TERMS = 10 # of the expansion
+_LARGE = 24 # with 10 terms it is exact to rounding for orders of 24 and more
 
 
-@lru_cache(None)
-def _debye() -> list: # D_1..D_n, each a dict: power of p -> exact coefficient
-    "Polynomials of Debye's expansion of log I_v (DLMF 10.41.9, in logarithms)."
-    u, log_u = [{0: Fraction(1)}], []
-    for j in range(1, _TERMS + 1):
+def _debye_u() -> list: # u_0..u_n, each a dict: power of p -> exact coefficient
+    "Polynomials of Debye's expansion of I_v (DLMF 10.41.9)."
+    u = [{0: Fraction(1)}]
+    for _ in range(_TERMS):
         new = {}
         for a, c in u[-1].items():
             new[a + 1] = new.get(a + 1, 0) + Fraction(a, 2) * c + c / (8 * (a + 1))
             new[a + 3] = new.get(a + 3, 0) - Fraction(a, 2) * c - 5 * c / (8 * (a + 3))
         u.append(new)
-        d = dict(new)
+    return u
+
+# %% ../nbs/02b_vmf.ipynb #8db4ba59
+@lru_cache(None)
+def _debye() -> list: # D_1..D_n, each a dict: power of p -> exact coefficient
+    "Polynomials of Debye's expansion of log I_v."
+    u = _debye_u()
+    log_u = []
+    for j in range(1, _TERMS + 1):
+        d = dict(u[j])
         for i, lower in enumerate(log_u, 1):
             for a, x in lower.items():
                 for b, y in u[j - i].items():
@@ -59,35 +71,46 @@ def _series(
     for j, poly in enumerate(_debye(), 1):
         for a, x in poly.items():
             c[a] += x / Fraction(order) ** j
-    return [float(sum(c[a + 1:])) for a in range(len(c) - 1)], [float(a * x) for a, x in enumerate(c)][1:]
+    quotient = [float(sum(c[a + 1:])) for a in range(len(c) - 1)]
+    derivative = [float(a * x) for a, x in enumerate(c)][1:]
+    return quotient, derivative
 
-
+# %% ../nbs/02b_vmf.ipynb #86a005bd
 def _horner(coefficients: list, p: Tensor) -> Tensor:
-    "Value of a polynomial, highest power first, in place."
+    "Value of a polynomial, lowest power first, in place."
     y = torch.full_like(p, coefficients[-1])
     for c in coefficients[-2::-1]:
         y = y.mul_(p).add_(c)
     return y
 
 # %% ../nbs/02b_vmf.ipynb #3cde9b10
+def _start(m: int) -> tuple[int, float]:
+    "How many steps the recurrence takes for dimension m, and the order at which it starts."
+    steps = max(0, math.ceil(_LARGE - (m / 2 - 1)))
+    return steps, m / 2 - 1 + steps
+
+# %% ../nbs/02b_vmf.ipynb #449d5c68
 def _bessel_values(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentrations >= 0, float64
 ) -> tuple: # l_m(k), A_m(k) and 1 - A_m(k), each [...] and each to almost full relative precision
     "Debye's expansion at an order of at least 24, then the recurrence down to m/2 - 1."
-    steps = max(0, math.ceil(_LARGE - (m / 2 - 1)))
-    v = m / 2 - 1 + steps
+    steps, v = _start(m)
     z = k / v
     q = torch.sqrt(1 + z * z)
-    p, grown = 1 / q, z * z / (1 + q)  # grown = q - 1
+    p = 1 / q
+    rise = z * z / (1 + q)  # q - 1
     Q, dP = (_horner(c, p) for c in _series(v))
-    log_mgf = v * (grown - torch.log1p(grown / 2)) - torch.log1p(z * z) / 4 - (z * p).square() / (1 + p) * Q
     b = z / v * p.square() * (.5 + p * dP)
-    ratio, gap = z / (1 + q) - b, (1 + 1 / (q + z)) / (1 + q) + b
+    log_mgf = v * (rise - torch.log1p(rise / 2)) - torch.log1p(z * z) / 4
+    log_mgf = log_mgf - (z * p).square() / (1 + p) * Q
+    ratio = z / (1 + q) - b
+    gap = (1 + 1 / (q + z)) / (1 + q) + b
     for t in (2 * (v - j) for j in range(steps)):
         x = k * ratio
         log_mgf = log_mgf + torch.log1p(x / t)
-        ratio, gap = k / (t + x), (t - k * gap) / (t + x)
+        ratio = k / (t + x)
+        gap = (t - k * gap) / (t + x)
     return log_mgf, ratio, gap
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a02
@@ -98,7 +121,7 @@ _HIGHEST = 1e18 # densities and divergences are right up to here
 class ConcentrationError(ValueError, FloatingPointError):
     "A concentration is not a number, infinite, or too high for float64."
 
-
+# %% ../nbs/02b_vmf.ipynb #ebe20b5a
 def _in_range(
     k: Tensor, # [...] concentrations, float64
     checked: bool = True, # false: nothing is asked of the device, and what is out of range is NaN
@@ -114,7 +137,7 @@ def _in_range(
         f"are not finite or above {highest:.3g}"
     )
 
-
+# %% ../nbs/02b_vmf.ipynb #d2cb9c6e
 def _beyond(
     k: Tensor, # [...] concentrations, float64
     near: Tensor, # [...] a function of them, good up to `_FAR`
@@ -124,7 +147,7 @@ def _beyond(
     return torch.where(k > _FAR, far(k.clamp(min=_FAR)), near)
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a04
-_POWERS = 14
+_POWERS = 14 # p = v/k is small at high concentrations: the first powers are enough
 
 
 def _polynomial(coefficients: list, p: Tensor) -> Tensor:
@@ -134,22 +157,21 @@ def _polynomial(coefficients: list, p: Tensor) -> Tensor:
         y = y * p + c
     return y
 
-
+# %% ../nbs/02b_vmf.ipynb #3f88e6fd
 def _scaled(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentrations > 0, float64
 ) -> tuple: # [...] each: D = k - l_m(k), G = k (1 - A_m(k)), s = k^2 A'_m(k)
     "What stays of moderate size at high concentrations; G and s can be differentiated."
-    # p = v/k is small here, so that the first powers of the polynomials are enough
-    steps = max(0, math.ceil(_LARGE - (m / 2 - 1)))
-    v = m / 2 - 1 + steps
+    steps, v = _start(m)
     Q, dP = (c[:_POWERS] for c in _series(v))
+    ddP = [(i + 1) * c for i, c in enumerate(dP)]
     z = k / v
     q = torch.sqrt(1 + z * z)
     p = 1 / q
     r = torch.sqrt((1 - p) * (1 + p))
     B = .5 + p * _polynomial(dP, p)
-    dB = _polynomial([(i + 1) * c for i, c in enumerate(dP)], p)
+    dB = _polynomial(ddP, p)
     D = (v * (1 - p / (1 + r) + torch.log1p((q - 1) / 2)) + torch.log1p(z * z) / 4
          + r * r / (1 + p) * _polynomial(Q, p))
     G = v * r * (1 + p / (1 + r)) / (1 + p) + r * r * B
@@ -161,9 +183,20 @@ def _scaled(
         G = (t - G) / growth
     return D, G, s
 
+# %% ../nbs/02b_vmf.ipynb #54b65d4d
+def _ratio_slope(
+    m: int, # dimension, m >= 2
+    k: Tensor, # [...] concentrations >= 0, float64
+    gap: Tensor, # [...] 1 - A_m(k)
+) -> Tensor: # [...] A'_m(k), which is also the variance of mu.x
+    "Slope of the Bessel ratio."
+    above = _Bessel.apply(k, m + 2)[2]
+    near = (1 + k * (gap - above)) / (m + k * (1 - above))
+    return _beyond(k, near, lambda k: _scaled(m, k)[2] / k.square())
+
 # %% ../nbs/02b_vmf.ipynb #d5f5c125
 class _Bessel(torch.autograd.Function):
-    "l_m(k), A_m(k) and 1 - A_m(k); the backward pass is made of the same function and so differentiable itself."
+    "l_m(k), A_m(k) and 1 - A_m(k); its backward pass can be differentiated again."
 
     @staticmethod
     def forward(ctx, k, m):
@@ -177,27 +210,15 @@ class _Bessel(torch.autograd.Function):
         k, = ctx.saved_tensors
         _, ratio, gap = _Bessel.apply(k, ctx.m)
         total = torch.zeros_like(k) if d_log_mgf is None else d_log_mgf * ratio
-        if d_ratio is not None or d_gap is not None:
-            slope = _ratio_slope(ctx.m, k, gap)
-            total = total + ((0 if d_ratio is None else d_ratio) - (0 if d_gap is None else d_gap)) * slope
-        return total, None
+        if d_ratio is None and d_gap is None: return total, None
+        d_ratio = 0 if d_ratio is None else d_ratio
+        d_gap = 0 if d_gap is None else d_gap
+        return total + (d_ratio - d_gap) * _ratio_slope(ctx.m, k, gap), None
 
-
-def _ratio_slope(
-    m: int, # dimension, m >= 2
-    k: Tensor, # [...] concentrations >= 0, float64
-    gap: Tensor, # [...] 1 - A_m(k)
-) -> Tensor: # [...] A'_m(k), which is also the variance of mu.x
-    "Slope of the Bessel ratio."
-    above = _Bessel.apply(k, m + 2)[2]
-    near = (1 + k * (gap - above)) / (m + k * (1 - above))
-    return _beyond(k, near, lambda k: _scaled(m, k)[2] / k.square())
-
-
+# %% ../nbs/02b_vmf.ipynb #299a08ad
 def _bessel(m: int, k: Tensor) -> tuple:
     "As `_bessel_values`, differentiable, in float64 whatever comes in."
-    if m < 2:
-        raise ValueError(f"the sphere needs a dimension m >= 2, got m = {m}")
+    if m < 2: raise ValueError(f"the sphere needs a dimension m >= 2, got m = {m}")
     return _Bessel.apply(torch.as_tensor(k).double(), m)
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a07
@@ -217,13 +238,11 @@ class _Far(torch.autograd.Function):
         k, = ctx.saved_tensors
         _, G, s = _scaled(ctx.m, k)
         total = torch.zeros_like(k)
-        if d_rest is not None:
-            total = total + d_rest * (G / k)
-        if d_kl is not None:
-            total = total + d_kl * (s / k)
+        if d_rest is not None: total = total + d_rest * (G / k)
+        if d_kl is not None: total = total + d_kl * (s / k)
         return total, None
 
-
+# %% ../nbs/02b_vmf.ipynb #ae6c0448
 def _rest(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration, 0 to 1e18, float64
@@ -248,7 +267,7 @@ def _precision(*tensors: Tensor) -> torch.dtype:
         dtype = torch.promote_types(dtype, x.dtype)
     return dtype
 
-
+# %% ../nbs/02b_vmf.ipynb #175efe12
 def log_mgf(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration >= 0
@@ -271,7 +290,8 @@ def log_bessel(
 ) -> Tensor: # [...] log I_v(k); -inf at k = 0 unless v = 0
     "Log of the modified Bessel function of the first kind."
     x = _bessel(2 * v + 2, k)[0]
-    return (x + v * torch.log(k.double() / 2) - math.lgamma(v + 1) if v else x).to(_precision(k))
+    if v: x = x + v * torch.log(k.double() / 2) - math.lgamma(v + 1)
+    return x.to(_precision(k))
 
 
 def log_normalizer(
@@ -293,16 +313,20 @@ class _UnitVector(constraints.Constraint):
 unit_vector = _UnitVector()
 
 # %% ../nbs/02b_vmf.ipynb #4184ec8d
-def _norm(x: Tensor) -> tuple: # [...,1] length, 1 where it is zero; [...,1] 1 where it was zero, else 0
-    "Length of Gaussian vectors, safe to divide by: a float32 Gaussian is exactly zero about once in 10^7 draws."
+def _norm(x: Tensor) -> tuple: # [...,1] length, 1 if it is zero; [...,1] 1 if it was zero, else 0
+    "Length of Gaussian vectors, safe to divide by."
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     zero = (norm == 0).to(x.dtype)
     return norm.add_(zero), zero
 
 # %% ../nbs/02b_vmf.ipynb #70ebfe5f
 class _Sphere(Distribution):
-    "A distribution on the unit sphere of R^m; by default it checks its arguments on a CPU only, since a check waits for its result."
-    support, has_rsample, arg_constraints = unit_vector, True, {}
+    """A distribution on the unit sphere of R^m.
+
+    By default it checks its arguments on a CPU only, since a check waits for its result."""
+    support = unit_vector
+    has_rsample = True
+    arg_constraints = {}
 
     def __init__(
         self,
@@ -311,10 +335,8 @@ class _Sphere(Distribution):
         device: torch.device, # of the parameters and samples
         validate_args: bool, # check arguments; None: on a CPU only
     ):
-        if m < 2:
-            raise ValueError(f"the sphere needs a dimension m >= 2, got m = {m}")
-        if validate_args is None and device.type != "cpu":
-            validate_args = False
+        if m < 2: raise ValueError(f"the sphere needs a dimension m >= 2, got m = {m}")
+        if validate_args is None and device.type != "cpu": validate_args = False
         super().__init__(torch.Size(batch_shape), torch.Size([m]), validate_args=validate_args)
 
     @property
@@ -335,30 +357,43 @@ class HypersphericalUniform(_Sphere):
         self._like = torch.empty(0, dtype=dtype, device=device)
         super().__init__(batch_shape, dim, self._like.device, validate_args)
 
-    @property
-    def mean(self): return self._like.new_zeros(self._extended_shape())
-    @property
-    def mode(self): return self._like.new_full(self._extended_shape(), math.nan)  # as torch's Uniform: every point is one
-    @property
-    def variance(self): return self._like.new_full(self._extended_shape(), 1 / self.dim)
-
     def expand(self, batch_shape, _instance=None):
-        torch.empty(self.batch_shape, device="meta").expand(batch_shape)  # raises if the shapes do not fit
-        return type(self)(self.dim, batch_shape, self._like.dtype, self._like.device, self._validate_args)
+        # raises if the shapes do not fit
+        torch.empty(self.batch_shape, device="meta").expand(batch_shape)
+        like = self._like
+        return type(self)(self.dim, batch_shape, like.dtype, like.device, self._validate_args)
 
     def rsample(self, sample_shape=()):
-        x = torch.randn(self._extended_shape(sample_shape), dtype=self._like.dtype, device=self._like.device)
+        shape = self._extended_shape(sample_shape)
+        x = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
         norm, zero = _norm(x)
         x[..., :1] += zero
         return x.div_(norm)
 
     def log_prob(self, value):
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._validate_args: self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return torch.full(shape, -log_area(self.dim), dtype=_precision(value), device=value.device)
 
     def entropy(self): return self._like.new_full(self.batch_shape, log_area(self.dim))
+
+# %% ../nbs/02b_vmf.ipynb #ac26f64a
+@patch(as_prop=True)
+def mean(self: HypersphericalUniform):
+    "The origin, [..., m]."
+    return self._like.new_zeros(self._extended_shape())
+
+
+@patch(as_prop=True)
+def mode(self: HypersphericalUniform):
+    "NaN, [..., m]: every point is a mode."
+    return self._like.new_full(self._extended_shape(), math.nan)
+
+
+@patch(as_prop=True)
+def variance(self: HypersphericalUniform):
+    "Variance of each coordinate, [..., m]."
+    return self._like.new_full(self._extended_shape(), 1 / self.dim)
 
 # %% ../nbs/02b_vmf.ipynb #4c18f693
 def _propose(
@@ -376,27 +411,17 @@ def _propose(
     log_accept = k * (2 * b / (1 + b) - gap) + (m - 1) * torch.log((1 + b) / (2 * D))
     return gap, torch.empty_like(k).exponential_() >= -log_accept
 
-# %% ../nbs/02b_vmf.ipynb #d883d232
-_FINITE = 1e100 # what can be squared
+# %% ../nbs/02b_vmf.ipynb #d571a52b
 _ROUNDS = 500 # .35**500 is zero
 
 
-def _vmf_gap(
+def _until_accepted(
     m: int, # dimension, m >= 2
-    k: Tensor, # [...] concentrations >= 0, float64
-    fixed: bool = None, # a fixed number of proposals, so that no host waits for a device; by default everywhere but on a CPU
+    k: Tensor, # [...] concentrations, 0 to 1e100, float64
 ) -> Tensor: # [...] 1 - w in [0, 2], float64
-    "Exact samples of 1 - mu.x under vMF(mu, k), or `ConcentrationError` if k is not finite."
-    k = _in_range(k, k.device.type == "cpu", _FINITE)
-    if (k.device.type != "cpu") if fixed is None else fixed:
-        gap, done = None, None
-        for _ in range(5):
-            new, ok = _propose(m, k.expand(8, *k.shape))
-            first = new.gather(0, ok.byte().argmax(0, keepdim=True))[0]
-            gap = first if gap is None else torch.where(done, gap, first)
-            done = ok.any(0) if done is None else done | ok.any(0)
-        return gap
-    shape, k = k.shape, k.reshape(-1)
+    "One accepted proposal for each entry; rounds go on for those that are left over."
+    shape = k.shape
+    k = k.reshape(-1)
     gap, ok = _propose(m, k)
     left = (~ok).nonzero()[:, 0]
     for _ in range(_ROUNDS):
@@ -409,15 +434,48 @@ def _vmf_gap(
         f"such as one with concentration {k[left[0]].item()} (m = {m})"
     )
 
+# %% ../nbs/02b_vmf.ipynb #4e18afaf
+def _first_accepted(
+    m: int, # dimension, m >= 2
+    k: Tensor, # [...] concentrations, 0 to 1e100, float64
+) -> Tensor: # [...] 1 - w in [0, 2], float64
+    "The first accepted of forty proposals for each entry, without asking the device anything."
+    gap = None
+    done = None
+    for _ in range(5):
+        new, ok = _propose(m, k.expand(8, *k.shape))
+        first = new.gather(0, ok.byte().argmax(0, keepdim=True))[0]
+        gap = first if gap is None else torch.where(done, gap, first)
+        done = ok.any(0) if done is None else done | ok.any(0)
+    return gap
+
+# %% ../nbs/02b_vmf.ipynb #d883d232
+_FINITE = 1e100 # what can be squared
+
+
+def _vmf_gap(
+    m: int, # dimension, m >= 2
+    k: Tensor, # [...] concentrations >= 0, float64
+    fixed: bool = None, # a fixed number of proposals; None: everywhere but on a CPU
+) -> Tensor: # [...] 1 - w in [0, 2], float64
+    "Exact samples of 1 - mu.x under vMF(mu, k), or `ConcentrationError` if k is not finite."
+    on_cpu = k.device.type == "cpu"
+    k = _in_range(k, on_cpu, _FINITE)
+    if fixed is None: fixed = not on_cpu
+    return _first_accepted(m, k) if fixed else _until_accepted(m, k)
+
 # %% ../nbs/02b_vmf.ipynb #f499d6f4
 @lru_cache(None)
 def _nodes(
     n: int, # number of nodes
     dims: int, # trailing dimensions to broadcast over
     device: torch.device, # kept there, so that nothing is copied twice
-) -> list: # nodes and weights on [0, 1], each [n, 1, ...]
+) -> tuple: # nodes and weights on [0, 1], each [n, 1, ...]
     "Gauss-Legendre quadrature."
-    x, w = (torch.tensor(a, device=device).view(-1, *[1] * dims) for a in np.polynomial.legendre.leggauss(n))
+    x, w = np.polynomial.legendre.leggauss(n)
+    shape = (-1, *[1] * dims)
+    x = torch.tensor(x, device=device).view(shape)
+    w = torch.tensor(w, device=device).view(shape)
     return (1 + x) / 2, w / 2
 
 # %% ../nbs/02b_vmf.ipynb #995d2fc0
@@ -425,7 +483,9 @@ def _slope_anywhere(m, k, gap, stat, mean) -> Tensor:
     "As `_implicit_slope`, for samples anywhere on the sphere."
     half = (gap / 2).clamp(1e-30, 1)
     upper = stat(half) > mean
-    sign, base = upper.double() * 2 - 1, (~upper).double()  # the lower tail is the upper tail seen from -mu
+    # the lower tail is the upper tail seen from -mu
+    sign = upper.double() * 2 - 1
+    base = (~upper).double()
     angle = torch.asin(half.sqrt())  # half the angle between x and +-mu
     angle = torch.where(upper, angle, math.pi / 2 - angle).clamp_(min=1e-15)
 
@@ -468,7 +528,7 @@ def _slope_close(m, k, gap, stat, mean) -> Tensor:
     total = ((s - mean) * torch.exp(log_f - start) * weight).sum(0)
     return 2 * total.abs() * length / (2 * angle).sin()
 
-
+# %% ../nbs/02b_vmf.ipynb #a79f7b7a
 def _implicit_slope(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration, float64
@@ -478,15 +538,16 @@ def _implicit_slope(
 ) -> Tensor: # [...] dw/dk / (1 - w^2), float64
     "Derivative of a sample of mu.x at a fixed quantile, for a density proportional to exp(k S)."
     near = _slope_anywhere(m, k, gap, stat, mean)
-    if k.device.type == "cpu" and not (k > _FAR).any():
-        return near
-    return torch.where(k > _FAR, _slope_close(m, k.clamp(min=_FAR), gap, stat, mean), near)
+    if k.device.type == "cpu" and not (k > _FAR).any(): return near
+    close = _slope_close(m, k.clamp(min=_FAR), gap, stat, mean)
+    return torch.where(k > _FAR, close, near)
 
 # %% ../nbs/02b_vmf.ipynb #406d8e55
 def _blocks(*tensors: Tensor) -> list: # tuples of tensors
-    "Blocks of rows that fit a CPU's cache, so that each large array is read once; on other devices one block."
-    if tensors[0].dim() == 1:
-        return [tensors]
+    """Blocks of rows that fit a CPU's cache, so that each large array is read once.
+
+    On other devices there is one block."""
+    if tensors[0].dim() == 1: return [tensors]
     rows = 4096 if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
     return list(zip(*(t.split(rows) for t in tensors), strict=True))
 
@@ -495,19 +556,21 @@ def _dot(a: Tensor, b: Tensor) -> Tensor: # [..., 1]
     "Scalar products over the last dimension."
     return torch.cat([(x * y).sum(-1, keepdim=True) for x, y in _blocks(a, b)])
 
-
+# %% ../nbs/02b_vmf.ipynb #c7caca67
 def _place(
     loc: Tensor, # [..., m] unit vectors
     gap: Tensor, # [...] 1 - w, float64
 ) -> Tensor: # [..., m] unit vectors x with loc.x = w, uniform around loc
     "Points of the sphere at a given height over loc."
-    height, width = ((1 - gap).to(loc.dtype).unsqueeze(-1), (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1))
+    height = (1 - gap).to(loc.dtype).unsqueeze(-1)
+    width = (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1)
     out = torch.empty_like(loc, memory_format=torch.contiguous_format)
     for x, mu, w, s in _blocks(out, loc, height, width):
         x.normal_()[..., 0] = 0
         norm, zero = _norm(x)
         x[..., 1:2] += zero
-        first, scale = mu[..., :1], s / norm
+        first = mu[..., :1]
+        scale = s / norm
         shift = scale * (mu * x).sum(-1, keepdim=True) / (1 + first.abs())
         x.mul_(scale).addcmul_(mu, w - shift)
         x[..., :1] -= torch.where(first < 0, -shift, shift)
@@ -515,13 +578,14 @@ def _place(
 
 # %% ../nbs/02b_vmf.ipynb #8ea38d76
 class _OnSphere(torch.autograd.Function):
-    "Sample with mean direction loc and height 1 - gap, and its implicit gradient in loc and in the concentration."
+    "Sample with mean direction loc and height 1 - gap, and its implicit gradients."
 
     @staticmethod
     def forward(ctx, loc, concentration, gap, slope):
         x = _place(loc, gap)
         ctx.save_for_backward(loc, x, gap)
-        ctx.slope, ctx.dtype = slope, concentration.dtype
+        ctx.slope = slope
+        ctx.dtype = concentration.dtype
         return x
 
     @staticmethod
@@ -531,17 +595,38 @@ class _OnSphere(torch.autograd.Function):
         d_loc = d_k = None
         along = _dot(grad, loc)
         if ctx.needs_input_grad[0]:
-            d_loc = (grad * (1 - gap).to(x.dtype).unsqueeze(-1)).addcmul_(x, along, value=-1)
+            height = (1 - gap).to(x.dtype).unsqueeze(-1)
+            d_loc = (grad * height).addcmul_(x, along, value=-1)
         if ctx.needs_input_grad[1]:
             radial = _dot(grad, x)
             d_k = ctx.slope(gap) * ((along - radial).squeeze(-1) + gap * radial.squeeze(-1))
             d_k = d_k.to(ctx.dtype)
         return d_loc, d_k, None, None
 
+# %% ../nbs/02b_vmf.ipynb #73709623
+def _same_precision(
+    loc: Tensor, # [..., m] unit vectors
+    concentration: Tensor | float, # [...]
+) -> tuple[Tensor, Tensor]: # both in their common precision, at least float32
+    "Parameters of a distribution. A loc in half precision is brought back to the sphere."
+    if not isinstance(concentration, Tensor):
+        concentration = torch.as_tensor(concentration, dtype=_precision(loc), device=loc.device)
+    if loc.dtype.itemsize < 4: loc = normalize(loc.float(), dim=-1)
+    dtype = _precision(loc, concentration)
+    return loc.to(dtype), concentration.to(dtype)
+
 # %% ../nbs/02b_vmf.ipynb #af313356
+class _Height(NamedTuple):
+    "Moments of the height w = loc.x over the equator, float64."
+    mean: Tensor # [...]
+    variance: Tensor # [...]
+    gap: Tensor # [...] 1 - mean
+
+# %% ../nbs/02b_vmf.ipynb #1ec6cbbf
 class _Spherical(_Sphere):
-    "Distribution on the unit sphere of R^m with density proportional to exp(concentration * S(loc.x))."
-    arg_constraints = {"loc": unit_vector, "concentration": constraints.half_open_interval(0., math.inf)}
+    "Distribution with density proportional to exp(concentration * S(loc.x))."
+    arg_constraints = {"loc": unit_vector,
+                       "concentration": constraints.half_open_interval(0., math.inf)}
 
     def __init__(
         self,
@@ -549,73 +634,91 @@ class _Spherical(_Sphere):
         concentration: Tensor, # [...] 0 (uniform) or more; broadcasts with loc's leading dimensions
         validate_args: bool = None, # check the arguments; None: on a CPU only
     ):
-        if not isinstance(concentration, Tensor):
-            concentration = torch.as_tensor(concentration, dtype=_precision(loc), device=loc.device)
-        if loc.dtype.itemsize < 4:  # rounding to half precision has moved it off the sphere
-            loc = normalize(loc.float(), dim=-1)
-        dtype = _precision(loc, concentration)
-        loc, concentration = loc.to(dtype), concentration.to(dtype)
+        loc, concentration = _same_precision(loc, concentration)
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
-        self.loc, self.concentration = loc.expand(*batch_shape, -1), concentration.expand(batch_shape)
+        self.loc = loc.expand(*batch_shape, -1)
+        self.concentration = concentration.expand(batch_shape)
         super().__init__(batch_shape, loc.shape[-1], loc.device, validate_args)
-
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(type(self), _instance)
-        type(self).__init__(new, self.loc.expand(*batch_shape, -1), self.concentration.expand(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-# %% ../nbs/02b_vmf.ipynb #4fa2cf20
-class _SphericalMoments(_Spherical):
-    "Samples and moments, from what a subclass says of S and of w = loc.x."
-
-    def _in_range(self): return _in_range(self.concentration.double(), self._validate_args)
 
     @property
     def mode(self): return self.loc
+
     @property
-    def mean(self): return self.loc * self._height()[0].to(self.loc.dtype).unsqueeze(-1)
+    def mean(self): return self.loc * self._height().mean.to(self.loc.dtype).unsqueeze(-1)
 
     @property
     def variance(self):
         mean, var, gap = (x.unsqueeze(-1) for x in self._height())
         square = self.loc.double().square()
-        return (square * var + (1 - square) * (gap * (1 + mean) - var) / (self.dim - 1)).to(self.loc.dtype)
+        across = (gap * (1 + mean) - var) / (self.dim - 1)
+        return (square * var + (1 - square) * across).to(self.loc.dtype)
 
-    def rsample(self, sample_shape=()):
-        shape = self._extended_shape(sample_shape)
-        k = self.concentration.expand(shape[:-1])
-        return _OnSphere.apply(self.loc.expand(shape), k, self._sample_gap(k.detach().double()), self._slope)
+    def _in_range(self): return _in_range(self.concentration.double(), self._validate_args)
 
-    def log_prob(self, value):
-        if self._validate_args:
-            self._validate_sample(value)
-        half = (value - self.loc).square().sum(-1).double() / 4
-        return (self._log_ratio(half) - log_area(self.dim)).to(_precision(self.loc, value))
+# %% ../nbs/02b_vmf.ipynb #9e65253a
+@patch
+def expand(
+    self: _Spherical,
+    batch_shape, # the new one
+    _instance=None, # for subclasses, as in torch
+) -> _Spherical:
+    "The same distribution with another batch shape."
+    new = self._get_checked_instance(type(self), _instance)
+    loc = self.loc.expand(*batch_shape, -1)
+    type(self).__init__(new, loc, self.concentration.expand(batch_shape), validate_args=False)
+    new._validate_args = self._validate_args
+    return new
 
-    def entropy(self): return (log_area(self.dim) - self._kl_uniform()).to(self.loc.dtype)
+# %% ../nbs/02b_vmf.ipynb #4fa2cf20
+@patch
+def rsample(
+    self: _Spherical,
+    sample_shape=(), # samples of each distribution of the batch
+) -> Tensor: # [*sample_shape, ..., m] unit vectors
+    "Samples with unbiased gradients."
+    shape = self._extended_shape(sample_shape)
+    k = self.concentration.expand(shape[:-1])
+    gap = self._sample_gap(k.detach().double())
+    return _OnSphere.apply(self.loc.expand(shape), k, gap, self._slope)
+
+# %% ../nbs/02b_vmf.ipynb #288a917d
+@patch
+def log_prob(
+    self: _Spherical,
+    value: Tensor, # [..., m] unit vectors
+) -> Tensor: # [...] nats
+    "Log density on the sphere."
+    if self._validate_args: self._validate_sample(value)
+    half = (value - self.loc).square().sum(-1).double() / 4
+    return (self._log_ratio(half) - log_area(self.dim)).to(_precision(self.loc, value))
+
+
+@patch
+def entropy(self: _Spherical):
+    "Entropy [...], in nats."
+    return (log_area(self.dim) - self._kl_uniform()).to(self.loc.dtype)
 
 # %% ../nbs/02b_vmf.ipynb #e19a3c77
-class VonMisesFisher(_SphericalMoments):
-    "von Mises-Fisher distribution: density proportional to exp(concentration * loc.x) on the unit sphere of R^m."
+class VonMisesFisher(_Spherical):
+    "von Mises-Fisher distribution: density proportional to exp(concentration * loc.x)."
 
     def _sample_gap(self, k): return _vmf_gap(self.dim, k)
 
     def _slope(self, gap):
         k = self.concentration.detach().double()
-        return _implicit_slope(self.dim, k, gap, lambda half: -2 * half, -_bessel_values(self.dim, k)[2])
+        mean = -_bessel_values(self.dim, k)[2]
+        return _implicit_slope(self.dim, k, gap, lambda half: -2 * half, mean)
 
     def _log_ratio(self, half):  # log density relative to the uniform distribution
         k = self._in_range()
         return _rest(self.dim, k) - 2 * k * half
 
-    def _height(self):  # E w, Var w, 1 - E w
+    def _height(self):
         k = self._in_range()
         _, mean, gap = _bessel(self.dim, k)
-        return mean, _ratio_slope(self.dim, k, gap), gap
+        return _Height(mean, _ratio_slope(self.dim, k, gap), gap)
 
-    def _kl_uniform(self):
-        return _vmf_kl(self.dim, self._in_range())
+    def _kl_uniform(self): return _vmf_kl(self.dim, self._in_range())
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a13
 def _digamma_rise(a: Tensor, b: float) -> Tensor:
@@ -629,7 +732,7 @@ def _lgamma_rise(a: Tensor, b: float) -> Tensor:
     main = (a + b - .5) * torch.log1p(b / a) + b * torch.log(a)
     return main - b - b / (12 * a * (a + b))
 
-
+# %% ../nbs/02b_vmf.ipynb #50e9fb61
 def _beta_gap(
     k: Tensor, # [...] concentrations >= 0, float64
     b: float, # (m - 1) / 2
@@ -641,46 +744,56 @@ def _beta_gap(
     return torch.where(k.isnan(), k, 2 * y / (x + y))
 
 # %% ../nbs/02b_vmf.ipynb #e4d241e6
-class PowerSpherical(_SphericalMoments):
-    "Power Spherical distribution (De Cao & Aziz 2020): density proportional to (1 + loc.x)^concentration on the unit sphere of R^m."
+class PowerSpherical(_Spherical):
+    """Power Spherical distribution (De Cao & Aziz 2020).
+
+    Its density is proportional to (1 + loc.x)^concentration on the unit sphere of R^m."""
 
     def _beta(self, k): return k + (self.dim - 1) / 2, (self.dim - 1) / 2
 
-    def _sample_gap(self, k):
-        return _beta_gap(k, (self.dim - 1) / 2)
-
-    def _slope(self, gap):
-        k = self.concentration.detach().double()
-        mean = self._mean_stat(k)
-        return _implicit_slope(self.dim, k, gap, lambda half: torch.log1p(-half), mean)
+    def _sample_gap(self, k): return _beta_gap(k, (self.dim - 1) / 2)
 
     def _mean_stat(self, k):
         a, b = self._beta(k)
         near = torch.digamma(a) - torch.digamma(a + b)
         return _beyond(k, near, lambda k: -_digamma_rise(*self._beta(k)))
 
-    def _log_mgf(self, k):
-        a, b = self._beta(k)
-        b = torch.full_like(k, b)
-        fixed = torch.lgamma(2 * b) - torch.lgamma(b)
-        # the near form is exactly 0 at k = 0
-        near = (torch.lgamma(a) - torch.lgamma(b)) - (torch.lgamma(a + b) - torch.lgamma(2 * b))
-        return _beyond(k, near, lambda k: fixed - _lgamma_rise(*self._beta(k)))
-
-    def _log_ratio(self, half):
-        k = self._in_range()
-        return torch.special.xlog1py(k, -half.clamp(max=1)) - self._log_mgf(k)
+    def _slope(self, gap):
+        k = self.concentration.detach().double()
+        mean = self._mean_stat(k)
+        return _implicit_slope(self.dim, k, gap, lambda half: torch.log1p(-half), mean)
 
     def _height(self):
         a, b = self._beta(self._in_range())
-        return (a - b) / (a + b), 4 * a * b / ((a + b).square() * (a + b + 1)), 2 * b / (a + b)
+        variance = 4 * a * b / ((a + b).square() * (a + b + 1))
+        return _Height((a - b) / (a + b), variance, 2 * b / (a + b))
 
-    def _kl_uniform(self):
-        k = self._in_range()
-        return k * self._mean_stat(k) - self._log_mgf(k)
+# %% ../nbs/02b_vmf.ipynb #f26d8b3b
+@patch
+def _log_mgf(self: PowerSpherical, k):
+    "log E exp(k S) under the uniform distribution."
+    a, b = self._beta(k)
+    b = torch.full_like(k, b)
+    fixed = torch.lgamma(2 * b) - torch.lgamma(b)
+    near = (torch.lgamma(a) - torch.lgamma(b)) - (torch.lgamma(a + b) - torch.lgamma(2 * b))
+    return _beyond(k, near, lambda k: fixed - _lgamma_rise(*self._beta(k)))
+
+# %% ../nbs/02b_vmf.ipynb #f27264c1
+@patch
+def _log_ratio(self: PowerSpherical, half):
+    "Log density relative to the uniform distribution."
+    k = self._in_range()
+    return torch.special.xlog1py(k, -half.clamp(max=1)) - self._log_mgf(k)
+
+
+@patch
+def _kl_uniform(self: PowerSpherical):
+    "Divergence to the uniform distribution."
+    k = self._in_range()
+    return k * self._mean_stat(k) - self._log_mgf(k)
 
 # %% ../nbs/02b_vmf.ipynb #5d0c1a78
-#: posteriors of y by the name of the option `posterior`; made as `POSTERIORS[name](loc, concentration)`
+#: posteriors of y by the option `posterior`; made as `POSTERIORS[name](loc, concentration)`
 POSTERIORS = {"vmf": VonMisesFisher, "power_spherical": PowerSpherical}
 
 # %% ../nbs/02b_vmf.ipynb #60b14c9c
@@ -691,34 +804,42 @@ def _same_sphere(p: Distribution, q: Distribution) -> int:
     return p.dim
 
 
-@register_kl(_SphericalMoments, HypersphericalUniform)
+def _common_batch(p: Distribution, q: Distribution) -> torch.Size:
+    "Batch shape of a divergence."
+    return torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+
+# %% ../nbs/02b_vmf.ipynb #ef657c99
+@register_kl(_Spherical, HypersphericalUniform)
 def _kl_to_uniform(p, q):
     _same_sphere(p, q)
-    return p._kl_uniform().to(p.loc.dtype).expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    return p._kl_uniform().to(p.loc.dtype).expand(_common_batch(p, q))
 
-# %% ../nbs/02b_vmf.ipynb #e550d612
+
 @register_kl(HypersphericalUniform, HypersphericalUniform)
 def _kl_uniform_uniform(p, q):
     _same_sphere(p, q)
-    return p._like.new_zeros(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    return p._like.new_zeros(_common_batch(p, q))
 
-
-@register_kl(_SphericalMoments, VonMisesFisher)
+# %% ../nbs/02b_vmf.ipynb #e550d612
+@register_kl(_Spherical, VonMisesFisher)
 def _kl_to_vmf(p, q):
-    m, k = _same_sphere(p, q), q._in_range()
+    m = _same_sphere(p, q)
+    k = q._in_range()
     mean, _, gap = p._height()
-    apart = (p.loc - q.loc).square().sum(-1).double() / 2  # 1 - mu_p.mu_q
-    return (p._kl_uniform() - _rest(m, k) + k * (gap + mean * apart)).to(_precision(p.loc, q.loc))
+    apart = (p.loc - q.loc).square().sum(-1).double() / 2
+    kl = p._kl_uniform() - _rest(m, k) + k * (gap + mean * apart)
+    return kl.to(_precision(p.loc, q.loc))
 
-
+# %% ../nbs/02b_vmf.ipynb #c524e44f
 @register_kl(HypersphericalUniform, VonMisesFisher)
 def _kl_uniform_vmf(p, q):
     m = _same_sphere(p, q)
-    return _bessel(m, q.concentration)[0].to(q.loc.dtype).expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    return _bessel(m, q.concentration)[0].to(q.loc.dtype).expand(_common_batch(p, q))
 
 
 @register_kl(HypersphericalUniform, PowerSpherical)
 def _kl_uniform_power(p, q):
     _same_sphere(p, q)
     k = q.concentration.double()
-    return (q._log_mgf(k) - k * q._mean_stat(torch.zeros_like(k))).to(q.loc.dtype).expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    kl = q._log_mgf(k) - k * q._mean_stat(torch.zeros_like(k))
+    return kl.to(q.loc.dtype).expand(_common_batch(p, q))
