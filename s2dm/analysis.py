@@ -31,8 +31,8 @@ from .model import S2DM, S2DMConfig
 from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
-from .synthetic import Grammar, Synthetic, SyntheticConfig, parse_language, read_constituents
-from .synthetic import _reading_files
+from .grammar import Grammar, parse_language
+from .synthetic import Synthetic, SyntheticConfig, read_constituents, reading_files
 from .treebanks import load_sentences
 from .vectors import TESTS, Remembered, TextVectors, generated_tests, load_scored, parallel_generated, parallel_text, parallel_treebank
 
@@ -122,7 +122,7 @@ def generated_questions(
 ) -> Path: # a file in SQuAD's format
     "The training questions of the generated corpus, said in another language."
     grammar, config = Grammar(parse_language(language)), SyntheticConfig()
-    text = next(text for path, text in _reading_files(config, {grammar.language.name: grammar}) if path.startswith("train/"))
+    text = next(text for path, text in reading_files(config, {grammar.language.name: grammar}) if path.startswith("train/"))
     with atomic_write(data_dir() / "synthetic" / "monolingual" / f"{grammar.language.name}.json") as tmp: tmp.write_text(text, encoding="utf-8")
     return data_dir() / "synthetic" / "monolingual" / f"{grammar.language.name}.json"
 
