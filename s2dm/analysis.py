@@ -31,7 +31,8 @@ from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
 from .reference import reference_folder
-from .synthetic import Synthetic, parse_language, read_constituents
+from .grammar import parse_language
+from .synthetic import Synthetic, read_constituents
 from .treebanks import load_sentences
 from .vectors import TESTS, Remembered, TextVectors, generated_tests, load_scored, parallel_generated, parallel_text, parallel_treebank
 

@@ -28,7 +28,8 @@ from .metrics import (MLQA_LANGUAGES, Scores, bootstrap, check_predictions, read
 from .reader import S2DMReader
 from .reading import READING, load_reading, reading_path
 from .sources import REGISTRY, needs_publisher
-from .synthetic import LANGUAGES, Synthetic, SyntheticConfig, parse_language
+from .grammar import LANGUAGES, parse_language
+from .synthetic import Synthetic, SyntheticConfig
 
 # %% ../nbs/05b_evaluation.ipynb #af1b9f65
 DATASETS = {"xquad": "squad", "mlqa": "mlqa", "tydiqa": "squad", "bipar": "squad", "synthetic": "squad"} # name -> whose way of counting

@@ -13,8 +13,8 @@ from .core import ParameterError, atomic_write, data_dir, param, runs_dir
 from .evaluation import DATASETS, best_answers, tests, write_answers
 from .evaluation import _label, _questions
 from .finetune import FinetuneConfig, finetune
-from .synthetic import Grammar, SyntheticConfig, parse_language
-from .synthetic import _reading_files
+from .grammar import Grammar, parse_language
+from .synthetic import SyntheticConfig, reading_files
 
 # %% ../nbs/06f_reference.ipynb #e9e65024
 def reference_folder(
@@ -50,7 +50,7 @@ def generated_questions(
     "The training questions of the generated corpus, said in another language."
     grammar = Grammar(parse_language(language))
     name = grammar.language.name
-    files = _reading_files(SyntheticConfig(), {name: grammar})
+    files = reading_files(SyntheticConfig(), {name: grammar})
     text = next(text for path, text in files if path.startswith("train/"))
     place = data_dir() / "synthetic" / "monolingual" / f"{name}.json"
     with atomic_write(place) as tmp: tmp.write_text(text, encoding="utf-8")

@@ -34,7 +34,8 @@ from .fit import Fit, FitConfig, fit, step_seed
 from .plots import set_style
 from .reading import load_reading
 from .sources import CORPORA, REGISTRY, fetch, read_text
-from .synthetic import LANGUAGES, Synthetic, SyntheticConfig
+from .grammar import LANGUAGES
+from .synthetic import Synthetic, SyntheticConfig
 from .treebanks import COLLECTIONS, PAPER, load_pairs, load_sentences
 
 # %% ../nbs/02e_scratch.ipynb #2087e5fd
