@@ -173,7 +173,7 @@ def work(): # what -> number
         return {row["what"]: float(row["number"]) for row in csv.DictReader(f)}
 
 
-def runs(target, folder=ROOT / "profiles"):
+def runs(target, folder=ROOT / "experiments"):
     "Stage -> runs of one encoder, as the Snakefile counts them."
     profile, systems = (
         yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
