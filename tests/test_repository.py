@@ -89,10 +89,8 @@ def test_every_exported_name_says_what_it_is():
             assert ast.get_docstring(node), f"{module.name}: {node.name} has no docstring"
             if isinstance(node, ast.FunctionDef):
                 for arg in node.args.args + node.args.kwonlyargs:
-                    assert (
-                        "#" in lines[
-                            arg.lineno
-                            - 1]), f"{module.name}: {node.name}: parameter {arg.arg} has no comment"
+                    where = f"{module.name}: {node.name}: parameter {arg.arg}"
+                    assert "#" in lines[arg.lineno - 1], f"{where} has no comment"
 
 
 @pytest.fixture(scope="module")
