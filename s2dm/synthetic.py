@@ -21,8 +21,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .core import Config, check_choice, data_dir, param, write_json
-from .grammar import LANGUAGES, Grammar, Language, conllu, parse_language
-from .meanings import (Draw, draw_clause, draw_passage, draw_question, draw_similar,
+from .grammar import LANGUAGES, Clause, Grammar, Language, Question, conllu, parse_language
+from .meanings import (Asked, Draw, draw_clause, draw_passage, draw_question, draw_similar,
                            similarity)
 from .reading import read_squad
 from .similarity import read_sts2017

@@ -351,9 +351,10 @@ def test_a_batch_is_its_examples_and_a_function_of_the_generator(positions, type
     ids, data = batches(positions=positions, types=types)
     def draw(seed): return data.load([3, 205, 7, 240], torch.Generator().manual_seed(seed))
     batch, again = draw(0), draw(0)
-    assert (set(batch) == {
-                "input_ids", "attention_mask", "masked", "targets",
-                *(["position_ids"] if positions else []), *(["token_type_ids"] if types else [])})
+    keys = {"input_ids", "attention_mask", "masked", "targets"}
+    if positions: keys |= {"position_ids"}
+    if types: keys |= {"token_type_ids"}
+    assert set(batch) == keys
     assert all(torch.equal(batch[k], again[k]) for k in batch)
     assert not torch.equal(batch["masked"], draw(1)["masked"])
     whole = batch["input_ids"].flatten()
