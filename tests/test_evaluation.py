@@ -96,7 +96,7 @@ def test_every_data_set_in_all_its_languages():
 @pytest.mark.parametrize("settings, says", [
     (dict(datasets="xqad"), "did you mean 'xquad'"), (dict(datasets="squad"), "choose one of xquad, mlqa, tydiqa, bipar"), (dict(datasets=""), "no data sets; choose some of"), (dict(languages="xx"), "language='xx' is not possible"), (dict(model="mbert", languages="xx"), "languages='xx' is not possible"), (dict(datasets="xquad,synthetic", languages="de"), "language='de' is not possible"),
     (dict(datasets="xquad,synthetic", languages="svo"), "chosen either of synthetic or of the other data sets"),
-    (dict(datasets="bipar", languages="de"), "languages='de' is not possible; choose one of en, zh"), (dict(samples=1), "samples is a int from 100"), (dict(variant="s2dm"), "variant='s2dm'"), (dict(language="de"), "did you mean 'languages'")])
+    (dict(datasets="bipar", languages="de"), "languages='de' is not possible; choose one of en, zh"), (dict(samples=1), "samples is an int from 100"), (dict(variant="s2dm"), "variant='s2dm'"), (dict(language="de"), "did you mean 'languages'")])
 def test_impossible_settings(settings, says):
     with pytest.raises(ParameterError, match=says): EvaluateConfig(**settings)
 

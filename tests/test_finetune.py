@@ -227,8 +227,8 @@ def test_every_system_has_a_name_of_its_own():
 
 @pytest.mark.parametrize("settings, says", [
     (dict(variant="baseline", head="concat"), "head='concat' is not possible with variant='baseline'"), (dict(head="baseline"), "head='baseline' is not possible with variant='s2dm_sp'"), (dict(variant="baseline", control="untrained"), "has no S2DM"),
-    (dict(control="random"), "choose one of none, untrained, trainable"), (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"), (dict(batch=0), "batch is a int from 1"), (dict(lr=1), "unknown parameter 'lr'"), (dict(model=["a"]), "model="),
-    (dict(freeze_encoder="maybe"), "freeze_encoder='maybe'"), (dict(seed=-1), "seed is a int from 0")])
+    (dict(control="random"), "choose one of none, untrained, trainable"), (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"), (dict(batch=0), "batch is an int from 1"), (dict(lr=1), "unknown parameter 'lr'"), (dict(model=["a"]), "model="),
+    (dict(freeze_encoder="maybe"), "freeze_encoder='maybe'"), (dict(seed=-1), "seed is an int from 0")])
 def test_impossible_settings(settings, says):
     with pytest.raises(ParameterError, match=says): FinetuneConfig(**settings)
 

@@ -342,7 +342,7 @@ def test_what_is_held_does_not_move(architecture, embeddings):
     (dict(parallel="en.txt|nowhere.txt"), "'en.txt' is no file"), (dict(parallel="en.txt"), "'en.txt' has 1 files instead of 2"), (dict(texts="a|b"), "has 2 files instead of 1"),
     (dict(texts="", parallel=""), "texts and parallel are both empty"), (dict(architecture="brt"), "did you mean 'bert'"), (dict(tokenizer="unigram"), "choose one of bpe, wordpiece"),
     (dict(architecture="bert", width=100, heads=3), "width=100 is not possible with heads=3 and bert; expected a multiple of 3"), (dict(architecture="roformer", width=30, heads=10), "a multiple of 20"),
-    (dict(name="a/b"), "name is that of a folder"), (dict(name=".."), "name is that of a folder"), (dict(name=""), "name is that of a folder"), (dict(vocabulary=10), "vocabulary is a int from 50"),
+    (dict(name="a/b"), "name is that of a folder"), (dict(name=".."), "name is that of a folder"), (dict(name=""), "name is that of a folder"), (dict(vocabulary=10), "vocabulary is an int from 50"),
     (dict(masked=0), "masked is a float from 0.01 to 0.9"), (dict(layer=2), "did you mean 'layers'"), (dict(learning_rate=-1), "learning_rate is a float from 0")])
 def test_wrong_parameters(params, says):
     with pytest.raises(ParameterError) as error: ScratchConfig(**params)
