@@ -325,7 +325,7 @@ def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
     ("04_finetune", "-p model mbrt",
      "model is one of small, real-s, real-m, e5, mbert, xlm100, xlmr, a hub id"),
     ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"),
-    ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"),
+    ("04_finetune", "-y 'seed: -1'", "seed is an int from 0 to 4294967295"),
     ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
     ("05_evaluate", "-p languages xx", "language='xx' is not possible"),
     ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?"),

@@ -486,7 +486,7 @@ def test_what_is_held_does_not_move(architecture, embeddings):
     (dict(name="a/b"), "name is that of a folder"),
     (dict(name=".."), "name is that of a folder"),
     (dict(name=""), "name is that of a folder"),
-    (dict(vocabulary=10), "vocabulary is a int from 50"),
+    (dict(vocabulary=10), "vocabulary is an int from 50"),
     (dict(masked=0), "masked is a float from 0.01 to 0.9"),
     (dict(layer=2), "did you mean 'layers'"),
     (dict(learning_rate=-1), "learning_rate is a float from 0")])
