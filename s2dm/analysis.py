@@ -19,7 +19,7 @@ import torch
 
 from .constituents import (RULES, GoldParser, Trees, boundary_row, constituent_rows,
                                decoding_row, violation_row)
-from .core import EDITIONS, MissingData, atomic_write, param, runs_dir
+from .core import Config, MissingData, atomic_write, contains, param
 from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import (DATASETS, EvaluateConfig, begin_record, read_answers,
                              replace_record, tests)
@@ -33,6 +33,7 @@ from .reader import S2DMReader
 from .reference import reference_folder
 from .grammar import parse_language
 from .synthetic import Synthetic, read_constituents
+from .systems import EDITIONS, preset
 from .treebanks import load_sentences
 from .vectors import TESTS, Remembered, TextVectors, generated_tests, load_scored, parallel_generated, parallel_text, parallel_treebank
 
@@ -75,25 +76,32 @@ ANALYSES = ("sts", "geometry", "probes", "gradients", "answers")
 
 
 @dataclass(frozen=True, init=False)
-class AnalyseConfig(EvaluateConfig):
-    "Parameters of the run 06_analyse: those of the system, as in 05_evaluate, and what to look at."
+class AnalyseConfig(Config):
+    "Parameters of the run 06_analyse: what was read, as in 05_evaluate, and what to look at."
+    reading: EvaluateConfig = contains(EvaluateConfig, samples=2000)
     analyses: tuple[str, ...] = param(ANALYSES, "what to do", choices=ANALYSES)
-    corpora: tuple[str, ...] = param(CORPORA[1:], "parallel texts for geometry and retrieval; of the encoder small: synthetic", choices=CORPORA)
-    sentences: int = param(250, "sentences of a corpus, of each language, among which translations are looked for", low=2)
-    groups: int = param(100, "parallel sentences for silhouettes and probes; of the encoder small, whose are short: 250", low=10)
-    questions: int = param(100, "questions of a language whose best spans are restricted to constituents", low=1)
-    samples: int = param(2000, "bootstrap samples of an interval", low=100)
-    parser: str = param("", "corenlp: its parses that are kept; or the http address of a server, "
-                            "{} for the language; empty: gold trees where there are any")
+    corpora: tuple[str, ...] = param(
+        CORPORA[1:], "parallel texts for geometry and retrieval; of the encoder small: synthetic",
+        choices=CORPORA)
+    sentences: int = param(
+        250, "sentences of a corpus, of each language, among which translations are looked for",
+        low=2)
+    groups: int = param(
+        100, "parallel sentences for silhouettes and probes; of the encoder small, whose are "
+             "short: 250", low=10)
+    questions: int = param(
+        100, "questions of a language whose best spans are restricted to constituents", low=1)
+    parser: str = param(
+        "", "corenlp: its parses that are kept; or the http address of a server, {} for the "
+            "language; empty: gold trees where there are any")
     rule: str = param("characters", "when an answer is a constituent", choices=tuple(RULES))
+    s2dm: str = param("", "folder of the S2DM; empty: that of the run 03_pretrain with the same "
+                          "model, variant, edition and seed")
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
 
     @classmethod
-    def presets(cls, chosen): return super().presets(chosen) | (dict(corpora="synthetic", groups=250) if chosen["model"] == "small" else {})
-
-    def folder(self, stage: str) -> Path: # e.g. "analyse"
-        "Where a stage keeps its record: runs/stage/model/system/seed, or runs/analyse/name of a named reader."
-        return runs_dir() / stage / self.name if self.reader and stage == "analyse" else super().folder(stage)
+    def presets(cls, chosen):
+        return EvaluateConfig.presets(chosen) | preset(str(chosen["model"]), "analyse")
 
 # %% ../nbs/06d_analysis.ipynb #70fc243b
 def system_vectors(
@@ -102,7 +110,7 @@ def system_vectors(
 ) -> TextVectors: # of the baseline: without a model
     "Encoder and S2DM of a system. Raises `MissingData` if the S2DM has not been trained yet, `DataError` if it belongs to another encoder."
     encoder = encoder or load_encoder(config.model)
-    return TextVectors(encoder, pretrained_s2dm(config, encoder), FeatureCache(encoder))
+    return TextVectors(encoder, pretrained_s2dm(config.system, encoder, config.s2dm), FeatureCache(encoder))
 
 # %% ../nbs/06d_analysis.ipynb #a9526f80
 class _Tables: # tables of an analysis, and what is missing
@@ -211,7 +219,7 @@ class _Answers: # what is known of one test after another
         config, lang = self.config, about["lang"]
         folder = reference_folder(config.model, lang, config.seed, config.reference)
         how = ("no monolingual reader has read it "
-               f"(run nbs/06_reference.ipynb with language={lang}, or name a folder as reference)")
+               "(run nbs/06_reference.ipynb in its language, or name a folder as reference)")
         known = attempt("violations", lambda: _said(folder, label, questions, how))
         if not known: return
         counted = DATASETS[about["dataset"]], lang

@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from .core import MissingData, ParameterError, RunRecord, check_choice, param, runs_dir, write_json
+from .core import (
+    Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, runs_dir, write_json)
 from .features import Answer
-from .finetune import FinetuneConfig
 from .metrics import (MLQA_LANGUAGES, Scores, bootstrap, check_predictions, read_predictions,
                           read_spans, score)
 from .reader import S2DMReader
@@ -30,6 +30,7 @@ from .reading import READING, load_reading, reading_path
 from .sources import REGISTRY, needs_publisher
 from .grammar import LANGUAGES, parse_language
 from .synthetic import Synthetic, SyntheticConfig
+from .systems import ReadingSystem, preset
 
 # %% ../nbs/05b_evaluation.ipynb #af1b9f65
 DATASETS = {"xquad": "squad", "mlqa": "mlqa", "tydiqa": "squad", "bipar": "squad", "synthetic": "squad"} # name -> whose way of counting
@@ -58,15 +59,20 @@ def _label(context: str, question: str) -> str: return context.split()[0] if que
 
 # %% ../nbs/05b_evaluation.ipynb #83bf8e44
 @dataclass(frozen=True, init=False)
-class EvaluateConfig(FinetuneConfig):
-    "Parameters of the run 05_evaluate: those of the run 04_finetune whose reader is to be evaluated, and what to evaluate it on."
-    reader: str = param("", "folder or hub id of a reader; empty: that of the run 04_finetune with the same parameters")
-    datasets: tuple[str, ...] = param(("xquad", "mlqa", "tydiqa", "bipar"), "data sets; of the encoder small: synthetic", choices=tuple(DATASETS))
+class EvaluateConfig(Config):
+    "Parameters of the run 05_evaluate: the system whose reader is evaluated, and on what."
+    system: ReadingSystem = contains(ReadingSystem)
+    reader: str = param("", "folder or hub id of a reader; empty: that of the run 04_finetune "
+                            "with the same parameters")
+    datasets: tuple[str, ...] = param(
+        ("xquad", "mlqa", "tydiqa", "bipar"), "data sets; of the encoder small: synthetic",
+        choices=tuple(DATASETS))
     languages: tuple[str, ...] = param((), "languages of the contexts; none given: all")
     samples: int = param(10_000, "bootstrap samples of an interval", low=100)
 
     @classmethod
-    def presets(cls, chosen): return super().presets(chosen) | (dict(datasets="synthetic") if chosen["model"] == "small" and not chosen["reader"] else {})
+    def presets(cls, chosen):
+        return {} if chosen["reader"] else preset(str(chosen["model"]), "evaluate")
 
     def __init__(self, **params):
         super().__init__(**params)
@@ -75,11 +81,12 @@ class EvaluateConfig(FinetuneConfig):
     @property
     def name(self) -> str: # e.g. "s2dm_sp"; of a named reader: "owner--name"
         "Names figures and tables."
-        return self.reader.strip("./").replace("/", "--") or super().name
+        return self.reader.strip("./").replace("/", "--") or self.system.name
 
     def folder(self, stage: str) -> Path: # e.g. "evaluate"
-        "Where a stage keeps its record: runs/stage/model/system/seed, or runs/evaluate/name of a named reader."
-        return runs_dir() / stage / self.name if self.reader and stage == "evaluate" else super().folder(stage)
+        """Where a stage keeps its record: runs/stage/model/system/seed, or runs/stage/name of a
+        named reader."""
+        return runs_dir() / stage / self.name if self.reader else self.system.folder(stage)
 
 # %% ../nbs/05b_evaluation.ipynb #111a9cd6
 NO_ANSWER = Answer("", 0, 0, 0.0) # of a question for which no span was found

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from . import __version__
 from . import losses as L
-from .core import EDITIONS, Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param, write_json
+from .core import Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param, write_json
 from .losses import blank, masked_mean, widen
+from .systems import EDITIONS
 from .treebanks import UPOS
 from .vmf import POSTERIORS
 

@@ -9,12 +9,13 @@ __all__ = ['reference_folder', 'ReferenceConfig', 'generated_questions', 'train_
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import ParameterError, atomic_write, data_dir, param, runs_dir
+from .core import ParameterError, atomic_write, data_dir, contains, param, runs_dir
 from .evaluation import DATASETS, best_answers, tests, write_answers
 from .evaluation import _label, _questions
 from .finetune import FinetuneConfig, finetune
 from .grammar import Grammar, parse_language
 from .synthetic import SyntheticConfig, reading_files
+from .systems import ReadingSystem, folder_name
 
 # %% ../nbs/06f_reference.ipynb #e9e65024
 def reference_folder(
@@ -24,24 +25,24 @@ def reference_folder(
     folder: str = "", # of all monolingual readers; empty: runs/reference/<model>
 ) -> Path: # <folder>/language/seed<k>
     "Where a monolingual reader and what it said are."
-    usual = runs_dir() / "reference" / model.strip("/").replace("/", "--")
+    usual = runs_dir() / "reference" / folder_name(model)
     return Path(folder or usual) / language.split()[0] / f"seed{seed}"
 
 
 @dataclass(frozen=True, init=False)
 class ReferenceConfig(FinetuneConfig):
-    "Parameters of the run 06_reference: a reader trained on questions in the language of its tests."
+    "Parameters of the run 06_reference: a reader trained in the language of its tests."
+    system: ReadingSystem = contains(ReadingSystem, variant=param(
+        "baseline", "the encoder alone", choices=("baseline",)))
     language: str = param("svo", "the language: a generated one (a preset, or a line such as "
                                  "'mine order=VOSX'), or that of the files in data")
     datasets: tuple[str, ...] = param(
         ("synthetic",), "data sets that it reads in its language", choices=tuple(DATASETS))
     reference: str = param("", "folder of monolingual readers; empty: runs/reference/<model>")
-    variant: str = param("baseline", "the encoder alone", choices=("baseline",))
 
     def folder(self, stage: str) -> Path: # the same for all stages
         "Where reader and predictions are: <reference>/language/seed."
         return reference_folder(self.model, self.language, self.seed, self.reference)
-
 
 # %% ../nbs/06f_reference.ipynb #9477d527
 def generated_questions(

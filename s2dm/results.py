@@ -22,9 +22,10 @@ import yaml
 from scipy import stats
 
 from s2dm.core import (
-    EDITIONS, Config, DataError, MissingData, atomic_write, check_choice, param, project_root,
+    Config, DataError, MissingData, atomic_write, check_choice, param, project_root,
     runs_dir,
 )
+from .systems import EDITIONS, ENCODERS
 
 # %% ../nbs/07a_results.ipynb #45864c9d
 def experiments() -> dict[str, dict]: # profile -> what its file says
@@ -61,7 +62,7 @@ class ReportConfig(Config):
         if not self.models: object.__setattr__(self, "models", usual)
 
 # %% ../nbs/07a_results.ipynb #0582f0d5
-MODEL_NAMES = {"e5": "e5", "mbert": "mBERT", "xlm100": "XLM-100", "xlmr": "XLM-R", "small": "embedded", "real-s": "real-s", "real-m": "real-m"}
+MODEL_NAMES = {name: encoder.label for name, encoder in ENCODERS.items()}
 DATASET_NAMES = {"xquad": "XQuAD", "mlqa": "MLQA", "tydiqa": "TyDi QA", "bipar": "BiPaR", "synthetic": "generated languages",
                  "zh_sts": "Chinese STS", "sts2017": "SemEval-2017", "xnli15way": "XNLI-15way", "pud": "PUD", "sib200": "SIB-200", "ntrex128": "NTREX-128"}
 #: the language in which questions are trained, where it is not English

@@ -11,17 +11,17 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import s2dm.analysis
-from s2dm.analysis import (
-    AnalyseConfig, ReferenceConfig, analyse, generated_questions, gradient_table, system_vectors,
-    train_reference)
+import s2dm.reference
+from s2dm.analysis import AnalyseConfig, analyse, gradient_table, system_vectors
 from s2dm.constituents import GoldParser
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
-from s2dm.evaluation import EvaluateConfig, evaluate, read_answers, write_answers
+from s2dm.evaluation import evaluate, read_answers, write_answers
 from s2dm.features import Answer
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import read_squad
+from s2dm.reference import ReferenceConfig, generated_questions, train_reference
 from s2dm.synthetic import Synthetic, SyntheticConfig
 
 LANGUAGES = ("svo", "sov_case", "vso_case")
@@ -71,7 +71,7 @@ def corpus(tmp_path_factory):
     patch.setattr(
         Synthetic, "__init__",
         lambda self, config=None: before(self, config or SyntheticConfig(**SMALL)))
-    patch.setattr(s2dm.analysis, "SyntheticConfig", lambda: SyntheticConfig(**SMALL))
+    patch.setattr(s2dm.reference, "SyntheticConfig", lambda: SyntheticConfig(**SMALL))
     yield tmp_path_factory.mktemp("data")
     patch.undo()
 
@@ -120,8 +120,7 @@ def test_a_system_from_its_folders_to_its_tables(encoder_folder, place):
     encoder, system = load_encoder(encoder_folder), config(encoder_folder)
     save_s2dm(system, encoder)
     save_reader(system, encoder, system_vectors(system, encoder).model)
-    evaluate(EvaluateConfig(**{
-        k: v for k, v in system.as_dict().items() if k in EvaluateConfig.__dataclass_fields__}))
+    evaluate(system.reading)
     reference_predictions(system, "sov_case")
     first = analyse(system)
     record = json.loads((first.folder / "metrics.json").read_text(encoding="utf-8"))

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.core import (
-    Config, ParameterError, RunConfig, RunRecord, atomic_write, has_bfloat16, param, runs_dir,
+    Config, ParameterError, RunRecord, atomic_write, has_bfloat16, param, runs_dir,
     seed_everything, write_json)
+from s2dm.systems import System
 
 
 @dataclass(frozen=True, init=False)
@@ -75,7 +76,7 @@ def test_what_is_written_is_read_back(lr, steps):
 
 def test_configs_are_frozen_hashable_and_inherited():
     @dataclass(frozen=True, init=False)
-    class Stage(RunConfig):
+    class Stage(System):
         epochs: int = param(3, "epochs", low=1)
 
     config = Stage(model="mbert", epochs="2", seed=4)
@@ -89,12 +90,12 @@ def test_configs_are_frozen_hashable_and_inherited():
 
 def test_model_is_a_preset_a_hub_id_or_a_folder(tmp_path):
     for model in ("mbert", "xlm100", "google-bert/bert-base-multilingual-cased", str(tmp_path)):
-        assert RunConfig(model=model).model == model
+        assert System(model=model).model == model
     with pytest.raises(
             ParameterError,
             match="model='bert-multi' is not possible. model is one of small, real-s, real-m, e5, "
             "mbert"):
-        RunConfig(model="bert-multi")
+        System(model="bert-multi")
 
 
 def test_seed_makes_numbers_repeatable():
@@ -137,7 +138,7 @@ def test_failed_write_keeps_the_old_file_and_no_other(tmp_path):
 
 def test_run_record_is_complete_only_at_the_end(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")  # of an older run
-    run = RunRecord(tmp_path, RunConfig(seed=3))
+    run = RunRecord(tmp_path, System(seed=3))
     assert not (tmp_path / "metrics.json").exists()
     assert "wall_time_s" not in json.loads((tmp_path / "config.json").read_text())
     time.sleep(0.02)

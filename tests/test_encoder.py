@@ -27,12 +27,13 @@ from transformers.modeling_utils import PreTrainedModel
 
 import s2dm.encoder
 from conftest import ROOT
-from s2dm.core import MODELS, DataError, MissingData, ParameterError
+from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import (
     PRESETS, SCRATCH, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, length_batches,
     load_encoder, mbert_tokenizer, scratch_folder, states_width)
 from s2dm.features import SpanTokenizer
 from s2dm.subwords import NOWHERE, Sentence, TextSplitter, first_subwords, labelled_sentences
+from s2dm.systems import ENCODERS
 from s2dm.treebanks import load_sentences
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
@@ -91,7 +92,7 @@ def words(n, seed=0, longest=12):
 
 # Which encoder
 
-def test_presets_are_those_that_a_run_accepts(): assert {*SCRATCH, *PRESETS} == set(MODELS)
+def test_presets_are_those_that_a_run_accepts(): assert {*SCRATCH, *PRESETS} == set(ENCODERS)
 
 
 def test_a_preset_in_the_cache_needs_no_network(hub, monkeypatch):

@@ -303,7 +303,8 @@ def test_broken_data_stops_the_run(mlqa):
 def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch): # noqa: F811
     trained_as = finetune_config(parts, control="untrained", max_steps=2)
     done = finetune(trained_as)
-    config = EvaluateConfig(**trained_as.as_dict() | dict(datasets="mlqa", samples=100))
+    config = EvaluateConfig(
+        **trained_as.system.as_dict() | dict(datasets="mlqa", samples=100))
     result = evaluate(config)
     assert result.folder.parts[-4:] == ("evaluate", *done.folder.parts[-3:])
     assert result.folder.parts[-2] == "s2dm_sp-refined-untrained"

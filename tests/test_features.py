@@ -4,6 +4,7 @@ any text, and the gold answers of real data.
 import csv
 import json
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, XLMTokenizer
 
 from conftest import ROOT
-from s2dm.core import DataError, ParameterError, RunConfig
+from s2dm.core import Config, DataError, ParameterError, contains
 from s2dm.encoder import length_batches, mbert_tokenizer
 from s2dm.features import (
     LONGEST, Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers,
@@ -23,6 +24,7 @@ from s2dm.features import (
 from s2dm.fit import FitConfig, fit
 from s2dm.reading import READING, load_reading
 from s2dm.subwords import tighten
+from s2dm.systems import System
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SCRIPTS = LETTERS + "ABCéüßя中国文語ภาษาไทยที่हिन्दीमें한국어العربية0123.,!?\"'“”…-"
@@ -446,7 +448,10 @@ class Reader(nn.Module):
 
 def test_the_loop_trains_on_them(tmp_path, tokenizers, splits):
     "From texts to answers: a tiny reader learns that the answer is the word behind `z`."
-    class TinyConfig(FitConfig, RunConfig): pass
+    @dataclass(frozen=True, init=False)
+    class TinyConfig(Config):
+        system: System = contains(System)
+        training: FitConfig = contains(FitConfig)
     rng, rows = random.Random(0), dict(question=[], context=[], answers=[])
     for _ in range(128):
         words = [rng.choice(LETTERS[:20]) for _ in range(rng.randint(4, 9))]

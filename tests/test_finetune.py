@@ -22,10 +22,11 @@ from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
 from s2dm.features import TrainingBatches
 from s2dm.finetune import (
-    PRESETS, FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm)
+    FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm)
 from s2dm.model import ABLATIONS, S2DM, S2DMConfig
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
+from s2dm.systems import ENCODERS
 from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain_missing
 
 PEOPLE, THINGS = ["ada", "grace", "alan", "emmy"], ["bridge", "boat", "song", "tower", "cake"]
@@ -247,12 +248,12 @@ def test_an_s2dm_that_is_missing_is_asked_for(parts):
     wanted = "s2dm_pos-refined/seed3/checkpoint is not there: train the S2DM first, with nbs/03"
     with pytest.raises(MissingData, match=wanted): finetune(c)
     save_s2dm(checkpoint_for(c), encoder, variant=c.variant, edition=c.edition)
-    assert pretrained_s2dm(c, encoder).config.variant == "s2dm_pos"
+    assert pretrained_s2dm(c.system, encoder, c.s2dm).config.variant == "s2dm_pos"
     (checkpoint_for(c) / "encoder.json").unlink()
-    with pytest.raises(MissingData, match=wanted): pretrained_s2dm(c, encoder)
-    assert pretrained_s2dm(config(parts, variant="baseline"), encoder) is None
+    with pytest.raises(MissingData, match=wanted): pretrained_s2dm(c.system, encoder, c.s2dm)
+    assert pretrained_s2dm(config(parts, variant="baseline").system, encoder) is None
     with pytest.raises(MissingData, match="encoder.json is not there"):
-        pretrained_s2dm(config(parts, s2dm=str(parts / "encoder")), encoder)
+        pretrained_s2dm(c.system, encoder, str(parts / "encoder"))
 
 
 def test_the_s2dm_is_trained_by_the_runs_own_function_where_it_is_missing(
@@ -311,7 +312,7 @@ def test_the_papers_settings():
         assert c.stride == 128
         assert c.query == 64
     assert FinetuneConfig(model="xlm100", learning_rate="1e-4", epochs="5").learning_rate == 1e-4
-    assert set(PRESETS) == {"mbert", "xlm100", "xlmr", "e5", "small", "real-s", "real-m"}
+    assert set(ENCODERS) == {"mbert", "xlm100", "xlmr", "e5", "small", "real-s", "real-m"}
     assert FinetuneConfig(edition="released").head == "concat"
     assert FinetuneConfig().head == "semantic"
     assert FinetuneConfig(variant="baseline", edition="released").head == "baseline"
@@ -325,7 +326,7 @@ def test_every_system_has_a_name_of_its_own():
                 for h in ("semantic", "concat")
                 for f in (True, False)]
                + [dict(variant="baseline"), dict(variant="baseline", freeze_encoder=True)])
-    assert len({FinetuneConfig(**s).system for s in systems}) == len(systems)
+    assert len({FinetuneConfig(**s).key for s in systems}) == len(systems)
 
 
 @pytest.mark.parametrize("settings, says", [
@@ -386,13 +387,13 @@ def test_the_table_of_settings_says_what_the_presets_are():
         return (
             FinetuneConfig(model=name).epochs, FinetuneConfig(model=name).batch,
             FinetuneConfig(model=name).learning_rate)
-    assert said.pop("others") == asked("some/encoder") and {*said, "xlmr"} == set(PRESETS)
+    assert said.pop("others") == asked("some/encoder") and {*said, "xlmr"} == set(ENCODERS)
     assert said == {name: asked(name) for name in said}
 
 
 def test_presets_name_english_questions():
     for name in {
-            n for preset in PRESETS.values()
+            n for preset in (encoder.finetune for encoder in ENCODERS.values())
             for n in (*preset["data"].split(","), *preset["dev"].split(","))}:
         corpus, part = name.split("/")
         assert ((corpus, part) in (("synthetic", "train"), ("synthetic", "dev"))

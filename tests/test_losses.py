@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from s2dm import losses as L
-from s2dm.core import EDITIONS, VARIANTS, ParameterError
+from s2dm.core import ParameterError
+from s2dm.systems import EDITIONS, VARIANTS
 from s2dm.treebanks import load_sentences, tree_depths, tree_distances
 from s2dm.vmf import HypersphericalUniform, PowerSpherical
 

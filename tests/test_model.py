@@ -16,11 +16,12 @@ from torch.testing import assert_close
 
 from s2dm import __version__
 from s2dm import losses as L
-from s2dm.core import EDITIONS, VARIANTS, DataError, MissingData, ParameterError, seed_everything
+from s2dm.core import DataError, MissingData, ParameterError, seed_everything
 from s2dm.losses import masked_mean
 from s2dm.model import (
     ABLATIONS, S2DM, Latents, Posterior, PosteriorNetworks, S2DMConfig, at_words, draw,
     feed_forward, model_card)
+from s2dm.systems import EDITIONS, VARIANTS
 from s2dm.vmf import POSTERIORS
 
 d, V, M, W, T = 10, 31, 6, 5, 8
