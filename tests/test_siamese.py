@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import BertConfig, BertModel, BertTokenizer
 
 import s2dm.pretrain as pretrain_module
 from conftest import ROOT
@@ -29,61 +29,27 @@ from s2dm.model import S2DM, S2DMConfig
 from s2dm.pretrain import SYSTEMS, PretrainConfig, pretrain, selection_data, training_data
 from s2dm.siamese import PairData, SentenceData, Siamese, distinct_sentences, grouped_batches
 from s2dm.subwords import Sentence, word_spans
-from s2dm.treebanks import UPOS, align, load_pairs, tree_depths, tree_distances
+from s2dm.toy import random_sentences, toy_encoder, toy_s2dm, toy_tokenizer
+from s2dm.treebanks import UPOS, align, load_pairs, tree_distances
 from s2dm.vectors import TextVectors
 
-LETTERS = "abcdefgh"
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + x for x in LETTERS)]
-
-
-def tree(rng, n): # random heads
-    order, heads = rng.permutation(n), np.zeros(n, int)
-    for i in range(1, n): heads[order[i]] = order[rng.integers(i)] + 1
-    return heads.tolist()
-
-
-def toy_sentences(groups=12, langs=("en", "de", "fi"), longest=9, seed=0):
-    rng, rows = np.random.default_rng(seed), []
-    for g in range(groups):
-        for lang in langs[:2 + (g % 2 and len(langs) > 2)]:
-            forms = [
-                "".join(rng.choice([*LETTERS], rng.integers(1, 4)))
-                for _ in range(rng.integers(1, longest + 1))]
-            heads = tree(rng, len(forms))
-            rows.append(dict(
-                sentence_id=f"toy/{g}/{lang}", group=f"toy/{g}", lang=lang, treebank="toy",
-                release="0", text=" ".join(forms), forms=forms,
-                upos=rng.choice(UPOS, len(forms)).tolist(), heads=heads,
-                deprels=["dep"] * len(forms), depths=tree_depths(heads).tolist()))
-    return Dataset.from_list(rows)
-
-
-def toy_encoder(positions=64):
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(
-        vocab_size=len(VOCAB), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=positions))
-    return Encoder(
-        model, BertTokenizer(vocab={w: i for i, w in enumerate(VOCAB)}, do_lower_case=False),
-        "tiny", "r1", device="cpu")
+TOKENIZER = toy_tokenizer(symbols="abcdefgh")
+tiny_encoder = partial(toy_encoder, TOKENIZER)
 
 
 @pytest.fixture
-def cache(tmp_path): return FeatureCache(toy_encoder(), "float32", tmp_path / "cache")
+def cache(tmp_path): return FeatureCache(tiny_encoder(), "float32", tmp_path / "cache")
 
 
-def toy_model(variant="s2dm_sp", **settings):
-    return S2DM(S2DMConfig(
-        **dict(
-            variant=variant, encoder_width=16, vocabulary=len(VOCAB), latent_width=8, mlp_width=12,
-            decoder_width=12, max_positions=16, depth_rank=4)
-        | settings))
+def tiny_model(variant="s2dm_sp", **settings):
+    sizes = dict(vocabulary=len(TOKENIZER), decoder_width=12, max_positions=16, depth_rank=4)
+    return toy_s2dm(variant=variant, **sizes | settings)
 
 
 # ---------------------------------------------------------------- sentences and pairs
 
 def test_pairs_taken_apart_are_the_sentences_they_were_made_of():
-    sentences = toy_sentences()
+    sentences = random_sentences()
     pairs = align(sentences).shuffle(seed=1)
     apart, rows = distinct_sentences(pairs)
     by_id = {s["sentence_id"]: s for s in sentences}
@@ -145,31 +111,25 @@ ALL = S2DMConfig(variant="vgvae_all").losses
 
 @pytest.mark.parametrize("positions", [64, 9])
 def test_labels_are_those_of_the_treebank_up_to_the_encoders_limit(positions, tmp_path):
-    pairs = align(toy_sentences(20))
-    data = PairData(pairs, FeatureCache(toy_encoder(positions), "float32", tmp_path), ALL, batch=7)
+    pairs = align(random_sentences(20))
+    cache = FeatureCache(tiny_encoder(positions=positions), "float32", tmp_path)
+    data = PairData(pairs, cache, ALL, batch=7)
     assert (data.sentences.cache.counts["truncated_words"] > 0) == (positions == 9)
     for batch in data.plan(0):
-        terms = Siamese(toy_model("vgvae_all"))(same_labels(data, pairs, batch))
+        terms = Siamese(tiny_model("vgvae_all"))(same_labels(data, pairs, batch))
         assert all(x.isfinite().all() and len(x) == len(batch) for x in terms.values())
 
 
 def test_real_labels(real, tmp_path):
     pairs = load_pairs(("partut-it",)).select(range(200))
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(
-        vocab_size=119547, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=48))
-    data = PairData(
-        pairs,
-        FeatureCache(
-            Encoder(model, mbert_tokenizer(), "tiny", "r1", device="cpu"), folder=tmp_path),
-        ALL)
+    encoder = toy_encoder(mbert_tokenizer(), positions=48)
+    data = PairData(pairs, FeatureCache(encoder, folder=tmp_path), ALL)
     assert data.sentences.cache.counts["truncated_sentences"] > 3
     for batch in data.plan(0)[:4]: same_labels(data, pairs, batch)
 
 
 def test_labels_that_no_loss_needs_are_left_out(cache):
-    pairs = align(toy_sentences())
+    pairs = align(random_sentences())
     def has(variant):
         return (set(PairData(pairs, cache, L.TERMS[variant]).load([0, 1]))
                 - {"h", "mask", "ids", "first", "word_mask", "group"})
@@ -181,7 +141,7 @@ def test_labels_that_no_loss_needs_are_left_out(cache):
 def test_single_networks_take_as_many_steps_over_as_many_sentences(cache, monkeypatch):
     """Both sides of the very pairs, each as often as it is in a pair: batch for batch as many
     sentences, in all the same ones."""
-    sentences = toy_sentences(13)
+    sentences = random_sentences(13)
     monkeypatch.setattr(
         pretrain_module, "load_pairs", lambda collections, languages=None: align(sentences))
     config = PretrainConfig(model="real-s", variant="s2dm_single_pos", batch_pairs=4)
@@ -214,39 +174,39 @@ def test_single_networks_take_as_many_steps_over_as_many_sentences(cache, monkey
 @pytest.mark.parametrize(
     "column, kind", [("heads", SentenceData), ("heads_t", PairData), ("sentence_id_s", PairData)])
 def test_columns_that_are_missing_are_named(column, kind, cache):
-    sentences = toy_sentences()
+    sentences = random_sentences()
     data = (align(sentences) if kind is PairData else sentences).remove_columns([column])
     with pytest.raises(ParameterError, match=f"lack the columns {column}"): kind(data, cache)
 
 
 def test_no_pairs_are_an_error(cache):
     with pytest.raises(ParameterError, match="no sentences to train on"):
-        PairData(align(toy_sentences()).select([]), cache)
+        PairData(align(random_sentences()).select([]), cache)
 
 
 def test_embeddings_are_rows_of_the_encoders_table(cache):
-    pairs = align(toy_sentences())
+    pairs = align(random_sentences())
     plain, data = PairData(pairs, cache, ALL), PairData(pairs, cache, ALL, embeddings=True)
     batch = data.load([0, 3])
     assert set(batch) - set(plain.load([0, 3])) == {"e"} and not batch["e"].requires_grad
     for row, ids, mask in zip(batch["e"], batch["ids"], batch["mask"]):
         for e, i in zip(row[mask], ids[mask]):
             assert torch.equal(e, cache.encoder.model.embeddings.word_embeddings.weight[i])
-    narrow = toy_model("vgvae_all", encoder_width=16, embedding_width=5, e_level="embeddings")
+    narrow = tiny_model("vgvae_all", embedding_width=5, e_level="embeddings")
     with pytest.raises(RuntimeError): Siamese(narrow)(batch)  # the table is 16 wide
-    terms = Siamese(toy_model("vgvae_all", e_level="embeddings"))(batch)
-    moved = Siamese(toy_model("vgvae_all", e_level="embeddings"))(batch | dict(h=batch["h"] + 1))
+    terms = Siamese(tiny_model("vgvae_all", e_level="embeddings"))(batch)
+    moved = Siamese(tiny_model("vgvae_all", e_level="embeddings"))(batch | dict(h=batch["h"] + 1))
     assert all(term.isfinite().all() for term in terms.values())
     assert not torch.equal(terms["RL"], moved["RL"])
 
 
 def test_subwords_are_those_that_occur(cache):
-    data = PairData(align(toy_sentences(4)), cache)
+    data = PairData(align(random_sentences(4)), cache)
     found = set()
     for positions in data.plan(0):
         batch = data.load(positions)
         found |= {*batch["ids"][batch["mask"]].tolist()}
-    assert data.subwords().tolist() == sorted(found) and len(found) < len(VOCAB)
+    assert data.subwords().tolist() == sorted(found) and len(found) < len(TOKENIZER)
 
 
 # ---------------------------------------------------------------- the memory
@@ -255,8 +215,8 @@ def test_subwords_are_those_that_occur(cache):
 def test_the_ring_is_a_list_of_the_last_sentences(capacity, cache):
     """Vectors, groups and SDL itself, step by step, against a Python list; batches of differing
     size, some larger than the ring."""
-    data = PairData(align(toy_sentences(14)), cache, ALL, batch=4)
-    model, naive = Siamese(toy_model("s2dm_pos", edition="paper"), capacity), []
+    data = PairData(align(random_sentences(14)), cache, ALL, batch=4)
+    model, naive = Siamese(tiny_model("s2dm_pos", edition="paper"), capacity), []
     for step, positions in enumerate([*data.plan(0), [0], [*range(12)], *data.plan(1)]):
         batch = data.load(positions)
         torch.manual_seed(step)
@@ -284,9 +244,9 @@ def test_the_ring_is_a_list_of_the_last_sentences(capacity, cache):
 
 
 def test_negatives_from_memory_are_never_of_the_same_group_nor_from_empty_slots(cache, monkeypatch):
-    pairs = align(toy_sentences(6))
+    pairs = align(random_sentences(6))
     data = PairData(pairs, cache, ("RL", "SDL"), batch=3)
-    model = Siamese(toy_model("vgvae_sdl", edition="paper"), 16)
+    model = Siamese(tiny_model("vgvae_sdl", edition="paper"), 16)
     seen = []
     find = L.hardest_negatives
 
@@ -305,8 +265,8 @@ def test_negatives_from_memory_are_never_of_the_same_group_nor_from_empty_slots(
 
 
 def test_a_memory_changes_nothing_but_negatives_and_only_in_training(cache):
-    data = PairData(align(toy_sentences()), cache, ALL, batch=4)
-    plain, model = Siamese(toy_model("s2dm_pos")), Siamese(toy_model("s2dm_pos"), 30)
+    data = PairData(align(random_sentences()), cache, ALL, batch=4)
+    plain, model = Siamese(tiny_model("s2dm_pos")), Siamese(tiny_model("s2dm_pos"), 30)
     model.model.load_state_dict(plain.model.state_dict())
     model.eval()
     for _ in range(2):
@@ -317,18 +277,18 @@ def test_a_memory_changes_nothing_but_negatives_and_only_in_training(cache):
         for name in a: assert_close(a[name], b[name], msg=name)
         assert (model.groups == -1).all()
     model.train()(data.load([3, 4]))
-    again = Siamese(toy_model("s2dm_pos"), 30)
+    again = Siamese(tiny_model("s2dm_pos"), 30)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.vectors, model.vectors) and again.next == 4
     # nothing to remember without SDL
-    assert not [*Siamese(toy_model("s2dm_single_pos"), 30).buffers()]
+    assert not [*Siamese(tiny_model("s2dm_single_pos"), 30).buffers()]
 
 
 @pytest.mark.parametrize("variant", SYSTEMS)
 def test_every_system_trains_every_parameter(variant, cache):
     "So that processes need not look for parameters without a gradient."
-    sentences = toy_sentences()
-    model = Siamese(toy_model(variant), 20)
+    sentences = random_sentences()
+    model = Siamese(tiny_model(variant), 20)
     c = model.model.config
     data = (PairData(align(sentences), cache, c.losses, 4)
             if c.paired
@@ -420,7 +380,7 @@ RUN = dict(
 def toy_run(die_at=0, **params):
     "`pretrain` on toy data, in this process; `die_at`: the step at which it kills itself."
     torch.set_num_threads(1)
-    sentences, forward = toy_sentences(24), Siamese.forward
+    sentences, forward = random_sentences(24), Siamese.forward
     sts = Dataset.from_dict(dict(
         text_a=sentences["text"][:20], text_b=sentences["text"][20:40],
         score=[i % 5 for i in range(20)]))
@@ -441,7 +401,7 @@ def toy_run(die_at=0, **params):
             pretrain_module, "parallel_treebank",
             lambda *a: dict(en=sentences["forms"][:20], de=sentences["forms"][20:40]))
         patch.setattr(Siamese, "forward", counted)
-        return pretrain(PretrainConfig(**RUN | params), toy_encoder())
+        return pretrain(PretrainConfig(**RUN | params), tiny_encoder())
 
 
 def start(folder, launch=(), **params): # `toy_run` in a process of its own
@@ -505,7 +465,7 @@ def test_a_run_leaves_record_model_encoder_and_card(tmp_path):
             == next(e["y"] for e in metrics["evaluations"] if e["step"] == metrics["best_step"]))
     card = (result.folder / "checkpoint/README.md").read_text()
     assert "to be completed" not in card and "CC BY-NC-SA 4.0" in card and "r1" in card
-    vectors = TextVectors.from_pretrained(result.folder / "checkpoint", encoder=toy_encoder())
+    vectors = TextVectors.from_pretrained(result.folder / "checkpoint", encoder=tiny_encoder())
     # the run's own come from a cache in float16
     assert_close(vectors.semantic("ab c"), result.vectors.semantic("ab c"), rtol=1e-2, atol=1e-3)
     weights = load_file(result.folder / "checkpoint/model.safetensors")
@@ -553,10 +513,10 @@ def test_a_run_whose_decoder_knows_the_subwords_of_its_data():
     model = S2DM.from_pretrained(part.folder / "checkpoint")
     rows = model.config.decoder_rows
     assert full.vectors.model.config.decoder_rows == 0
-    assert len(full.vectors.model.decoder.output.weight) == len(VOCAB)
-    assert 0 < rows < len(VOCAB)
+    assert len(full.vectors.model.decoder.output.weight) == len(TOKENIZER)
+    assert 0 < rows < len(TOKENIZER)
     assert (model.decoder.row >= 0).sum() == rows
-    assert model.config.vocabulary == len(VOCAB)
+    assert model.config.vocabulary == len(TOKENIZER)
     assert torch.equal(model.decoder.row, part.vectors.model.decoder.row.cpu())
 
 

@@ -3,6 +3,7 @@ plain loops.
 """
 import json
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,55 +13,33 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 from torch.testing import assert_close
-from transformers import BertConfig, BertModel, BertTokenizer
 
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import Encoder, FeatureCache, load_encoder, mbert_tokenizer
-from s2dm.model import S2DM, S2DMConfig
 from s2dm.subwords import Sentence
+from s2dm.toy import random_words, toy_bert, toy_encoder, toy_s2dm, toy_tokenizer
 from s2dm.treebanks import load_pairs
 from s2dm.vectors import (
     KINDS, TextVectors, as_sentences, correlation, parallel_text, parallel_treebank, plot_retrieval,
     retrieval_accuracy, retrieval_table, similarity_table, sts_correlations)
 
-LETTERS = "abcdefgh"
-VOCAB = [
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + x for x in LETTERS), "狗",
-    "叫", "."]
-
-
-SIZE = len(VOCAB)
-
-
-def tokenizer(vocab=VOCAB):
-    return BertTokenizer(vocab={w: i for i, w in enumerate(vocab)}, do_lower_case=False)
-
-
-def bert(positions=40, seed=0, vocabulary=SIZE):
-    torch.manual_seed(seed)
-    return BertModel(BertConfig(
-        vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=positions))
+SYMBOLS = dict(symbols="abcdefgh", words=["狗", "叫", "."])
+TOKENIZER = toy_tokenizer(**SYMBOLS)
+tiny_encoder = partial(toy_encoder, TOKENIZER, positions=40)
+bert = partial(toy_bert, len(TOKENIZER), positions=40)
 
 
 @pytest.fixture
-def encoder(): return Encoder(bert(), tokenizer(), "tiny", "r1", device="cpu")
+def encoder(): return tiny_encoder()
 
 
-def s2dm(seed=0, **settings):
-    torch.manual_seed(seed)
-    return S2DM(S2DMConfig(
-        **dict(variant="s2dm_sp", encoder_width=16, vocabulary=len(VOCAB), latent_width=6)
-        | settings)).eval()
+def s2dm(**settings):
+    return toy_s2dm(vocabulary=len(TOKENIZER), **dict(latent_width=6) | settings).eval()
 
 
 def texts(n, seed=0, longest=10):
     rng = np.random.default_rng(seed)
-    return [
-        " ".join(
-            "".join(rng.choice([*LETTERS], rng.integers(1, 4)))
-            for _ in range(rng.integers(1, longest)))
-        for _ in range(n)]
+    return [" ".join(random_words(rng, rng.integers(1, longest))) for _ in range(n)]
 
 
 # ---------------------------------------------------------------- vectors of text
@@ -107,7 +86,7 @@ def test_a_text_is_encoded_once(encoder, monkeypatch):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_texts_beyond_the_limit_are_cut_off_and_counted(cached, tmp_path):
-    encoder = Encoder(bert(positions=12), tokenizer(), "tiny", "r1", device="cpu")
+    encoder = tiny_encoder(positions=12)
     vectors = TextVectors(
         encoder, s2dm(), FeatureCache(encoder, "float32", tmp_path) if cached else None)
     with pytest.warns(UserWarning, match="^2 texts reach the 12 subwords"):
@@ -142,8 +121,8 @@ def test_kinds_and_widths_that_are_not_there(encoder):
     with pytest.raises(ParameterError, match="choose one of mean"):
         TextVectors(encoder).semantic("a")
     assert TextVectors(encoder).mean("a b").shape == (1, 16)
-    with pytest.raises(ParameterError, match="width 8, encoder 'tiny' has 16"):
-        TextVectors(encoder, s2dm(encoder_width=8))
+    with pytest.raises(ParameterError, match="width 8, encoder 'toy' has 16"):
+        TextVectors(encoder, s2dm(width=8))
 
 
 # ---------------------------------------------------------------- saved and loaded
@@ -151,7 +130,7 @@ def test_kinds_and_widths_that_are_not_there(encoder):
 @pytest.fixture
 def saved(tmp_path, encoder): # encoder/ and model/, as a run leaves them
     bert().save_pretrained(tmp_path / "encoder")
-    tokenizer().save_pretrained(tmp_path / "encoder")
+    TOKENIZER.save_pretrained(tmp_path / "encoder")
     s2dm().save_pretrained(tmp_path / "model")
     write_json(
         tmp_path / "model/encoder.json", load_encoder(str(tmp_path / "encoder"), "cpu").record)
@@ -174,10 +153,11 @@ def test_another_encoder_is_refused(saved, encoder):
     with pytest.raises(DataError, match="revision sha256:.* but .* here has sha256:"):
         TextVectors.from_pretrained(saved / "model")
     bert().save_pretrained(saved / "encoder")
-    tokenizer([*VOCAB[:5], *VOCAB[:4:-1]]).save_pretrained(saved / "encoder")
+    pieces = TOKENIZER.convert_ids_to_tokens(range(5, len(TOKENIZER)))
+    toy_tokenizer(pieces[::-1], symbols="").save_pretrained(saved / "encoder")
     with pytest.raises(DataError, match="with tokenizer"):
         TextVectors.from_pretrained(saved / "model")
-    with pytest.raises(DataError, match="but 'tiny' here has r1"):
+    with pytest.raises(DataError, match="but 'toy' here has r1"):
         TextVectors.from_pretrained(saved / "model", encoder=encoder)
 
 
@@ -234,9 +214,8 @@ def test_the_table_of_all_tests(encoder):
     assert (table["pairs"] == 9).all()
     assert (table["y"][0]
             == pytest.approx(100 * sts_correlations(TextVectors(encoder, s2dm()), pairs)["y"][0]))
-    assert ([*similarity_table(
-                 TextVectors(encoder), [("zh_sts", "test")], lambda *_: pairs).columns]
-            == ["corpus", "part", "pairs", "mean", "mean_spearman"])
+    alone = similarity_table(TextVectors(encoder), [("zh_sts", "test")], lambda *_: pairs)
+    assert [*alone.columns] == ["corpus", "part", "pairs", "mean", "mean_spearman"]
 
 
 # ---------------------------------------------------------------- retrieval
@@ -314,7 +293,7 @@ def test_a_parallel_corpus_side_by_side(real):
 def test_real_scores(real):
     """An untrained encoder already sees shared words: similarity in one language, none between
     scripts."""
-    encoder = Encoder(bert(128, vocabulary=119547), mbert_tokenizer(), "tiny", "r1", device="cpu")
+    encoder = toy_encoder(mbert_tokenizer(), positions=128)
     table = similarity_table(
         TextVectors(encoder),
         [("sts2017", "en-en"), ("sts2017", "es-es"), ("sts2017", "ar-en")]).set_index("part")
