@@ -8,6 +8,8 @@ __all__ = ['KINDS', 'ALL', 'DataConfig', 'describe_treebanks', 'describe_pairs',
 
 # %% ../nbs/01f_corpora.ipynb #95b702a1
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,13 +19,17 @@ from datasets import Dataset
 
 from .core import Config, MissingData, param
 from .plots import set_style
-from .reading import READING, load_reading, reading_path
-from .similarity import SIMILARITY, TRACKS, load_similarity
+from .reading import ASK_ACROSS, READING, load_reading, reading_path
+from .similarity import SIMILARITY, load_similarity, similarity_path
 from .sources import REGISTRY, needs_publisher
 from .treebanks import COLLECTIONS, load_pairs, load_sentences
 
 # %% ../nbs/01f_corpora.ipynb #87f8c129
-KINDS = {"treebanks": tuple(COLLECTIONS), "reading": tuple(READING), "similarity": tuple(SIMILARITY)}
+KINDS = { # kind of corpus -> its corpora
+    "treebanks": tuple(COLLECTIONS),
+    "reading": tuple(READING),
+    "similarity": tuple(SIMILARITY),
+}
 ALL = tuple(name for names in KINDS.values() for name in names)
 
 
@@ -33,31 +39,43 @@ class DataConfig(Config):
     corpora: tuple[str, ...] = param(ALL, "corpora to fetch, verify and describe", choices=ALL)
 
 # %% ../nbs/01f_corpora.ipynb #264c0a09
+def _licences(treebank): # of its registered files
+    found = {s.licence for s in REGISTRY.values() if f"/{treebank}/" in s.path}
+    return ", ".join(sorted(found))
+
+
+def _joined(values): return "+".join(sorted(set(values)))
+
+# %% ../nbs/01f_corpora.ipynb #b835c133
 def describe_treebanks(
     sentences: Dataset, # as from `load_sentences`
 ) -> pd.DataFrame: # one row per treebank and language
     "Sentences, words, sentence length and depth of each treebank."
-    frame = pd.DataFrame({c: sentences[c][:] for c in ("treebank", "lang", "release")})
-    frame["words"] = [len(x) for x in sentences["forms"][:]]
-    frame["depth"] = [max(x) for x in sentences["depths"][:]]
+    frame = pd.DataFrame({name: sentences[name][:] for name in ("treebank", "lang", "release")})
+    frame["words"] = [len(forms) for forms in sentences["forms"][:]]
+    frame["depth"] = [max(depths) for depths in sentences["depths"][:]]
     table = frame.groupby(["treebank", "lang"], as_index=False).agg(
-        release=("release", lambda x: "+".join(sorted(set(x)))), sentences=("words", "size"), words=("words", "sum"),
-        words_per_sentence=("words", "mean"), tree_depth=("depth", "mean"))
-    return table.assign(licence=[_licence(lambda s, t=t: f"/{t}/" in s.path) for t in table["treebank"]])
+        release=("release", _joined),
+        sentences=("words", "size"),
+        words=("words", "sum"),
+        words_per_sentence=("words", "mean"),
+        tree_depth=("depth", "mean"))
+    return table.assign(licence=[_licences(treebank) for treebank in table["treebank"]])
 
-
-def _licence(wanted): # the licences of the registered files that `wanted` says yes to
-    return ", ".join(sorted({s.licence for s in REGISTRY.values() if wanted(s)}))
-
-
+# %% ../nbs/01f_corpora.ipynb #19e3d15e
 def describe_pairs(
     pairs: Dataset, # as from `load_pairs`
 ) -> pd.DataFrame: # one row per treebank and language pair
     "Pairs and words of each language pair."
-    frame = pd.DataFrame(dict(collection=[g.partition("/")[0] for g in pairs["group"][:]], lang_s=pairs["lang_s"][:], lang_t=pairs["lang_t"][:],
-                              words_s=[len(x) for x in pairs["forms_s"][:]], words_t=[len(x) for x in pairs["forms_t"][:]]))
-    return frame.groupby(["collection", "lang_s", "lang_t"], as_index=False).agg(
-        pairs=("words_s", "size"), words_s=("words_s", "sum"), words_t=("words_t", "sum"))
+    frame = pd.DataFrame(dict(
+        collection=[group.partition("/")[0] for group in pairs["group"][:]],
+        lang_s=pairs["lang_s"][:],
+        lang_t=pairs["lang_t"][:],
+        words_s=[len(forms) for forms in pairs["forms_s"][:]],
+        words_t=[len(forms) for forms in pairs["forms_t"][:]]))
+    by = ["collection", "lang_s", "lang_t"]
+    counts = dict(pairs=("words_s", "size"), words_s=("words_s", "sum"), words_t=("words_t", "sum"))
+    return frame.groupby(by, as_index=False).agg(**counts)
 
 # %% ../nbs/01f_corpora.ipynb #09c9eb60
 def describe_reading(
@@ -67,14 +85,24 @@ def describe_reading(
     licence: str, # of its file
 ) -> dict: # one row of the table
     "Questions, contexts and answer lengths of one part of a corpus in one pair of languages."
-    answers = [text for row in questions["answers"][:] for text in row["text"]]
+    lengths = [] # of all answers, in characters
+    for answers in questions["answers"][:]: lengths += map(len, answers["text"])
     contexts = set(questions["context"][:])
-    return dict(corpus=name, part=part, lang_context=questions[0]["lang_context"], lang_question=questions[0]["lang_question"],
-                questions=len(questions), contexts=len(contexts), answers_per_question=len(answers) / len(questions),
-                context_chars=float(np.median([len(c) for c in contexts])), answer_chars=float(np.median([len(a) for a in answers])),
-                answer_chars_p95=float(np.percentile([len(a) for a in answers], 95)), licence=licence, note=questions.info.description)
+    return dict(
+        corpus=name,
+        part=part,
+        lang_context=questions[0]["lang_context"],
+        lang_question=questions[0]["lang_question"],
+        questions=len(questions),
+        contexts=len(contexts),
+        answers_per_question=len(lengths) / len(questions),
+        context_chars=float(np.median([len(context) for context in contexts])),
+        answer_chars=float(np.median(lengths)),
+        answer_chars_p95=float(np.percentile(lengths, 95)),
+        licence=licence,
+        note=questions.info.description)
 
-
+# %% ../nbs/01f_corpora.ipynb #ae26c125
 def describe_similarity(
     name: str, # corpus
     part: str, # part of it
@@ -83,75 +111,152 @@ def describe_similarity(
 ) -> dict: # one row of the table
     "Pairs and scores of one part of a similarity corpus."
     score = np.array(pairs["score"][:])
-    return dict(corpus=name, part=part, lang_a=pairs[0]["lang_a"], lang_b=pairs[0]["lang_b"], pairs=len(pairs), score_mean=score.mean(),
-                score_sd=score.std(), licence=licence)
+    return dict(
+        corpus=name,
+        part=part,
+        lang_a=pairs[0]["lang_a"],
+        lang_b=pairs[0]["lang_b"],
+        pairs=len(pairs),
+        score_mean=score.mean(),
+        score_sd=score.std(),
+        licence=licence)
 
 # %% ../nbs/01f_corpora.ipynb #94e1b43d
-def _reading_parts(names): # every file of the reading corpora that can be asked for
+def _load_or_note(missing, corpus, part, load, path=""): # load(), or None with a line in `missing`
+    origin = corpus
+    if path: origin = REGISTRY[path].archive or path
+    reasons = [line["reason"] for line in missing if line["origin"] == origin]
+    if not reasons or not needs_publisher(path):
+        try: return load()
+        except MissingData as error: reasons = [str(error).partition(" Tried:")[0]]
+    missing.append(dict(corpus=corpus, part=part, origin=origin, reason=reasons[0]))
+    return None
+
+# %% ../nbs/01f_corpora.ipynb #390837ef
+def _survey_treebanks(names, missing): # tables "treebanks" and "pairs"
+    treebanks = []
+    pairs = []
+    for name in names:
+        sentences = _load_or_note(missing, name, "all", partial(load_sentences, (name,)))
+        if not sentences: continue
+        treebanks.append(describe_treebanks(sentences))
+        pairs.append(describe_pairs(load_pairs((name,))))
+    return dict(treebanks=treebanks, pairs=pairs)
+
+# %% ../nbs/01f_corpora.ipynb #72a2379f
+def _survey_similarity(names, missing): # table "similarity"
+    rows = []
+    for name in names:
+        for part in SIMILARITY[name]:
+            path = similarity_path(name, part)
+            load = partial(load_similarity, name, part)
+            pairs = _load_or_note(missing, name, part, load, path)
+            if not pairs: continue
+            rows.append(describe_similarity(name, part, pairs, REGISTRY[path].licence))
+    return dict(similarity=[pd.DataFrame(rows)] if rows else [])
+
+# %% ../nbs/01f_corpora.ipynb #b04da676
+class _ReadingPart(NamedTuple): # what one file has
+    corpus: str
+    part: str
+    context: str # language
+    question: str # language
+
+
+def _reading_parts(names): # every part of the corpora that can be asked for
     for name in names:
         languages, parts = READING[name]
         for part in parts:
-            for c in languages:
-                for q in languages if name in ("mlqa", "bipar") else (c,): yield name, part, c, q
+            for context in languages:
+                asked = languages if name in ASK_ACROSS else (context,)
+                for question in asked: yield _ReadingPart(name, part, context, question)
 
+# %% ../nbs/01f_corpora.ipynb #c34a4847
+def _survey_reading(names, missing): # table "reading"
+    rows = []
+    for corpus, part, context, question in _reading_parts(names):
+        path = reading_path(corpus, context, question, part)
+        load = partial(load_reading, corpus, context, part, question)
+        label = f"{part} {context}-{question}"
+        questions = _load_or_note(missing, corpus, label, load, path)
+        if not questions: continue
+        rows.append(describe_reading(corpus, part, questions, REGISTRY[path].licence))
+    return dict(reading=[pd.DataFrame(rows)] if rows else [])
 
-def _try(missing, corpus, part, load, path=""): # load(), or None with a line in `missing`; `path`: the file it reads, if it is one
-    origin = path and (REGISTRY[path].archive or path) or corpus
-    reason = next((m["reason"] for m in missing if m["origin"] == origin), None)
-    if reason is None or not needs_publisher(path):
-        try: return load()
-        except MissingData as error: reason = str(error).partition(" Tried:")[0]
-    missing.append(dict(corpus=corpus, part=part, origin=origin, reason=reason))
+# %% ../nbs/01f_corpora.ipynb #99f1894d
+_SURVEYS = { # kind of corpus -> its survey
+    "treebanks": _survey_treebanks,
+    "reading": _survey_reading,
+    "similarity": _survey_similarity,
+}
 
 
 def survey(
     config: DataConfig, # which corpora
-) -> dict[str, pd.DataFrame]: # "treebanks", "pairs", "reading", "similarity", "missing"; those with rows
-    "Fetch, verify, read and describe every corpus of `config`. Raises `DataError` if one is malformed."
-    missing, tables = [], {"treebanks": [], "pairs": [], "reading": [], "similarity": []}
-    for name in [c for c in KINDS["treebanks"] if c in config.corpora]:
-        if sentences := _try(missing, name, "all", lambda name=name: load_sentences((name,))):
-            tables["treebanks"].append(describe_treebanks(sentences))
-            tables["pairs"].append(describe_pairs(load_pairs((name,))))
-    for name, part, c, q in _reading_parts(n for n in KINDS["reading"] if n in config.corpora):
-        path = reading_path(name, c, q, part)
-        if data := _try(missing, name, f"{part} {c}-{q}", lambda n=name, p=part, c=c, q=q: load_reading(n, c, p, q), path):
-            tables["reading"].append(pd.DataFrame([describe_reading(name, part, data, REGISTRY[path].licence)]))
-    for name in [n for n in KINDS["similarity"] if n in config.corpora]:
-        for part in SIMILARITY[name]:
-            path = f"zh_sts/{part}.csv" if name == "zh_sts" else f"sts2017/STS2017.gs/STS.gs.{TRACKS[part][0]}.txt"
-            if data := _try(missing, name, part, lambda n=name, p=part: load_similarity(n, p), path):
-                tables["similarity"].append(pd.DataFrame([describe_similarity(name, part, data, REGISTRY[path].licence)]))
-    found = {k: pd.concat(v).drop_duplicates(ignore_index=True) for k, v in tables.items() if v}
-    return found | ({"missing": pd.DataFrame(missing)} if missing else {})
+) -> dict[str, pd.DataFrame]: # "treebanks", "pairs", "reading", "similarity", "missing"
+    """Fetch, verify, read and describe every corpus of `config`; tables without rows are left out.
+    Raises `DataError` if a corpus is malformed."""
+    missing = []
+    tables = {}
+    for kind, describe in _SURVEYS.items():
+        names = [name for name in KINDS[kind] if name in config.corpora]
+        for name, parts in describe(names, missing).items():
+            if parts: tables[name] = pd.concat(parts).drop_duplicates(ignore_index=True)
+    if missing: tables["missing"] = pd.DataFrame(missing)
+    return tables
 
 # %% ../nbs/01f_corpora.ipynb #74636448
-def _long(tables) -> pd.DataFrame: # the numbers of the figure, one row per mark
-    rows = []
-    for r in tables.get("pairs", pd.DataFrame()).itertuples(): rows.append(("pairs", r.collection, r.lang_t, r.pairs))
-    for r in tables.get("treebanks", pd.DataFrame()).itertuples():
-        rows.append(("words per sentence", r.treebank.rpartition("-")[2].lower(), r.lang, r.words_per_sentence))
-    for r in tables.get("reading", pd.DataFrame()).itertuples():
-        if r.lang_context == r.lang_question and r.corpus in ("xquad", "mlqa", "tydiqa", "bipar") and r.part in ("test", "dev"):
-            rows += [("questions", r.corpus, r.lang_context, r.questions), ("median answer length (characters)", r.corpus, r.lang_context, r.answer_chars)]
-    return pd.DataFrame(rows, columns=["panel", "corpus", "lang", "value"]).drop_duplicates(["panel", "corpus", "lang"], ignore_index=True)
+_SHOWN = ("xquad", "mlqa", "tydiqa", "bipar") # the paper's test sets
 
 
+class _Mark(NamedTuple): # of the figure
+    panel: str
+    corpus: str
+    lang: str
+    value: float
+
+
+def _rows(tables, name): return tables[name].itertuples() if name in tables else ()
+
+# %% ../nbs/01f_corpora.ipynb #24fffd98
+def _marks(tables) -> pd.DataFrame: # the numbers of the figure
+    marks = []
+    for row in _rows(tables, "pairs"):
+        marks.append(_Mark("pairs", row.collection, row.lang_t, row.pairs))
+    for row in _rows(tables, "treebanks"):
+        name = row.treebank.rpartition("-")[2].lower()
+        marks.append(_Mark("words per sentence", name, row.lang, row.words_per_sentence))
+    for row in _rows(tables, "reading"):
+        if row.lang_context != row.lang_question: continue
+        if row.corpus not in _SHOWN or row.part not in ("test", "dev"): continue
+        place = (row.corpus, row.lang_context)
+        marks.append(_Mark("questions", *place, row.questions))
+        marks.append(_Mark("median answer length (characters)", *place, row.answer_chars))
+    table = pd.DataFrame(marks, columns=_Mark._fields)
+    return table.drop_duplicates(["panel", "corpus", "lang"], ignore_index=True)
+
+# %% ../nbs/01f_corpora.ipynb #4967d2ac
+def _draw_panel(ax, panel, marks, colours): # pairs add up, the others are compared
+    table = marks.pivot(index="lang", columns="corpus", values="value").sort_index()
+    if panel == "pairs": table.plot.bar(stacked=True, ax=ax, color=colours, width=.7, rot=0)
+    else:
+        for corpus, marker in zip(table.columns, "oDsv"):
+            look = dict(label=corpus, color=colours[corpus], ms=6, alpha=.8)
+            ax.plot(table.index, table[corpus], marker, **look)
+    ax.set(title=panel, xlabel="", ylabel="", ylim=(0, ax.get_ylim()[1] * 1.05))
+    ax.grid(axis="x", visible=False)
+    ax.legend(title=None, ncols=4, loc="upper center", bbox_to_anchor=(.5, -.08))
+
+# %% ../nbs/01f_corpora.ipynb #00a793b1
 def plot_survey(
     tables: dict[str, pd.DataFrame], # as from `survey`
 ) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
     "Pairs, sentence lengths, questions and answer lengths by language and corpus."
-    data = _long(tables)
+    marks = _marks(tables)
     set_style()
     fig, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
-    colours = dict(zip(sorted(data["corpus"].unique()), sns.color_palette()))
-    for ax, (panel, part) in zip(axes.flat, data.groupby("panel", sort=False)):
-        wide = part.pivot(index="lang", columns="corpus", values="value").sort_index()
-        if panel == "pairs": wide.plot.bar(stacked=True, ax=ax, color=colours, width=0.7, rot=0)
-        else:
-            for corpus, marker in zip(wide.columns, "oDsv"): ax.plot(wide.index, wide[corpus], marker, label=corpus, color=colours[corpus], ms=6, alpha=0.8)
-        ax.set(title=panel, xlabel="", ylabel="", ylim=(0, ax.get_ylim()[1] * 1.05))
-        ax.grid(axis="x", visible=False)
-        ax.legend(title=None, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
-    for ax in list(axes.flat)[data["panel"].nunique():]: ax.remove()
-    return fig, data
+    colours = dict(zip(sorted(marks["corpus"].unique()), sns.color_palette()))
+    panels = marks.groupby("panel", sort=False)
+    for ax, (panel, part) in zip(axes.flat, panels): _draw_panel(ax, panel, part, colours)
+    for ax in list(axes.flat)[len(panels):]: ax.remove()
+    return fig, marks
