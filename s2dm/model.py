@@ -16,12 +16,15 @@ from pathlib import Path
 import safetensors
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import __version__
 from . import losses as L
-from .core import Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param, write_json
+from .core import (
+    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param,
+    write_json)
 from .losses import blank, masked_mean, widen
 from .systems import EDITIONS
 from .treebanks import UPOS
@@ -32,18 +35,19 @@ _VGVAE = L.TERMS["s2dm_pos"][:3]
 _SUBSETS = [extra for n in range(4) for extra in combinations(("CRL", "SDL", "WPL"), n)]
 
 #: losses of the systems of Figure 3, by name
-ABLATIONS = {"_".join(("vgvae", *extra)).lower(): (*_VGVAE, *extra) for extra in _SUBSETS} | {
-    "vgvae_all": (*L.TERMS["s2dm_pos"], "STL_depth", "STL_distance")}
+ABLATIONS = {"_".join(("vgvae", *extra)).lower(): (*_VGVAE, *extra) for extra in _SUBSETS}
+ABLATIONS["vgvae_all"] = (*L.TERMS["s2dm_pos"], "STL_depth", "STL_distance")
 
 _LOSSES = ABLATIONS["vgvae_all"]
-_VARIANTS = {name: dict(losses=losses, paired="single" not in name) for name, losses in (L.TERMS | ABLATIONS).items()}
+_VARIANTS = {name: dict(losses=losses, paired="single" not in name)
+             for name, losses in (L.TERMS | ABLATIONS).items()}
 
 # %% ../nbs/02d_model.ipynb #8e880fca
 _EDITIONS = {
     "paper": {},
     "released": dict(
-        reduction="mean", pooling="parameters", kappa_min=100., negatives="own", sdl_vectors="locations",
-        decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32),
+        reduction="mean", pooling="parameters", kappa_min=100., negatives="own",
+        sdl_vectors="locations", decoder_layers=3, wpl_layers=4, wpl_width=400, distance_rank=32),
     "refined": dict(
         reduction="mean", pooling="parameters", negatives="violating", sdl_vectors="locations",
         z_level="token"),
@@ -52,11 +56,6 @@ for _edition, _weights in L.WEIGHTS.items():
     _EDITIONS[_edition] |= {f"weight_{name}": weight for name, weight in _weights.items()}
 
 # %% ../nbs/02d_model.ipynb #70f028cc
-def _check_losses(names): # None, or what would be right
-    if not names or len(set(names)) < len(names): return f"losses are some of {', '.join(_LOSSES)}, each once, and at least one."
-    return None
-
-
 @dataclass(frozen=True, init=False)
 class _Weights(Config):
     weight_RL: float = param(1., "weight of RL", low=0)
@@ -73,37 +72,81 @@ class _Weights(Config):
     def weights(self) -> dict[str, float]: # of each loss of the model, for `s2dm.losses.objective`
         return {name: getattr(self, f"weight_{name}") for name in self.losses}
 
-# %% ../nbs/02d_model.ipynb #42e07ebe
+# %% ../nbs/02d_model.ipynb #8b7f9983
+def _check_losses(names): # None, or what would be right
+    if names and len(set(names)) == len(names): return None
+    return f"losses are some of {', '.join(_LOSSES)}, each once, and at least one."
+
+# %% ../nbs/02d_model.ipynb #eb3d02c2
 @dataclass(frozen=True, init=False)
-class S2DMConfig(_Weights):
-    "Every choice of the model. Raises `ParameterError` for an unknown setting, an impossible value or losses that need pairs where there are none."
-    edition: str = param("refined", "reading of the paper: a named set of the other settings", choices=EDITIONS)
-    variant: str = param("s2dm_sp", "system of the paper: sets losses and paired", choices=tuple(_VARIANTS))
-    losses: tuple[str, ...] = param(L.TERMS["s2dm_sp"], "terms of the objective", choices=_LOSSES, check=_check_losses)
-    reduction: str = param("sum", "over the subwords, words or pairs of words of a sentence, in RL, CRL, WPL, POS, STL", choices=L.REDUCTIONS)
-    paired: bool = param(True, "a batch holds source sentences and then their translations, not single sentences")
+class _Objective(Config):
+    edition: str = param(
+        "refined", "reading of the paper: a named set of the other settings", choices=EDITIONS)
+    variant: str = param(
+        "s2dm_sp", "system of the paper: sets losses and paired", choices=tuple(_VARIANTS))
+    losses: tuple[str, ...] = param(
+        L.TERMS["s2dm_sp"], "terms of the objective", choices=_LOSSES, check=_check_losses)
+    reduction: str = param(
+        "sum", "over the subwords, words or pairs of words of a sentence, "
+        "in RL, CRL, WPL, POS, STL", choices=L.REDUCTIONS)
+    paired: bool = param(
+        True, "a batch holds source sentences and then their translations, not single sentences")
+
+# %% ../nbs/02d_model.ipynb #0d1cd97c
+@dataclass(frozen=True, init=False)
+class _Inputs(Config):
     encoder_width: int = param(768, "width d of the encoder's states", low=1)
-    embedding_width: int = param(0, "width of the encoder's input embeddings; 0: that of its states", low=0)
+    embedding_width: int = param(
+        0, "width of the encoder's input embeddings; 0: that of its states", low=0)
     vocabulary: int = param(119547, "number V of subwords of the encoder", low=1)
-    decoder_rows: int = param(0, "subwords that the decoder knows; 0: all of the vocabulary", low=0)
+    decoder_rows: int = param(
+        0, "subwords that the decoder knows; 0: all of the vocabulary", low=0)
     tags: int = param(len(UPOS), "number K of parts of speech", low=1)
-    max_positions: int = param(256, "positions that WPL tells apart; later words do not count in it", low=1)
+    max_positions: int = param(
+        256, "positions that WPL tells apart; later words do not count in it", low=1)
+
+# %% ../nbs/02d_model.ipynb #af5153d7
+@dataclass(frozen=True, init=False)
+class _LatentSettings(Config):
     latent_width: int = param(200, "width m of y and of z", low=2)
     posterior: str = param("vmf", "distribution of y on the sphere", choices=tuple(POSTERIORS))
     kappa_min: float = param(0., "smallest concentration of y", low=0)
-    pooling: str = param("samples", "what is averaged to a sentence's y and z", choices=("samples", "parameters"))
-    e_level: str = param("states", "the e_i of Eq. 6 to 10: the encoder's last states, or its input embeddings", choices=("states", "embeddings"))
-    z_level: str = param("sentence", "the z that the syntactic heads read", choices=("sentence", "token"))
+    pooling: str = param(
+        "samples", "what is averaged to a sentence's y and z", choices=("samples", "parameters"))
+    e_level: str = param(
+        "states", "the e_i of Eq. 6 to 10: the encoder's last states, or its input embeddings",
+        choices=("states", "embeddings"))
+    z_level: str = param(
+        "sentence", "the z that the syntactic heads read", choices=("sentence", "token"))
+
+# %% ../nbs/02d_model.ipynb #8bbf60f5
+@dataclass(frozen=True, init=False)
+class _Sizes(Config):
     mlp_layers: int = param(1, "hidden layers of the four posterior networks", low=0)
     mlp_width: int = param(200, "width of a hidden layer of the posterior networks", low=1)
     decoder_layers: int = param(1, "hidden layers of the decoder", low=1)
     decoder_width: int = param(400, "width of a hidden layer of the decoder", low=1)
     wpl_layers: int = param(3, "linear layers of WPL's network", low=1)
     wpl_width: int = param(200, "width of a hidden layer of WPL's network", low=1)
-    depth_rank: int = param(128, "rank of the tree probe B (of the one for depths, if there are two)", low=1)
-    distance_rank: int = param(0, "rank of a second tree probe, for distances; 0: one B for both", low=0)
-    sdl_vectors: str = param("samples", "what SDL compares: y, or the averaged locations", choices=("samples", "locations"))
-    negatives: str = param("crossed", "what SDL keeps a sentence apart from: the hardest negative of its translation (Eq. 5 as printed), its own hardest, or all that break the margin", choices=("crossed", "own", "violating"))
+    depth_rank: int = param(
+        128, "rank of the tree probe B (of the one for depths, if there are two)", low=1)
+    distance_rank: int = param(
+        0, "rank of a second tree probe, for distances; 0: one B for both", low=0)
+
+# %% ../nbs/02d_model.ipynb #42e07ebe
+@dataclass(frozen=True, init=False)
+class S2DMConfig(_Sizes, _LatentSettings, _Inputs, _Objective, _Weights):
+    """Every choice of the model.
+
+    Raises `ParameterError` for an unknown setting, an impossible value or losses that need pairs
+    where there are none."""
+    sdl_vectors: str = param(
+        "samples", "what SDL compares: y, or the averaged locations",
+        choices=("samples", "locations"))
+    negatives: str = param(
+        "crossed", "what SDL keeps a sentence apart from: the hardest negative of its translation "
+        "(Eq. 5 as printed), its own hardest, or all that break the margin",
+        choices=("crossed", "own", "violating"))
     margin: float = param(.4, "margin of SDL, in units of cosine", low=0)
 
     def __init__(self, **settings):
@@ -111,7 +154,9 @@ class S2DMConfig(_Weights):
         variant = check_choice(settings.get("variant", "s2dm_sp"), tuple(_VARIANTS), "variant")
         super().__init__(**_EDITIONS[edition] | _VARIANTS[variant] | settings)
         if not self.paired and (alone := {"CRL", "SDL"} & set(self.losses)):
-            raise ParameterError(f"paired=False is not possible with {' and '.join(sorted(alone))}: these losses compare a sentence with its translation.")
+            raise ParameterError(
+                f"paired=False is not possible with {' and '.join(sorted(alone))}: "
+                "these losses compare a sentence with its translation.")
 
 # %% ../nbs/02d_model.ipynb #18fda32e
 def feed_forward(
@@ -121,7 +166,7 @@ def feed_forward(
     layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
-# %% ../nbs/02d_model.ipynb #e2641fd7
+# %% ../nbs/02d_model.ipynb #2b70c79e
 @dataclass
 class Posterior:
     "Parameters of q(y|x) and q(z|x), of every subword ([N,T,...]) or of every sentence ([N,...])."
@@ -130,28 +175,48 @@ class Posterior:
     mu_z: Tensor # [...,m] means of z
     logvar_z: Tensor # [...,m] log variances of z
 
-
+# %% ../nbs/02d_model.ipynb #e2641fd7
 class PosteriorNetworks(nn.Module):
     "The four networks, from an encoder's states to a posterior for each subword."
 
     def __init__(self, config: S2DMConfig):
         super().__init__()
-        self.config, c = config, config
-        network = lambda width: feed_forward(c.encoder_width, *[c.mlp_width] * c.mlp_layers, width)
-        self.mu_y, self.kappa = network(c.latent_width), network(1)
-        self.mu_z, self.logvar_z = network(c.latent_width), network(c.latent_width)
+        self.config = config
+        hidden = [config.mlp_width] * config.mlp_layers
+        self.mu_y = feed_forward(config.encoder_width, *hidden, config.latent_width)
+        self.kappa = feed_forward(config.encoder_width, *hidden, 1)
+        self.mu_z = feed_forward(config.encoder_width, *hidden, config.latent_width)
+        self.logvar_z = feed_forward(config.encoder_width, *hidden, config.latent_width)
 
-    def inputs(self, states: Tensor, mask: Tensor) -> Tensor: # [N,T,d] and bool [N,T] -> [N,T,d], what each network reads
-        if states.shape[:-1] != mask.shape or states.shape[-1] != self.config.encoder_width:
-            raise ParameterError(f"states {tuple(states.shape)} must be [N,T,{self.config.encoder_width}] and mask {tuple(mask.shape)} [N,T]")
-        return blank(states, mask).to(self.kappa[0].weight.dtype)
 
-    def location(self, h: Tensor) -> Tensor: return F.normalize(widen(self.mu_y(h)), dim=-1) # [N,T,d] -> [N,T,m]
-
-    def forward(self, states: Tensor, mask: Tensor) -> Posterior: # [N,T,d] and bool [N,T] -> [N,T,...]
+    def forward(self, states: Tensor, mask: Tensor) -> Posterior: # [N,T,d] and bool [N,T]
         h = self.inputs(states, mask)
-        kappa, mu_z, logvar_z = (widen(net(h)) for net in (self.kappa, self.mu_z, self.logvar_z))
-        return Posterior(self.location(h), F.softplus(kappa[..., 0]) + self.config.kappa_min, mu_z, logvar_z)
+        kappa = F.softplus(widen(self.kappa(h))[..., 0]) + self.config.kappa_min
+        mu_z = widen(self.mu_z(h))
+        return Posterior(self.location(h), kappa, mu_z, widen(self.logvar_z(h)))
+
+# %% ../nbs/02d_model.ipynb #a43b84b8
+@patch
+def inputs(
+    self: PosteriorNetworks,
+    states: Tensor, # [N,T,d]
+    mask: Tensor, # [N,T] bool, true at subwords of words
+) -> Tensor: # [N,T,d], in the precision of the networks
+    "What each network reads. Raises `ParameterError` for states of another shape."
+    width = self.config.encoder_width
+    if states.shape[:-1] != mask.shape or states.shape[-1] != width:
+        raise ParameterError(f"states {tuple(states.shape)} must be [N,T,{width}] "
+                             f"and mask {tuple(mask.shape)} [N,T]")
+    return blank(states, mask).to(self.kappa[0].weight.dtype)
+
+
+@patch
+def location(
+    self: PosteriorNetworks,
+    h: Tensor, # [N,T,d] as from `inputs`
+) -> Tensor: # [N,T,m] unit vectors
+    "Where the meaning of each subword lies."
+    return F.normalize(widen(self.mu_y(h)), dim=-1)
 
 # %% ../nbs/02d_model.ipynb #0c52940a
 @dataclass
@@ -161,12 +226,11 @@ class Latents:
     drawn_from: Posterior # of what the samples were drawn from: each subword, or each sentence
     y: Tensor # [N,m] semantic vectors, the samples' mean or the sample
     z: Tensor # [N,m] syntactic vectors
-    z_tokens: Tensor | None # [N,T,m] a syntactic vector for each subword; None where nobody reads it
+    z_tokens: Tensor | None # [N,T,m] a syntactic vector per subword; None where nobody reads it
     compared: Tensor # [N,m] the semantic vectors that SDL compares
 
-
+# %% ../nbs/02d_model.ipynb #0ff6f317
 def _draw_y(q: Posterior, family: str) -> Tensor: # [...,m] reparameterised
-    # validation would look at the values, which makes a GPU wait
     return POSTERIORS[family](q.mu_y, q.kappa, validate_args=False).rsample()
 
 
@@ -180,16 +244,23 @@ def draw(
     config: S2DMConfig, # says how
 ) -> Latents: # posteriors and samples
     "Sample y and z of each sentence, and of each subword where they are wanted."
-    mean = lambda x: masked_mean(x, mask)
+    def mean(x): return masked_mean(x, mask)
     location = mean(tokens.mu_y)
+    z_tokens = None
     if config.pooling == "samples":
-        q, z_tokens = tokens, _draw_z(tokens)
-        y, z = mean(_draw_y(q, config.posterior)), mean(z_tokens)
+        q = tokens
+        z_tokens = _draw_z(tokens)
+        y = mean(_draw_y(q, config.posterior))
+        z = mean(z_tokens)
     else:
-        q = Posterior(F.normalize(location, dim=-1), mean(tokens.kappa), mean(tokens.mu_z), mean(tokens.logvar_z))
-        y, z = _draw_y(q, config.posterior), _draw_z(q)
-        z_tokens = _draw_z(tokens) if config.z_level == "token" else None
-    return Latents(tokens, q, y, z, z_tokens, y if config.sdl_vectors == "samples" else location)
+        kappa = mean(tokens.kappa)
+        mu_z = mean(tokens.mu_z)
+        q = Posterior(F.normalize(location, dim=-1), kappa, mu_z, mean(tokens.logvar_z))
+        y = _draw_y(q, config.posterior)
+        z = _draw_z(q)
+        if config.z_level == "token": z_tokens = _draw_z(tokens)
+    compared = y if config.sdl_vectors == "samples" else location
+    return Latents(tokens, q, y, z, z_tokens, compared)
 
 # %% ../nbs/02d_model.ipynb #bdbda13f
 def _rows_of(
@@ -197,13 +268,14 @@ def _rows_of(
     mask: Tensor, # [N,T] bool, true where they count
     row: Tensor, # [V] row of each subword in the decoder's output layer; negative: it has none
 ) -> Tensor: # [N,T] rows, 0 where `mask` is false
-    "Where the decoder has the subwords of a batch. Raises `DataError` for one that it does not know."
+    "Where the decoder has the subwords. Raises `DataError` for one that it does not know."
     rows = blank(row[blank(ids, mask)], mask)
     if (rows < 0).any():
         unknown = ids[rows < 0].unique().tolist()
         raise DataError(
-            f"the decoder does not know the subword ids {', '.join(map(str, unknown[:5]))} ({len(unknown)} in all): "
-            "they did not occur in its training sentences; expected others, or a model with decoder_vocabulary=full")
+            f"the decoder does not know the subword ids {', '.join(map(str, unknown[:5]))} "
+            f"({len(unknown)} in all): they did not occur in its training sentences; "
+            "expected others, or a model with decoder_vocabulary=full")
     return rows
 
 # %% ../nbs/02d_model.ipynb #bdbda140
@@ -217,28 +289,36 @@ class Decoder(nn.Module):
         widths = [config.decoder_width] * config.decoder_layers
         self.hidden = nn.Sequential(*feed_forward(2 * config.latent_width, *widths), nn.ReLU())
         self.output = nn.Linear(config.decoder_width, config.decoder_rows or config.vocabulary)
-        self.register_buffer("row", None)
-        if config.decoder_rows: self.row = torch.full((config.vocabulary,), -1) # [V] of each subword; -1: unknown
+        self.register_buffer("row", None) # [V] of each subword; -1: unknown
+        if config.decoder_rows: self.row = torch.full((config.vocabulary,), -1)
 
-    def know(self, ids: Sequence[int]): # distinct subword ids, as many as the configuration's `decoder_rows`
-        "Give each of these subwords a row of the output layer. Raises `ParameterError` for another number of them."
-        ids = torch.as_tensor(ids).unique()
-        if self.row is None or len(ids) != len(self.output.weight):
-            raise ParameterError(
-                f"{len(ids)} distinct subwords are given; this decoder has "
-                + ("a row for every subword" if self.row is None else f"decoder_rows={len(self.output.weight)}"))
-        self.row.fill_(-1)
-        self.row[ids] = torch.arange(len(ids), device=self.row.device)
-
-    def forward(self, y: Tensor, z: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]: # RL, CRL: [N]
-        if "CRL" in self.wanted:
-            inputs = L.decoder_inputs(y, z)[0 if "RL" in self.wanted else 1:]
-        else:
-            inputs = torch.cat([y, z], -1)[None]
+    def forward(self, y: Tensor, z: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        "RL and CRL, [N] each, as wanted."
+        names = [name for name in ("RL", "CRL") if name in self.wanted]
+        if "CRL" in names: inputs = L.decoder_inputs(y, z)[-len(names):]
+        else: inputs = torch.cat([y, z], -1)[None]
         targets = ids if self.row is None else _rows_of(ids, mask, self.row)
         loss = L.bag_of_words_loss(
-            self.hidden(inputs), self.output.weight, self.output.bias, targets, mask, reduction=self.reduction)
-        return dict(zip([name for name in ("RL", "CRL") if name in self.wanted], loss))
+            self.hidden(inputs), self.output.weight, self.output.bias, targets, mask,
+            reduction=self.reduction)
+        return dict(zip(names, loss))
+
+# %% ../nbs/02d_model.ipynb #647ee0b0
+@patch
+def know(
+    self: Decoder,
+    ids: Sequence[int], # distinct subword ids, as many as the configuration's `decoder_rows`
+):
+    """Give each of these subwords a row of the output layer.
+
+    Raises `ParameterError` for another number of them."""
+    ids = torch.as_tensor(ids).unique()
+    if self.row is None or len(ids) != len(self.output.weight):
+        has = "a row for every subword"
+        if self.row is not None: has = f"decoder_rows={len(self.output.weight)}"
+        raise ParameterError(f"{len(ids)} distinct subwords are given; this decoder has {has}")
+    self.row.fill_(-1)
+    self.row[ids] = torch.arange(len(ids), device=self.row.device)
 
 # %% ../nbs/02d_model.ipynb #1fad6f0d
 def at_words(
@@ -257,10 +337,12 @@ def _head_inputs(
     e_level: str = "states", # or "embeddings"
 ) -> Tensor: # [N,W,d+m], d the width of e_i
     "h_i = [e_i; z] for each word, as in Eq. 6, 7 and 10."
-    first, words = batch["first"], batch["word_mask"]
+    first = batch["first"]
+    words = batch["word_mask"]
     read = batch["h"] if e_level == "states" else batch["e"]
     e = at_words(blank(read, batch["mask"]), first, words)
-    z = at_words(latents.z_tokens, first, words) if z_level == "token" else latents.z[:, None].expand(-1, e.shape[1], -1)
+    if z_level == "token": z = at_words(latents.z_tokens, first, words)
+    else: z = latents.z[:, None].expand(-1, e.shape[1], -1)
     return torch.cat([e.to(z.dtype), z], -1)
 
 # %% ../nbs/02d_model.ipynb #d45eca30
@@ -277,23 +359,39 @@ class SyntacticHeads(nn.Module):
 
     def __init__(self, config: S2DMConfig):
         super().__init__()
-        c, width, self.config = config, e_width(config) + config.latent_width, config
+        c = self.config = config
+        width = e_width(c) + c.latent_width
         trees = [name for name in c.losses if name.startswith("STL")]
-        if "WPL" in c.losses: self.position = feed_forward(width, *[c.wpl_width] * (c.wpl_layers - 1), c.max_positions)
+        if "WPL" in c.losses:
+            hidden = [c.wpl_width] * (c.wpl_layers - 1)
+            self.position = feed_forward(width, *hidden, c.max_positions)
         if "POS" in c.losses: self.tag = nn.Linear(width, c.tags)
-        if "STL_depth" in trees or (trees and not c.distance_rank): self.probe = nn.Linear(width, c.depth_rank, bias=False)
-        if "STL_distance" in trees and c.distance_rank: self.distance_probe = nn.Linear(width, c.distance_rank, bias=False)
+        if "STL_depth" in trees or (trees and not c.distance_rank):
+            self.probe = nn.Linear(width, c.depth_rank, bias=False)
+        if "STL_distance" in trees and c.distance_rank:
+            self.distance_probe = nn.Linear(width, c.distance_rank, bias=False)
 
-    def forward(self, h: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # [N,W,d+m] -> [N] each
-        words, wanted, terms = batch["word_mask"], self.config.losses, {}
-        how = self.config.reduction
-        if "WPL" in wanted: terms["WPL"] = L.word_position_loss(self.position(h), words, how)
-        if "POS" in wanted: terms["POS"] = L.part_of_speech_loss(self.tag(h), batch["tags"], words, how)
-        if "STL_depth" in wanted: terms["STL_depth"] = L.tree_depth_loss(self.probe(h), batch["depths"], words, how)
-        if "STL_distance" in wanted:
-            probe = self.distance_probe if self.config.distance_rank else self.probe
-            terms["STL_distance"] = L.tree_distance_loss(probe(h), batch["distances"], words, how)
-        return terms
+# %% ../nbs/02d_model.ipynb #48d52d3e
+@patch
+def forward(
+    self: SyntacticHeads,
+    h: Tensor, # [N,W,d+m] as from `_head_inputs`
+    batch: Mapping[str, Tensor], # word_mask, and what the losses need
+) -> dict[str, Tensor]: # term -> [N]
+    "The terms that are wanted of WPL, POS and STL."
+    words = batch["word_mask"]
+    wanted = self.config.losses
+    how = self.config.reduction
+    terms = {}
+    if "WPL" in wanted: terms["WPL"] = L.word_position_loss(self.position(h), words, how)
+    if "POS" in wanted:
+        terms["POS"] = L.part_of_speech_loss(self.tag(h), batch["tags"], words, how)
+    if "STL_depth" in wanted:
+        terms["STL_depth"] = L.tree_depth_loss(self.probe(h), batch["depths"], words, how)
+    if "STL_distance" in wanted:
+        probed = (self.distance_probe if self.config.distance_rank else self.probe)(h)
+        terms["STL_distance"] = L.tree_distance_loss(probed, batch["distances"], words, how)
+    return terms
 
 # %% ../nbs/02d_model.ipynb #567145ed
 _CARD = """---
@@ -302,15 +400,18 @@ tags: [cross-lingual, disentanglement, von-mises-fisher]
 ---
 # {title}
 
-S2DM (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-long.70), variant `{variant}`, edition `{edition}`, written by s2dm {version}. It splits the states of a
-frozen multilingual encoder into a semantic vector (on the unit sphere, {latent_width} wide) and a syntactic one.
+S2DM (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-long.70), variant `{variant}`, edition
+`{edition}`, written by s2dm {version}. It splits the states of a frozen multilingual encoder into a
+semantic vector (on the unit sphere, {latent_width} wide) and a syntactic one.
 
     from s2dm.model import S2DM
     model = S2DM.from_pretrained("folder of this file")
-    model.semantic(states, mask)   # states [N,T,{encoder_width}] of the encoder below, mask [N,T]: true at subwords of words
+    # states [N,T,{encoder_width}] of the encoder below, mask [N,T]: true at subwords of words
+    model.semantic(states, mask)
 
 - **Encoder** (name, revision): to be completed
-- **Training data, and its licence** (some parallel treebanks are for non-commercial use only, and so is then this model): to be completed
+- **Training data, and its licence** (some parallel treebanks are for non-commercial use only, and
+  so is then this model): to be completed
 - **Training** (epochs, seed, device): to be completed
 - **Results** (data, metric, value): to be completed
 - **Limits**: languages, domains and lengths that were not tested: to be completed
@@ -320,115 +421,114 @@ frozen multilingual encoder into a semantic vector (on the unit sphere, {latent_
 {settings}
 """
 
-
+# %% ../nbs/02d_model.ipynb #0413c2ab
 def model_card(
     config: S2DMConfig, # the model's settings
     title: str, # the heading
 ) -> str: # Markdown
-    "A template of a model card: what is known is filled in, what a person must add says so."
-    rows = "\n".join(f"| {name} | {', '.join(v) if isinstance(v, tuple) else v} |" for name, v in config.as_dict().items())
-    return _CARD.format(title=title, version=__version__, settings=rows, **{k: v for k, v in config.as_dict().items() if k != "losses"})
+    "A template of a model card."
+    settings = config.as_dict()
+    rows = []
+    for name, value in settings.items():
+        if isinstance(value, tuple): value = ", ".join(value)
+        rows.append(f"| {name} | {value} |")
+    facts = dict(title=title, version=__version__, settings="\n".join(rows))
+    return _CARD.format_map(settings | facts)
 
 # %% ../nbs/02d_model.ipynb #1f7b66a3
-def _read_config(file: Path) -> S2DMConfig: # raises DataError
-    if not file.is_file(): raise MissingData(f"{file} is not there: a model's folder holds config.json and model.safetensors, as `save_pretrained` writes them.")
+def _read_settings(file: Path) -> dict: # raises DataError
+    if not file.is_file():
+        raise MissingData(f"{file} is not there: a model's folder holds config.json and "
+                          "model.safetensors, as `save_pretrained` writes them.")
     try: settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
     if not isinstance(settings, dict) or settings.pop("model_type", None) != "s2dm":
         raise DataError(f'{file} describes no S2DM: "model_type" must be "s2dm".')
-    if not isinstance(settings.pop("s2dm_version", None), str): raise DataError(f'{file} lacks "s2dm_version", the version that wrote it.')
+    if not isinstance(settings.pop("s2dm_version", None), str):
+        raise DataError(f'{file} lacks "s2dm_version", the version that wrote it.')
+    return settings
+
+# %% ../nbs/02d_model.ipynb #6b8fa11e
+def _read_config(file: Path) -> S2DMConfig: # raises DataError
+    settings = _read_settings(file)
     try: config = S2DMConfig(**settings)
     except ParameterError as error: raise DataError(f"{file}: {error}") from None
     if missing := [name for name in config.as_dict() if name not in settings]:
         raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
     return config
 
-
+# %% ../nbs/02d_model.ipynb #557c9e09
 def _read_weights(file: Path) -> dict[str, Tensor]: # raises DataError
-    if not file.is_file(): raise MissingData(f"{file} is not there: the model's weights, as `save_pretrained` writes them.")
-    # a copy: `load_file` maps the file into memory, and whoever wrote into it would change a loaded model
+    if not file.is_file():
+        raise MissingData(f"{file} is not there: the model's weights, "
+                          "as `save_pretrained` writes them.")
     try: return {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except (safetensors.SafetensorError, ValueError) as error: raise DataError(f"{file} is no complete safetensors file: {error}") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise DataError(f"{file} is no complete safetensors file: {error}") from None
+
+# %% ../nbs/02d_model.ipynb #51269134
+def _save(
+    model: nn.Module, # made from an `S2DMConfig`, its attribute `config`
+    folder: str | os.PathLike, # made if missing
+) -> Path: # the folder
+    "Write model.safetensors, README.md (if there is none) and, last, config.json."
+    folder = Path(folder)
+    card = folder / "README.md"
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_write(folder / "model.safetensors") as tmp:
+        save_file(weights, tmp, metadata=dict(format="pt", s2dm_version=__version__))
+    if not card.exists():
+        text = model_card(model.config, folder.name or "S2DM")
+        with atomic_write(card) as tmp: tmp.write_text(text, encoding="utf-8")
+    about = dict(model_type="s2dm", s2dm_version=__version__)
+    write_json(folder / "config.json", about | model.config.as_dict())
+    return folder
 
 # %% ../nbs/02d_model.ipynb #df2cff7d
-class _Pretrained(nn.Module):
-    "A module made from an `S2DMConfig` that can be written to a folder and read from it."
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike, # made if missing
-    ) -> Path: # the folder
-        "Write model.safetensors, README.md (if there is none) and, last, config.json."
-        folder = Path(folder)
-        with atomic_write(folder / "model.safetensors") as tmp:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, tmp, metadata=dict(format="pt", s2dm_version=__version__))
-        if not (folder / "README.md").exists():
-            with atomic_write(folder / "README.md") as tmp: tmp.write_text(model_card(self.config, folder.name or "S2DM"), encoding="utf-8")
-        write_json(folder / "config.json", dict(model_type="s2dm", s2dm_version=__version__, **self.config.as_dict()))
-        return folder
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike, # what `save_pretrained` wrote
-    ):
-        "The saved model, in eval mode, on the CPU. Raises `DataError` for files that are malformed or do not belong together, `MissingData` if there are none."
-        config, weights = _read_config(Path(folder) / "config.json"), _read_weights(Path(folder) / "model.safetensors")
-        with torch.device("meta"): model = cls(config)
-        try: model.load_state_dict(weights, assign=True)
-        except RuntimeError as error: raise DataError(f"{Path(folder) / 'model.safetensors'} does not belong to its config.json: {error}") from None
-        return model.eval()
+def _load(
+    kind: type[nn.Module], # made as `kind(config)`
+    folder: str | os.PathLike, # what `_save` wrote
+) -> nn.Module: # of this kind, in eval mode, on the CPU
+    "The saved model. Raises `DataError` or `MissingData`."
+    config = _read_config(Path(folder) / "config.json")
+    weights = _read_weights(Path(folder) / "model.safetensors")
+    with torch.device("meta"): model = kind(config)
+    try: model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        file = Path(folder) / "model.safetensors"
+        raise DataError(f"{file} does not belong to its config.json: {error}") from None
+    return model.eval()
 
 # %% ../nbs/02d_model.ipynb #5a55dba6
 _SYNTACTIC = ("WPL", "POS", "STL_depth", "STL_distance")
 _WORDS = ("first", "word_mask")
-_NEEDS = dict(RL=("ids",), CRL=("ids",), SDL=("group",), WPL=_WORDS, POS=(*_WORDS, "tags"), STL_depth=(*_WORDS, "depths"),
-              STL_distance=(*_WORDS, "distances"))
+_NEEDS = dict(
+    RL=("ids",), CRL=("ids",), SDL=("group",), WPL=_WORDS, POS=(*_WORDS, "tags"),
+    STL_depth=(*_WORDS, "depths"), STL_distance=(*_WORDS, "distances"))
 
-
+# %% ../nbs/02d_model.ipynb #a029458c
 def _check_batch(batch, config): # raises ParameterError
     for name in config.losses:
         needs = ("h", "mask", *_NEEDS.get(name, ()))
         if name in _SYNTACTIC and config.e_level == "embeddings": needs += ("e",)
         if missing := [key for key in needs if key not in batch]:
-            raise ParameterError(f"the batch lacks {', '.join(map(repr, missing))}, which {name} needs; it has {', '.join(batch)}.")
+            raise ParameterError(f"the batch lacks {', '.join(map(repr, missing))}, "
+                                 f"which {name} needs; it has {', '.join(batch)}.")
     if config.paired and len(batch["mask"]) % 2:
-        raise ParameterError(f"a batch of pairs holds sources and then as many translations; this one has {len(batch['mask'])} sentences.")
+        raise ParameterError("a batch of pairs holds sources and then as many translations; "
+                             f"this one has {len(batch['mask'])} sentences.")
 
 # %% ../nbs/02d_model.ipynb #09c95686
-class _Network(_Pretrained):
-    "The networks of S2DM and the vectors they give."
+class S2DM(nn.Module):
+    "Siamese Semantic Disentanglement Model over states of a frozen encoder (section 3.2)."
 
     def __init__(self, config: S2DMConfig):
         super().__init__()
-        self.config, self.posteriors = config, PosteriorNetworks(config)
-        self.decoder = Decoder(config) if {"RL", "CRL"} & set(config.losses) else None
-        self.heads = SyntacticHeads(config) if {"WPL", "POS", "STL_depth", "STL_distance"} & set(config.losses) else None
-
-    def semantic(
-        self,
-        states: Tensor, # [N,T,d] frozen encoder states
-        mask: Tensor, # [N,T] bool, true at subwords of words
-        level: str = "sentence", # or "token"
-    ) -> Tensor: # [N,m], or [N,T,m] with zeros where `mask` is false
-        "What sentences or subwords mean: the locations of y, unit vectors; of a sentence their mean."
-        return self._level(self.posteriors.location(self.posteriors.inputs(states, mask)), mask, level)
-
-    def syntactic(
-        self,
-        states: Tensor, # [N,T,d] frozen encoder states
-        mask: Tensor, # [N,T] bool, true at subwords of words
-        level: str = "sentence", # or "token"
-    ) -> Tensor: # [N,m], or [N,T,m] with zeros where `mask` is false
-        "How sentences or subwords are built: the means of z; of a sentence their mean."
-        return self._level(widen(self.posteriors.mu_z(self.posteriors.inputs(states, mask))), mask, level)
-
-    def _level(self, x, mask, level):
-        return masked_mean(x, mask) if check_choice(level, ("sentence", "token"), "level") == "sentence" else blank(x, mask)
-
-# %% ../nbs/02d_model.ipynb #18ffa54d
-class S2DM(_Network):
-    "Siamese Semantic Disentanglement Model over states of a frozen encoder (section 3.2)."
+        losses = set(config.losses)
+        self.config = config
+        self.posteriors = PosteriorNetworks(config)
+        self.decoder = Decoder(config) if losses & {"RL", "CRL"} else None
+        self.heads = SyntacticHeads(config) if losses & set(_SYNTACTIC) else None
 
     def forward(
         self,
@@ -438,25 +538,93 @@ class S2DM(_Network):
         "Posteriors of each subword, and samples of y and z."
         return draw(self.posteriors(states, mask), mask, self.config)
 
-    def loss_terms(
-        self,
-        batch: Mapping[str, Tensor], # h, mask, and what the losses need
-        latents: Latents | None = None, # of this batch, if they are there already; else they are drawn
-        candidates: Tensor | None = None, # [C,m] further candidates for negatives
-        candidate_group: Tensor | None = None, # [C] their groups
-    ) -> dict[str, Tensor]: # term -> [B] values per pair, or [N] per sentence
-        "Each term of the objective, unweighted. Raises `ParameterError` if the batch lacks something."
-        _check_batch(batch, self.config)
-        c, mask = self.config, batch["mask"]
-        u = self(batch["h"], mask) if latents is None else latents
-        q, q_mask, terms = u.drawn_from, mask if c.pooling == "samples" else None, {}
-        if "KL_z" in c.losses: terms["KL_z"] = L.kl_z(q.mu_z, q.logvar_z, q_mask)
-        if "KL_y" in c.losses: terms["KL_y"] = L.kl_y(q.mu_y, q.kappa, q_mask, c.posterior)
-        if self.decoder: terms |= self.decoder(u.y, u.z, batch["ids"], mask)
-        if self.heads: terms |= self.heads(_head_inputs(batch, u, c.z_level, c.e_level), batch)
-        if c.paired: terms = {name: L.pair_sum(term) for name, term in terms.items()}
-        if "SDL" in c.losses:
-            known = u.compared, batch["group"], candidates, candidate_group
-            terms["SDL"] = (L.violating_discrimination_loss(*known, c.margin) if c.negatives == "violating" else
-                            L.semantic_discrimination_loss(u.compared, *L.hardest_negatives(*known), c.margin, c.negatives == "crossed"))
-        return {name: terms[name] for name in c.losses}
+# %% ../nbs/02d_model.ipynb #1a87fa57
+def _at_level(x: Tensor, mask: Tensor, level: str) -> Tensor:
+    "The masked mean for a sentence; for tokens x itself, with zeros where `mask` is false."
+    check_choice(level, ("sentence", "token"), "level")
+    return masked_mean(x, mask) if level == "sentence" else blank(x, mask)
+
+# %% ../nbs/02d_model.ipynb #206efe21
+@patch
+def semantic(
+    self: S2DM,
+    states: Tensor, # [N,T,d] frozen encoder states
+    mask: Tensor, # [N,T] bool, true at subwords of words
+    level: str = "sentence", # or "token"
+) -> Tensor: # [N,m], or [N,T,m] with zeros where `mask` is false
+    "What sentences or subwords mean: locations of y, unit vectors; of a sentence their mean."
+    location = self.posteriors.location(self.posteriors.inputs(states, mask))
+    return _at_level(location, mask, level)
+
+# %% ../nbs/02d_model.ipynb #ea553c11
+@patch
+def syntactic(
+    self: S2DM,
+    states: Tensor, # [N,T,d] frozen encoder states
+    mask: Tensor, # [N,T] bool, true at subwords of words
+    level: str = "sentence", # or "token"
+) -> Tensor: # [N,m], or [N,T,m] with zeros where `mask` is false
+    "How sentences or subwords are built: means of z; of a sentence their mean."
+    mean = widen(self.posteriors.mu_z(self.posteriors.inputs(states, mask)))
+    return _at_level(mean, mask, level)
+
+# %% ../nbs/02d_model.ipynb #147a523c
+def _kl_terms(latents: Latents, mask: Tensor, config: S2DMConfig) -> dict[str, Tensor]: # [N] each
+    q = latents.drawn_from
+    q_mask = mask if config.pooling == "samples" else None
+    terms = {}
+    if "KL_z" in config.losses: terms["KL_z"] = L.kl_z(q.mu_z, q.logvar_z, q_mask)
+    if "KL_y" in config.losses: terms["KL_y"] = L.kl_y(q.mu_y, q.kappa, q_mask, config.posterior)
+    return terms
+
+# %% ../nbs/02d_model.ipynb #32c5c509
+def _sdl(y, group, candidates, candidate_group, config: S2DMConfig) -> Tensor: # [N,m], ... -> [B]
+    known = (y, group, candidates, candidate_group)
+    if config.negatives == "violating":
+        return L.violating_discrimination_loss(*known, config.margin)
+    hardest, found = L.hardest_negatives(*known)
+    crossed = config.negatives == "crossed"
+    return L.semantic_discrimination_loss(y, hardest, found, config.margin, crossed)
+
+# %% ../nbs/02d_model.ipynb #18ffa54d
+@patch
+def loss_terms(
+    self: S2DM,
+    batch: Mapping[str, Tensor], # h, mask, and what the losses need
+    latents: Latents | None = None, # of this batch, if they are there already; else they are drawn
+    candidates: Tensor | None = None, # [C,m] further candidates for negatives
+    candidate_group: Tensor | None = None, # [C] their groups
+) -> dict[str, Tensor]: # term -> [B] values per pair, or [N] per sentence
+    "Each term of the objective, unweighted. Raises `ParameterError` if the batch lacks something."
+    c = self.config
+    _check_batch(batch, c)
+    mask = batch["mask"]
+    u = self(batch["h"], mask) if latents is None else latents
+    terms = _kl_terms(u, mask, c)
+    if self.decoder: terms |= self.decoder(u.y, u.z, batch["ids"], mask)
+    if self.heads: terms |= self.heads(_head_inputs(batch, u, c.z_level, c.e_level), batch)
+    if c.paired: terms = {name: L.pair_sum(term) for name, term in terms.items()}
+    if "SDL" in c.losses:
+        terms["SDL"] = _sdl(u.compared, batch["group"], candidates, candidate_group, c)
+    return {name: terms[name] for name in c.losses}
+
+# %% ../nbs/02d_model.ipynb #debfb595
+@patch
+def save_pretrained(
+    self: S2DM,
+    folder: str | os.PathLike, # made if missing
+) -> Path: # the folder
+    "Write model.safetensors, README.md (if there is none) and, last, config.json."
+    return _save(self, folder)
+
+# %% ../nbs/02d_model.ipynb #636a0e38
+@patch(cls_method=True)
+def from_pretrained(
+    cls: S2DM,
+    folder: str | os.PathLike, # what `save_pretrained` wrote
+) -> S2DM: # in eval mode, on the CPU
+    """The saved model.
+
+    Raises `DataError` for files that are malformed or do not belong together, `MissingData` if
+    there are none."""
+    return _load(cls, folder)
