@@ -27,11 +27,11 @@ from .evaluation import (DATASETS, EvaluateConfig, begin_record, best_answers, r
 from .evaluation import _label, _questions
 from .finetune import finetune, pretrained_s2dm
 from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
+from .grammar import Grammar, parse_language
 from .model import S2DM, S2DMConfig
 from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
-from .grammar import Grammar, parse_language
 from .synthetic import Synthetic, SyntheticConfig, read_constituents, reading_files
 from .treebanks import load_sentences
 from .vectors import TESTS, Remembered, TextVectors, generated_tests, load_scored, parallel_generated, parallel_text, parallel_treebank

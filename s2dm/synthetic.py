@@ -314,7 +314,7 @@ class Synthetic:
         return corpus_file(self.config, kind, part, name)
 
     def text(self, language: str, part: str = "train") -> list[list[str]]:
-        "Documents (train, dev), each a list of sentences; the last one is a question."
+        "Documents (train, dev), as sentences; the last one is a question."
         return _documents(self.config, part, language)
 
     def sentences(self, part: str = "train", languages: list[str] | None = None) -> Dataset:
