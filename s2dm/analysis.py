@@ -26,12 +26,12 @@ from .evaluation import (DATASETS, EvaluateConfig, begin_record, read_answers,
 from .evaluation import _label, _questions
 from .finetune import pretrained_s2dm
 from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
+from .grammar import parse_language
 from .model import S2DM, S2DMConfig
 from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
 from .reference import reference_folder
-from .grammar import parse_language
 from .synthetic import Synthetic, read_constituents
 from .systems import EDITIONS, preset
 from .treebanks import load_sentences

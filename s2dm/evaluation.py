@@ -23,12 +23,12 @@ from datasets import Dataset
 from .core import (
     Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, runs_dir, write_json)
 from .features import Answer
+from .grammar import LANGUAGES, parse_language
 from .metrics import (MLQA_LANGUAGES, Scores, bootstrap, check_predictions, read_predictions,
                           read_spans, score)
 from .reader import S2DMReader
 from .reading import READING, load_reading, reading_path
 from .sources import REGISTRY, needs_publisher
-from .grammar import LANGUAGES, parse_language
 from .synthetic import Synthetic, SyntheticConfig
 from .systems import ReadingSystem, preset
 

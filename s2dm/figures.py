@@ -18,10 +18,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 
 from .core import atomic_write
-from .plots import save_figure, set_style
-from .results import DATASET_NAMES, LOSSES, MODEL_NAMES, Results, paper_values, prediction_files, read_record, summarise, system_name
 from .grammar import Grammar, Word
 from .meanings import draw_passage
+from .plots import save_figure, set_style
+from .results import DATASET_NAMES, LOSSES, MODEL_NAMES, Results, paper_values, prediction_files, read_record, summarise, system_name
 from .synthetic import SyntheticConfig
 
 # %% ../nbs/07c_figures.ipynb #34c59207

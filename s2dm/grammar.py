@@ -10,6 +10,7 @@ __all__ = ['STEMS', 'ADJECTIVES', 'PROPER', 'QUESTION_WORDS', 'ORDERS', 'PHRASES
 # %% ../nbs/01e_grammar.ipynb #c87c8525
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, permutations
 from typing import NamedTuple
 
@@ -245,17 +246,29 @@ class Span(NamedTuple):
     role: str # of the phrase
 
 
-def _flatten(phrase, words, spans): # appends to both lists
-    start = len(words)
-    for child in phrase.parts:
-        if type(child) is Word: words.append(child)
-        else: _flatten(child, words, spans)
-    spans.append(Span(start, len(words), phrase.label, phrase.role))
+def _add_spans(node, start, spans): # of the phrases in a tree, from word `start`; returns the end
+    if type(node) is Word: return start + 1
+    end = start
+    for child in node.parts: end = _add_spans(child, end, spans)
+    spans.append(Span(start, end, node.label, node.role))
+    return end
 
 # %% ../nbs/01e_grammar.ipynb #50fdf5e1
+def _add_words(node, words):
+    for child in node.parts:
+        if type(child) is Word: words.append(child)
+        else: _add_words(child, words)
+
+
 def _first_character(words, i): # of word i in the text
     before = sum(len(w.form) + 1 for w in words[:i])
     return before - (i == len(words) - 1) # there is no space before the punctuation
+
+
+def _characters(words, start, end): # of words `start` to `end` in the text
+    last = end - 1
+    return (_first_character(words, start),
+            _first_character(words, last) + len(words[last].form))
 
 # %% ../nbs/01e_grammar.ipynb #928c5974
 class Sentence:
@@ -264,8 +277,7 @@ class Sentence:
     def __init__(self, root: Phrase):
         self.root = root
         self.words: list[Word] = []
-        self.spans: list[Span] = []
-        _flatten(root, self.words, self.spans)
+        _add_words(root, self.words)
 
     @property
     def text(self) -> str:
@@ -285,9 +297,14 @@ class Sentence:
 
     def characters(self, start: int, end: int) -> tuple[int, int]:
         "Words `start` to `end` as characters of the text."
-        last = end - 1
-        past_last = _first_character(self.words, last) + len(self.words[last].form)
-        return _first_character(self.words, start), past_last
+        return _characters(self.words, start, end)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        "Words of every phrase, inner phrases first."
+        spans = []
+        _add_spans(self.root, 0, spans)
+        return spans
 
     @property
     def constituents(self) -> list[tuple[int, int, str]]:
@@ -350,9 +367,10 @@ class Grammar:
         self._forms = {}
 
     def word(self, lemma, upos, deprel, head, *endings, key=None): # endings: concepts or ""
-        if (lemma, endings) not in self._forms:
-            self._forms[lemma, endings] = _inflected(self.own, lemma, endings)
-        form, feats, gloss = self._forms[lemma, endings]
+        known = self._forms.get((lemma, endings))
+        if known is None:
+            known = self._forms[lemma, endings] = _inflected(self.own, lemma, endings)
+        form, feats, gloss = known
         return Word(form, lemma, upos, feats, gloss, deprel, key or next(self.keys), head)
 
     def __call__(

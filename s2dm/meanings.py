@@ -42,11 +42,11 @@ class Draw:
 
     def one(self, items):
         "One of a sequence."
-        return items[self.below(len(items))]
+        return items[self._bits(32) * len(items) >> 32]
 
     def chance(self, percent: int) -> bool:
         "True in `percent` of 100 cases."
-        return self.below(100) < percent
+        return self._bits(32) * 100 >> 32 < percent
 
 # %% ../nbs/01i_meanings.ipynb #46a54c20
 @cache
@@ -101,9 +101,11 @@ class _Noun(NamedTuple):
 
 
 def _draw_noun(draw, kinds, used, earlier=()): # earlier: entities, or None, that may come again
-    known = [_Noun(e.kind, e.stem) for e in earlier if e and e.kind in kinds]
-    known = [noun for noun in known if noun.stem not in used]
-    noun = draw.one(known) if known and draw.chance(draw.overlap) else None
+    known = [e for e in earlier if e and e.kind in kinds and e.stem not in used]
+    noun = None
+    if known and draw.chance(draw.overlap):
+        again = draw.one(known)
+        noun = _Noun(again.kind, again.stem)
     while noun is None or noun.stem in used:
         kind = draw.one(kinds)
         noun = _Noun(kind, draw.one(STEMS[kind]))

@@ -31,10 +31,10 @@ from tqdm import tqdm
 from .core import DataError, ParameterError, RunRecord, device_name, param, runs_dir
 from .encoder import _quiet, length_batches
 from .fit import Fit, FitConfig, fit, step_seed
+from .grammar import LANGUAGES
 from .plots import set_style
 from .reading import load_reading
 from .sources import CORPORA, REGISTRY, fetch, read_text
-from .grammar import LANGUAGES
 from .synthetic import Synthetic, SyntheticConfig
 from .treebanks import COLLECTIONS, PAPER, load_pairs, load_sentences
 

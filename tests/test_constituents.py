@@ -21,11 +21,11 @@ from s2dm.constituents import (
     restricted, share, subtree_runs, trim, violation_row)
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.features import Answer
+from s2dm.grammar import LANGUAGES, Clause, Entity, Grammar, brackets
+from s2dm.meanings import Draw, draw_clause
 from s2dm.parsers import corenlp as kept_corenlp
 from s2dm.reading import load_reading
-from s2dm.synthetic import (
-    Clause, Draw, Entity, Grammar, LANGUAGES, Synthetic, SyntheticConfig, brackets, draw_clause,
-    read_constituents)
+from s2dm.synthetic import Synthetic, SyntheticConfig, read_constituents
 
 
 # the rule

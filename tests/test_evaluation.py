@@ -34,10 +34,10 @@ from s2dm.evaluation import (
 from s2dm.evaluation import tests as all_tests # a name that pytest does not collect
 from s2dm.features import Answer
 from s2dm.finetune import finetune
+from s2dm.grammar import LANGUAGES
 from s2dm.metrics import Scores, read_predictions, score
 from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import READING, load_reading
-from s2dm.synthetic import LANGUAGES
 
 TEXT = {
     "en": "The bridge was built by Ada in 1843, and the boat by Grace.",

@@ -17,14 +17,17 @@ from hypothesis import strategies as st
 
 from s2dm import reading, synthetic
 from s2dm.core import ParameterError
+from s2dm.grammar import (
+    ADJECTIVES, LANGUAGES, QUESTION_WORDS, ROLES, STEMS, Clause, Entity, Grammar, Language,
+    Question, brackets, parse_language, vocabulary)
+from s2dm.meanings import (
+    Draw, answers, cores, covers, draw_clause, draw_passage, draw_question, draw_similar, facts,
+    part_of, propositions, similarity)
 from s2dm.reading import read_squad
 from s2dm.scratch import load_parallel, load_text
 from s2dm.similarity import FEATURES, read_sts2017
 from s2dm.synthetic import (
-    ADJECTIVES, KINDS, LANGUAGES, QUESTION_WORDS, ROLES, STEMS, Clause, Draw, Entity, Grammar,
-    Language, Question, Synthetic, SyntheticConfig, answers, brackets, cores, corpus_folder, covers,
-    draw_clause, draw_passage, draw_question, draw_similar, facts, generate, moved_boundaries,
-    parse_language, part_of, propositions, read_constituents, similarity, vocabulary)
+    KINDS, Synthetic, SyntheticConfig, corpus_folder, generate, moved_boundaries, read_constituents)
 from s2dm.treebanks import UPOS, read_conllu
 
 SMALL = dict(documents=30, sentences=40, questions=60, held_out=30, similar=18)
