@@ -26,118 +26,169 @@ from .core import DataError, ParameterError, check_choice
 from .reading import read_squad
 from .sources import read_text
 
+# %% ../nbs/05a_metrics.ipynb #3657de0a
+def _word_f1(
+    said: str, # normalised
+    gold: str, # normalised
+) -> float: # 0 to 1; 0 if no word is shared
+    "Harmonic mean of precision and recall over words."
+    said_words = said.split()
+    gold_words = gold.split()
+    shared = (Counter(said_words) & Counter(gold_words)).total()
+    if not shared: return 0.0
+    precision = shared / len(said_words)
+    recall = shared / len(gold_words)
+    return 2 * precision * recall / (precision + recall)
+
 # %% ../nbs/05a_metrics.ipynb #499f24e4
-def _best(prediction: str, golds: Sequence[str], normalise: Callable[[str], str]) -> tuple[float, float]: # EM, F1 in percent
-    if isinstance(golds, str) or not golds or not all(isinstance(text, str) for text in (prediction, *golds)):
-        raise ParameterError(f"prediction={prediction!r}, golds={golds!r}: expected a text and a list of at least one text")
-    said, em, f1 = normalise(prediction), 0.0, 0.0
-    for gold in map(normalise, golds):
-        a, b = said.split(), gold.split()
-        shared = (Counter(a) & Counter(b)).total()
-        precision, recall = shared / max(len(a), 1), shared / max(len(b), 1)
-        em, f1 = max(em, float(said == gold)), max(f1, 2 * precision * recall / (precision + recall) if shared else 0.0)
-    return 100 * em, 100 * f1
+def _best_scores(
+    prediction: str, # what the reader says
+    golds: Sequence[str], # right answers, at least one
+    normalise: Callable[[str], str], # what is done to each text before it is compared
+) -> tuple[float, float]: # EM (0 or 100), F1 (0 to 100)
+    "EM and F1, each of the gold answer that suits it best. Raises `ParameterError`."
+    texts = [] if isinstance(golds, str) or not golds else [prediction, *golds]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ParameterError(f"prediction={prediction!r}, golds={golds!r}: "
+                             "expected a text and a list of at least one text")
+    said = normalise(prediction)
+    answers = [normalise(gold) for gold in golds]
+    return 100.0 * (said in answers), 100 * max(_word_f1(said, answer) for answer in answers)
 
 # %% ../nbs/05a_metrics.ipynb #e9ba1ee8
 _ASCII = str.maketrans("", "", string.punctuation)
 
 
-def _squad(text): # normalised
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_ASCII)).split())
+def _normalise_squad(text: str) -> str:
+    "A text as SQuAD's script compares it."
+    bare = text.lower().translate(_ASCII)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
-
+# %% ../nbs/05a_metrics.ipynb #64f19a4e
 def squad_scores(
     prediction: str, # what the reader says
     golds: Sequence[str], # right answers, at least one
 ) -> tuple[float, float]: # EM (0 or 100), F1 (0 to 100)
-    "Exact match and F1 in percent, as SQuAD v1.1's script counts them. Raises `ParameterError` for what is no text."
-    return _best(prediction, golds, _squad)
+    """Exact match and F1 in percent, as SQuAD v1.1's script counts them. Raises `ParameterError` if
+    the prediction is not a text or the gold answers are not a list of texts."""
+    return _best_scores(prediction, golds, _normalise_squad)
 
 # %% ../nbs/05a_metrics.ipynb #649b7098
-_PUNCTUATION = dict.fromkeys([i for i in range(sys.maxunicode) if unicodedata.category(chr(i))[0] == "P"]) | _ASCII
-_ARTICLES = {"en": r"\b(a|an|the)\b", "es": r"\b(un|una|unos|unas|el|la|los|las)\b", "vi": r"\b(của|là|cái|chiếc|những)\b", "ar": "ال", "hi": None, "zh": None,
-             "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b"}
+_ALL_PUNCTUATION = [i for i in range(sys.maxunicode) if unicodedata.category(chr(i))[0] == "P"]
+_PUNCTUATION = dict.fromkeys(_ALL_PUNCTUATION) | _ASCII
+_ARTICLES = {
+    "en": r"\b(a|an|the)\b",
+    "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
+    "vi": r"\b(của|là|cái|chiếc|những)\b",
+    "ar": "ال",
+    "hi": None,
+    "zh": None,
+    "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
+}
 
 
-def _mlqa(text, language): # normalised
+def _normalise_mlqa(text: str, language: str) -> str:
+    "A text as MLQA's script compares it."
     text = text.lower().translate(_PUNCTUATION)
     if _ARTICLES[language]: text = re.sub(_ARTICLES[language], " ", text)
     if language == "zh": text = re.sub("([\u4e00-\u9fa5])", r" \1 ", text)
     return " ".join(text.split())
 
-
+# %% ../nbs/05a_metrics.ipynb #247dfdc8
 def mlqa_scores(
     prediction: str, # what the reader says
     golds: Sequence[str], # right answers, at least one
     language: str, # of the context: en, ar, de, es, hi, vi or zh
 ) -> tuple[float, float]: # EM (0 or 100), F1 (0 to 100)
-    "Exact match and F1 in percent, as MLQA's script counts them. Raises `ParameterError` for what is no text, or a language that MLQA does not have."
+    """Exact match and F1 in percent, as MLQA's script counts them. Raises `ParameterError` as
+    `squad_scores` does, and for a language that MLQA does not have."""
     check_choice(language, _ARTICLES, "language")
-    return _best(prediction, golds, lambda text: _mlqa(text, language))
+    return _best_scores(prediction, golds, lambda text: _normalise_mlqa(text, language))
 
 # %% ../nbs/05a_metrics.ipynb #3a14dce8
 #: languages whose rules MLQA's script has
 MLQA_LANGUAGES = tuple(_ARTICLES)
 
 # %% ../nbs/05a_metrics.ipynb #8fa58c26
-def _some(ids) -> str: # at most five of them
+def _some(ids) -> str:
+    "At most five ids, for a message."
     ids = list(ids)
-    return ", ".join(map(str, ids[:5])) + (f", ... ({len(ids)} in all)" if len(ids) > 5 else "")
+    more = f", ... ({len(ids)} in all)" if len(ids) > 5 else ""
+    return ", ".join(map(str, ids[:5])) + more
 
 
-def _once(pairs): # a JSON object whose keys differ
-    twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+def _without_repetition(
+    pairs, # keys and values of a JSON object
+) -> dict:
+    "The object. Raises `ValueError` if a key occurs twice."
+    counts = Counter(key for key, _ in pairs)
+    twice = [key for key, n in counts.items() if n > 1]
     if twice: raise ValueError(f"these ids stand there twice: {_some(twice)}")
     return dict(pairs)
 
-
-def _read_object(path, each): # a JSON object; `each`: what stands there for a question id
+# %% ../nbs/05a_metrics.ipynb #ee425659
+def _read_object(
+    path: str | Path, # JSON
+    each: str, # what belongs to a question id, for the message
+) -> dict:
+    "The JSON object of a file. Raises `DataError` if it holds none, or has an id twice."
     wanted = f"expected a JSON object with {each} for each question id"
-    try: found = json.loads(read_text(path), object_pairs_hook=_once)
+    try: value = json.loads(read_text(path), object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError): raise
         raise DataError(f"{path}: {error}; {wanted}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: found a {type(found).__name__}; {wanted}")
-    return found
+    if isinstance(value, dict): return value
+    raise DataError(f"{path}: found a {type(value).__name__}; {wanted}")
 
-
+# %% ../nbs/05a_metrics.ipynb #9987dab5
 def read_predictions(
     path: str | Path, # JSON: an object from ids to texts
-) -> dict[str, str]:
+) -> dict[str, str]: # text of each question id
     "The predictions of a file. Raises `DataError` if it is no JSON object or has an id twice."
     return _read_object(path, "one text")
 
-
+# %% ../nbs/05a_metrics.ipynb #2ee13a80
 def check_predictions(
     predictions: dict[str, str], # text of each question id
     ids: Sequence[str], # of the questions
     where: str = "predictions", # for the message
 ):
-    "Check that there is one text for each question and no other. Raises `DataError` that names the ids that are missing, unknown or no text."
-    wrong = {"no prediction for": [i for i in ids if i not in predictions], "no such question:": predictions.keys() - set(ids),
-             "not a text:": [i for i, text in predictions.items() if not isinstance(text, str)]}
-    found = "; ".join(f"{what} {_some(sorted(some, key=str))}" for what, some in wrong.items() if some)
-    if found: raise DataError(f"{where}: {found}. Expected one text for each of the {len(ids)} question ids")
+    """Check that there is one text for each question and no other. Raises `DataError` that names
+    the ids that are missing, unknown or have no text."""
+    wrong = {}
+    wrong["no prediction for"] = [i for i in ids if i not in predictions]
+    wrong["no such question:"] = predictions.keys() - set(ids)
+    wrong["not a text:"] = [i for i, text in predictions.items() if not isinstance(text, str)]
+    faults = [f"{what} {_some(sorted(named, key=str))}" for what, named in wrong.items() if named]
+    if not faults: return
+    raise DataError(f"{where}: {'; '.join(faults)}. "
+                    f"Expected one text for each of the {len(ids)} question ids")
 
 # %% ../nbs/05a_metrics.ipynb #dac7563c
 Span = tuple[int, int, float] # first character, the character behind the last, score
 
 
-def _check_span(span, text, context, where): # raises DataError
+def _check_span(
+    span, # of JSON: [start, end, score], or None
+    text: str, # the prediction
+    context: str, # where it stands
+    where: str, # file and question, for the message
+):
+    "Raises `DataError` if the span is malformed or holds another text."
     if span is None:
         if not text: return
         raise DataError(f"{where}: null; expected the place of the prediction {text!r}")
-    fits = isinstance(span, list) and [type(x) for x in span[:2]] == [int, int] and len(span) == 3
-    if not fits or type(span[2]) not in (int, float) or not math.isfinite(span[2]):
+    kinds = [type(x) for x in span] if isinstance(span, list) else []
+    numbers = kinds in ([int, int, int], [int, int, float])
+    if not numbers or not math.isfinite(span[2]):
         raise DataError(f"{where}: {span!r}; expected [start, end, score], or null for no answer")
     start, end, _ = span
-    if not 0 <= start < end <= len(context) or context[start:end] != text:
-        stands = context[max(start, 0):max(end, 0)]
-        raise DataError(f"{where}: {stands!r:.60} stands at {start} to {end}; expected the "
-                        f"prediction {text!r:.60}. Offsets count Unicode code points")
+    if 0 <= start < end <= len(context) and context[start:end] == text: return
+    stands = context[max(start, 0):max(end, 0)]
+    raise DataError(f"{where}: {stands!r:.60} stands at {start} to {end}; expected the "
+                    f"prediction {text!r:.60}. Offsets count Unicode code points")
 
-
+# %% ../nbs/05a_metrics.ipynb #0c23e673
 def read_spans(
     path: str | Path, # JSON: an object from ids to [start, end, score], or null
     predictions: Mapping[str, str], # text of each question id
@@ -146,10 +197,10 @@ def read_spans(
     "Where predictions stand. Raises `DataError` with file and id if a place has another text."
     spans = _read_object(path, "[start, end, score]")
     ids = questions["id"][:]
-    lost = [i for i in ids if i not in spans]
+    missing = [i for i in ids if i not in spans]
     unknown = sorted(spans.keys() - set(ids))
-    if lost or unknown:
-        raise DataError(f"{path}: no place for {_some(lost) or 'none'}; no such question: "
+    if missing or unknown:
+        raise DataError(f"{path}: no place for {_some(missing) or 'none'}; no such question: "
                         f"{_some(unknown) or 'none'}. Expected the {len(ids)} ids of the questions")
     for i, context in zip(ids, questions["context"][:]):
         _check_span(spans[i], predictions[i], context, f"{path}, question {i}")
@@ -162,20 +213,30 @@ class Scores(NamedTuple):
     em: np.ndarray # [N] 0 or 100
     f1: np.ndarray # [N] 0 to 100
 
+# %% ../nbs/05a_metrics.ipynb #cd797ab5
+def _questions_of_file(path: str | Path, metric: str, language: str | None) -> Dataset:
+    "Questions in SQuAD v1.1's format. Raises `ParameterError` if MLQA's rules lack a language."
+    if metric == "mlqa" and not language:
+        raise ParameterError(
+            f"language is needed to score {path} as MLQA; a file does not say it")
+    return read_squad(path, language or "en", language or "en")
 
+# %% ../nbs/05a_metrics.ipynb #134d3b71
 def score(
     predictions: dict[str, str] | str | Path, # text of each question id, or a JSON file of them
-    questions: Dataset | str | Path, # with columns id and answers, or a file in SQuAD v1.1's format
+    questions: Dataset | str | Path, # with id and answers, or a file in SQuAD v1.1's format
     metric: str = "squad", # "squad" or "mlqa"
     language: str | None = None, # of the contexts, for mlqa; None: what the data set says
 ) -> Scores:
-    "Score every question. Raises `DataError` that names the ids where predictions and questions do not fit together."
+    """Score every question. Raises `DataError` that names the ids where predictions and questions
+    do not fit together, `ParameterError` for a metric or language that is not possible."""
     check_choice(metric, ("squad", "mlqa"), "metric")
-    where, about = (str(x) if isinstance(x, (str, Path)) else name for x, name in ((predictions, "predictions"), (questions, "questions")))
-    if isinstance(predictions, (str, Path)): predictions = read_predictions(predictions)
+    where = "predictions"
+    if isinstance(predictions, (str, Path)):
+        where = str(predictions)
+        predictions = read_predictions(predictions)
     if isinstance(questions, (str, Path)):
-        if metric == "mlqa" and not language: raise ParameterError(f"language is needed to score {about} as MLQA; a file does not say it")
-        questions = read_squad(questions, language or "en", language or "en")
+        questions = _questions_of_file(questions, metric, language)
     ids = questions["id"][:]
     check_predictions(predictions, ids, where)
     golds = [answers["text"] for answers in questions["answers"][:]]
@@ -183,20 +244,31 @@ def score(
         pairs = [squad_scores(predictions[i], gold) for i, gold in zip(ids, golds)]
     else:
         spoken = [language] * len(ids) if language else questions["lang_context"][:]
-        asked = zip(ids, golds, spoken)
-        pairs = [mlqa_scores(predictions[i], gold, lang) for i, gold, lang in asked]
+        rows = zip(ids, golds, spoken)
+        pairs = [mlqa_scores(predictions[i], gold, lang) for i, gold, lang in rows]
     return Scores(ids, *np.array(pairs, float).reshape(-1, 2).T)
 
 # %% ../nbs/05a_metrics.ipynb #4ed7b5c8
-def _resample(scores: Scores, samples: int, seed: int) -> np.ndarray: # [2,samples] means of EM and of F1 over questions drawn with replacement
-    values, n = np.stack([scores.em, scores.f1]), len(scores.ids)
-    if not n or not np.isfinite(values).all(): raise ParameterError(f"{n} scores; expected at least one, all of them numbers")
+def _resampled_means(
+    scores: Scores, # of one system
+    samples: int, # how often to draw
+    seed: int, # of the draw
+) -> np.ndarray: # [2,samples] means of EM and of F1
+    "Means over questions drawn with replacement, as many as there are. Raises `ParameterError`."
+    values = np.stack([scores.em, scores.f1])
+    n = len(scores.ids)
+    if not n or not np.isfinite(values).all():
+        raise ParameterError(f"{n} scores; expected at least one, all of them numbers")
     if samples < 1: raise ParameterError(f"samples={samples}; expected at least 1")
-    rng, rows = np.random.default_rng(seed), max(1, 2**21 // n) # 16 MiB at a time
-    draws = (rng.integers(n, size=(min(rows, samples - at), n)) for at in range(0, samples, rows))
-    return np.concatenate([np.stack([x[drawn].mean(1) for x in values]) for drawn in draws], 1)
+    rng = np.random.default_rng(seed)
+    rows = max(1, 2**21 // n) # samples that are drawn at once: 16 MiB
+    means = []
+    for start in range(0, samples, rows):
+        drawn = rng.integers(n, size=(min(rows, samples - start), n))
+        means.append([x[drawn].mean(1) for x in values])
+    return np.concatenate(means, 1)
 
-
+# %% ../nbs/05a_metrics.ipynb #f6509859
 def bootstrap(
     scores: Scores, # of one system
     samples: int = 10_000, # how often to draw
@@ -204,11 +276,28 @@ def bootstrap(
     seed: int = 0, # of the draw
 ) -> pd.DataFrame: # rows em, f1; columns mean, low, high; percent
     "Means with bootstrap intervals over questions. Raises `ParameterError` if there are no scores."
-    if not 0 < confidence < 1: raise ParameterError(f"confidence={confidence}; expected a share between 0 and 1")
-    low, high = np.quantile(_resample(scores, samples, seed), [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
-    return pd.DataFrame(dict(mean=[scores.em.mean(), scores.f1.mean()], low=low, high=high), index=["em", "f1"])
+    if not 0 < confidence < 1:
+        raise ParameterError(f"confidence={confidence}; expected a share between 0 and 1")
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(_resampled_means(scores, samples, seed), ends, axis=1)
+    mean = [scores.em.mean(), scores.f1.mean()]
+    return pd.DataFrame(dict(mean=mean, low=low, high=high), index=["em", "f1"])
 
 # %% ../nbs/05a_metrics.ipynb #626fcf70
+def _gain(
+    scores: Scores, # of one system
+    baseline: Scores, # of another, in any order
+) -> Scores: # what the first has more, in its order
+    "Differences on each question. Raises `DataError` if the questions are not the same."
+    place = {i: k for k, i in enumerate(baseline.ids)}
+    if len(place) != len(baseline.ids) or sorted(scores.ids) != sorted(place):
+        only_one = _some(sorted(set(scores.ids) ^ set(place)))
+        raise DataError("two systems are compared on the same questions; "
+                        f"only one of them has {only_one}")
+    order = [place[i] for i in scores.ids]
+    return Scores(scores.ids, scores.em - baseline.em[order], scores.f1 - baseline.f1[order])
+
+# %% ../nbs/05a_metrics.ipynb #344f1f79
 def paired_bootstrap(
     scores: Scores, # of one system
     baseline: Scores, # of another, on the same questions
@@ -216,13 +305,11 @@ def paired_bootstrap(
     confidence: float = .95, # share of the samples within the interval
     seed: int = 0, # of the draw
 ) -> pd.DataFrame: # rows em, f1; columns difference, low, high (percent points), p (two-sided)
-    "How much better than the baseline, and is it chance? Raises `DataError` if the questions are not the same."
-    place = {i: k for k, i in enumerate(baseline.ids)}
-    if len(place) != len(baseline.ids) or sorted(scores.ids) != sorted(place):
-        raise DataError(f"two systems are compared on the same questions; only one of them has {_some(sorted(set(scores.ids) ^ set(place)))}")
-    order = [place[i] for i in scores.ids]
-    gain = Scores(scores.ids, scores.em - baseline.em[order], scores.f1 - baseline.f1[order])
+    """How much better than the baseline, and is it chance? Raises `DataError` if the questions are
+    not the same."""
+    gain = _gain(scores, baseline)
     table = bootstrap(gain, samples, confidence, seed).rename(columns=dict(mean="difference"))
     observed = table["difference"].to_numpy()[:, None]
-    strays = np.abs(_resample(gain, samples, seed) - observed) >= np.abs(observed) - 1e-9
-    return table.assign(p=(1 + strays.sum(1)) / (1 + samples))
+    strays = np.abs(_resampled_means(gain, samples, seed) - observed)
+    extreme = strays >= np.abs(observed) - 1e-9 # equal but for rounding counts
+    return table.assign(p=(1 + extreme.sum(1)) / (1 + samples))
