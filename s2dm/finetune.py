@@ -16,19 +16,20 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 
-from .core import (
-    Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, seed_everything)
+from s2dm.core import (
+    Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, seed_everything,
+)
 from .encoder import Encoder, load_encoder
-from .features import TrainingBatches, recovery
+from .features import TrainingBatches, Windows, recovery
 from .fit import Fit, FitConfig, fit
 from s2dm.layers import (
     TextStates, add_lora, dropout_of, freeze, merge_lora, set_dropout, split_layers,
 )
 from .metrics import score
 from .model import S2DM
+from .pretrain import checkpoint_for
 from .reader import ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
-from .pretrain import checkpoint_for
 from .synthetic import Synthetic
 from .systems import ReadingSystem, preset
 from .vectors import TextVectors
@@ -38,27 +39,45 @@ from .vectors import TextVectors
 _RELEASED = dict(epochs=2, learning_rate=3e-5, keep="best")
 
 # %% ../nbs/04c_finetune.ipynb #f0450ffd
+_PARTS = ("train", "dev")
+
+
+def _english_parts(): # every name of English questions
+    names = [f"synthetic/{part}" for part in _PARTS]
+    for corpus, (languages, parts) in READING.items():
+        if "en" in languages: names += [f"{corpus}/{part}" for part in parts]
+    return names
+
+
+def _questions_of(name): # a corpus/part, or a file
+    if Path(name).is_file(): return read_squad(name, "en", "en")
+    corpus, _, chosen = name.partition("/")
+    if corpus == "synthetic":
+        check_choice(chosen, _PARTS, "part of the generated questions")
+        return Synthetic().reading(Synthetic().source, chosen)
+    if corpus in READING: return load_reading(corpus, "en", chosen or None)
+    return check_choice(name, [*_english_parts(), "a file in SQuAD's format"], "questions")
+
+# %% ../nbs/04c_finetune.ipynb #f0450fff
 def load_questions(
-    names: tuple[str, ...], # corpus/part of `READING` in English, "synthetic/train", "synthetic/dev", or files in SQuAD's format
+    names: tuple[str, ...], # corpus/part of `READING` or synthetic, or files in SQuAD's format
 ) -> Dataset: # with the columns of `s2dm.reading.FEATURES`
-    "English questions from several sources. Raises `ParameterError` for an unknown name, `DataError` for a file that is malformed or cannot be had."
-    def one(name):
-        corpus, _, part = name.partition("/")
-        if Path(name).is_file(): return read_squad(name, "en", "en")
-        if corpus == "synthetic": return Synthetic().reading(Synthetic().source, check_choice(part, ("train", "dev"), "part of the generated questions"))
-        if corpus in READING: return load_reading(corpus, "en", part or None)
-        return check_choice(name, ["synthetic/train", "synthetic/dev"] + [f"{c}/{p}" for c, (langs, parts) in READING.items() if "en" in langs for p in parts] + ["a file in SQuAD's format"], "questions")
-    if not names: raise ParameterError("no questions to train on; name at least one corpus/part, or a file in SQuAD's format")
-    return concatenate_datasets([one(name) for name in names])
+    """English questions from several sources. Raises `ParameterError` for an unknown name,
+    `DataError` for a file that is malformed or cannot be had."""
+    if not names:
+        raise ParameterError("no questions to train on; name at least one corpus/part, "
+                             "or a file in SQuAD's format")
+    return concatenate_datasets([_questions_of(name) for name in names])
 
-
+# %% ../nbs/04c_finetune.ipynb #d2435db2
 def evenly(
     questions: Dataset, # any
     most: int, # how many to keep; 0: all
 ) -> Dataset:
     "Evenly spaced questions, always the same."
     if not most or most >= len(questions): return questions
-    return questions.select(np.linspace(0, len(questions) - 1, most).round().astype(int))
+    positions = np.linspace(0, len(questions) - 1, most)
+    return questions.select(positions.round().astype(int))
 
 # %% ../nbs/04c_finetune.ipynb #464d077a
 def _check_dropout(value): # None, or what would be right
@@ -67,42 +86,59 @@ def _check_dropout(value): # None, or what would be right
     except ValueError: inside = False
     return None if inside else "dropout is auto, own, or a number from 0 to 1, such as 0.1."
 
+# %% ../nbs/04c_finetune.ipynb #dde71dd0
+def _usual(chosen): # parameters that encoder and edition decide
+    usual = preset(str(chosen["model"]), "finetune")
+    released = chosen["edition"] == "released" and usual["data"] == "squad/train"
+    return usual | _RELEASED if released else usual
+
+
+def _check_together(config): # raises ParameterError
+    if config.keep == "best" and not config.dev:
+        raise ParameterError("keep='best' is not possible without dev, "
+                             "the questions that say which epoch is best.")
+    if config.adapter != "none" and config.freeze_encoder:
+        raise ParameterError("adapter='lora' is not possible with freeze_encoder: "
+                             "then nothing of the encoder learns.")
+
 # %% ../nbs/04c_finetune.ipynb #dde71dd1
 @dataclass(frozen=True, init=False)
 class FinetuneConfig(Config):
     "Parameters of the run 04_finetune: the system, the training loop's, and these."
     system: ReadingSystem = contains(ReadingSystem)
     training: FitConfig = contains(FitConfig, epochs=3, learning_rate=2e-5)
-    data: tuple[str, ...] = param(("squad/train",), "English questions to train on: corpus/part, or files in SQuAD's format")
-    dev: tuple[str, ...] = param((), "English questions on which progress is measured; they choose nothing")
+    data: tuple[str, ...] = param(
+        ("squad/train",), "English questions to train on: corpus/part, or files in SQuAD's format")
+    dev: tuple[str, ...] = param(
+        (), "English questions on which progress is measured; they choose nothing")
     batch: int = param(32, "windows of a batch, on all devices together", low=1)
     head_scale: float = param(1., "the span head's learning rate, as a multiple", low=0)
     freeze_embeddings: bool = param(False, "the encoder's embeddings do not learn")
-    freeze_layers: int = param(0, "lower layers that do not learn; what they say of a text is computed once and kept on disk", low=0)
-    adapter: str = param("none", "lora: the layers that learn do so by low-rank adapters", choices=("none", "lora"))
+    freeze_layers: int = param(
+        0, "lower layers that do not learn; what they say of a text is computed once and kept on "
+           "disk", low=0)
+    adapter: str = param(
+        "none", "lora: the layers that learn do so by low-rank adapters", choices=("none", "lora"))
     rank: int = param(16, "rows of a low-rank adapter", low=1)
-    dropout: str = param("auto", "of the encoder in training: a share from 0 to 1; own: as its configuration says; auto: own on a GPU, 0 on a CPU, where it triples a step", check=_check_dropout)
-    keep: str = param("last", "weights that are kept: the last, or those of the epoch with the best F1 on dev", choices=("last", "best"))
+    dropout: str = param(
+        "auto", "of the encoder in training: a share from 0 to 1; own: as its configuration says; "
+                "auto: own on a GPU, 0 on a CPU, where it triples a step", check=_check_dropout)
+    keep: str = param(
+        "last", "weights that are kept: the last, or those of the epoch with the best F1 on dev",
+        choices=("last", "best"))
     dev_sample: int = param(0, "questions of dev that are asked, evenly spaced; 0: all", low=0)
-    s2dm: str = param("", "folder of the S2DM; empty: that of the run 03_pretrain with the same model, variant, edition and seed")
+    s2dm: str = param("", "folder of the S2DM; empty: that of the run 03_pretrain with the same "
+                          "model, variant, edition and seed")
     max_length: int = param(384, "subwords of a window, special tokens included", low=8)
     stride: int = param(128, "subwords of context that neighbouring windows share", low=0)
     query: int = param(64, "subwords of a question that are kept", low=1)
 
     @classmethod
-    def presets(cls, chosen):
-        usual = preset(str(chosen["model"]), "finetune")
-        released = chosen["edition"] == "released" and usual["data"] == "squad/train"
-        return usual | _RELEASED if released else usual
+    def presets(cls, chosen): return _usual(chosen)
 
     def __init__(self, **params):
         super().__init__(**params)
-        if self.keep == "best" and not self.dev:
-            raise ParameterError("keep='best' is not possible without dev, "
-                                 "the questions that say which epoch is best.")
-        if self.adapter != "none" and self.freeze_encoder:
-            raise ParameterError("adapter='lora' is not possible with freeze_encoder: "
-                                 "then nothing of the encoder learns.")
+        _check_together(self)
 
 # %% ../nbs/04c_finetune.ipynb #6679756e
 def pretrained_s2dm(
@@ -124,31 +160,61 @@ def pretrained_s2dm(
     return S2DM(model.config).to(encoder.device).eval()
 
 # %% ../nbs/04c_finetune.ipynb #64866ea2
-def _sum(module: torch.nn.Module) -> str: # which weights
-    return "sha256:" + hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in module.parameters())).hexdigest()[:16]
+def _weights_sum(module: torch.nn.Module) -> str: # which weights
+    found = hashlib.sha256()
+    for p in module.parameters(): found.update(p.detach().cpu().numpy().tobytes())
+    return f"sha256:{found.hexdigest()[:16]}"
+
+
+def _reader_config(config, encoder): # what of it is the reader's
+    sizes = {name: getattr(config, name) for name in ("head", "stride", "query")}
+    sizes["max_length"] = min(config.max_length, encoder.split.limit)
+    # as in its code
+    if config.edition == "released" and config.variant != "baseline": sizes["n_best"] = 10
+    return ReaderConfig(**sizes)
+
+
+def _prepare_dropout(config, encoder):
+    if config.dropout == "own": return
+    if config.dropout != "auto": set_dropout(encoder.model, float(config.dropout))
+    elif encoder.device.type != "cuda": set_dropout(encoder.model, 0.)
+
+
+def _choose_what_learns(config, reader):
+    reader.encoder.requires_grad_(not config.freeze_encoder)
+    if config.freeze_encoder: return
+    freeze(reader.encoder, config.freeze_embeddings, config.freeze_layers)
+    if config.adapter == "lora": add_lora(reader.encoder, config.rank)
+
+# %% ../nbs/04c_finetune.ipynb #64866ea3
+def _about(config, reader, encoder): # what people should know of a reader
+    facts = dict(dropout=dropout_of(reader.encoder), system=config.key)
+    facts |= dict(encoder=f"{encoder.name}, {encoder.revision}")
+    if reader.semantic is not None: facts |= dict(s2dm=_weights_sum(reader.semantic))
+    return facts
 
 
 def new_reader(
     config: FinetuneConfig, # which system
 ) -> S2DMReader: # not trained yet
-    "Encoder, S2DM and a new span head, as `config` wants them. Raises what `load_encoder` and `pretrained_s2dm` raise."
-    seed_everything(config.seed) # weights that an encoder's files lack, such as a pooler that nobody reads
+    """Encoder, S2DM and a new span head, as `config` wants them. Raises what `load_encoder` and
+    `pretrained_s2dm` raise."""
+    # weights that an encoder's files lack are drawn, such as a pooler that nobody reads
+    seed_everything(config.seed)
     encoder = load_encoder(config.model, PartialState(cpu=not torch.cuda.is_available()).device)
-    # a kind that cannot be frozen is refused before an S2DM is trained
+    # a kind that cannot be frozen is refused before an S2DM is looked for
     if config.freeze_layers: split_layers(encoder.model, config.freeze_layers)
     s2dm = pretrained_s2dm(config.system, encoder, config.s2dm)
     seed_everything(config.seed) # the head, which starts alike in all systems
-    sizes = {k: getattr(config, k) for k in ("head", "max_length", "stride", "query")}
-    sizes["max_length"] = min(sizes["max_length"], encoder.split.limit)
-    if config.edition == "released" and config.variant != "baseline": sizes["n_best"] = 10
-    if config.dropout != "own" and not (config.dropout == "auto" and encoder.device.type == "cuda"):
-        set_dropout(encoder.model, 0. if config.dropout == "auto" else float(config.dropout))
-    reader = S2DMReader(encoder.model.requires_grad_(not config.freeze_encoder), encoder.split.tokenizer, s2dm, ReaderConfig(**sizes), frozen=config.control != "trainable")
-    if not config.freeze_encoder: freeze(reader.encoder, config.freeze_embeddings, config.freeze_layers)
-    if config.adapter == "lora": add_lora(reader.encoder, config.rank)
+    _prepare_dropout(config, encoder)
+    tokenizer = encoder.split.tokenizer
+    settings = _reader_config(config, encoder)
+    frozen = config.control != "trainable"
+    reader = S2DMReader(encoder.model, tokenizer, s2dm, settings, frozen=frozen)
+    _choose_what_learns(config, reader)
     if config.freeze_layers: reader.keep_lower(config.freeze_layers)
     reader.base = dict(name=encoder.name, revision=encoder.revision)
-    reader.facts = dict(dropout=dropout_of(reader.encoder), system=config.key, encoder=f"{encoder.name}, {encoder.revision}") | (dict(s2dm=_sum(reader.semantic)) if s2dm else {})
+    reader.facts = _about(config, reader, encoder)
     return reader
 
 # %% ../nbs/04c_finetune.ipynb #af67aaf0
@@ -169,41 +235,82 @@ class _WithStates: # training batches that hold states of lower layers instead o
 
     def load(self, positions, generator=None):
         batch = self.data.load(positions, generator)
-        return {k: v for k, v in batch.items() if k != "input_ids"} | dict(states=self.states.pad(positions))
+        del batch["input_ids"]
+        return batch | dict(states=self.states.pad(positions))
+
+# %% ../nbs/04c_finetune.ipynb #3b155c5a
+@dataclass
+class _Unseen: # development questions, as the reader sees them
+    questions: Dataset
+    windows: Windows
+    states: TextStates | None # of the frozen layers
+
+    def score(self, reader) -> dict[str, float]: # em, f1 in percent
+        answers = reader.read(self.windows, progress=False, states=self.states)
+        texts = {}
+        for id, best in zip(self.questions["id"][:], answers, strict=True):
+            texts[id] = best[0].text if best else ""
+        scores = score(texts, self.questions)
+        return dict(em=float(scores.em.mean()), f1=float(scores.f1.mean()))
 
 
-def _score(reader: S2DMReader, questions: Dataset, windows, states) -> dict[str, float]: # em, f1 in percent
-    answers = reader.read(windows, progress=False, states=states)
-    found = score({id: a[0].text if a else "" for id, a in zip(questions["id"][:], answers, strict=True)}, questions)
-    return dict(em=float(found.em.mean()), f1=float(found.f1.mean()))
+def _dev_questions(config): # None: progress is not measured
+    if not config.dev: return None
+    questions = evenly(load_questions(config.dev), config.dev_sample)
+    if len(set(questions["id"][:])) == len(questions): return questions
+    raise ParameterError(f"dev={','.join(config.dev)!r}: some questions have the same id; "
+                         "expected one name for each")
+
+
+def _as_seen(questions, config, reader):
+    if questions is None: return None
+    windows = reader.windows(questions)
+    states = reader.lower_states(windows, precision=config.precision)
+    return _Unseen(questions, windows, states)
 
 # %% ../nbs/04c_finetune.ipynb #ba8ac269
+def _metrics(config, reader, windows, questions, fitted): # what the record says
+    counts = dict(questions=len(questions), precision=fitted.precision, windows=len(windows))
+    went = dict(recovered=recovery(windows), steps=fitted.steps, seconds=fitted.seconds)
+    went |= dict(history=fitted.history.to_dict("list"))
+    went |= dict(evaluations=fitted.evaluations.to_dict("records"))
+    return counts | went | reader.facts
+
+
+def _fit(config, reader, data, unseen, folder, questions):
+    evaluate = None if unseen is None else (lambda: unseen.score(reader))
+    return fit(
+        reader, data, config, folder, weights=dict(start=.5, end=.5),
+        scales={"head.": config.head_scale}, evaluate=evaluate,
+        metric="f1" if config.keep == "best" else None,
+        about=dict(reader.facts, questions=len(questions)))
+
+# %% ../nbs/04c_finetune.ipynb #ba8ac26b
 def finetune(
     config: FinetuneConfig, # everything
 ) -> Finetuned:
-    """Train a reader on English questions, or go on where an earlier call stopped; it and its record go to runs/finetune/model/system/seed. Raises
-    `MissingData` for an encoder, S2DM or questions that cannot be had, `ParameterError` if the folder holds another run."""
-    folder, main = config.folder("finetune"), PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    """Train a reader on English questions, or go on where an earlier call stopped (Sections 3.4
+    and 4.2). It and its record go to runs/finetune/model/system/seed. Raises `MissingData` for an
+    encoder, S2DM or questions that cannot be had, `ParameterError` if the folder holds another
+    run."""
+    folder = config.folder("finetune")
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     questions = load_questions(config.data)
-    dev = evenly(load_questions(config.dev), config.dev_sample) if config.dev else None
-    if dev and len(set(dev["id"][:])) < len(dev): raise ParameterError(f"dev={','.join(config.dev)!r}: some questions have the same id; expected one name for each")
+    dev = _dev_questions(config)
     reader = new_reader(config)
     windows = reader.windows(questions)
-    unseen = reader.windows(dev) if dev else None
-    about = dict(reader.facts, questions=len(questions))
     data = TrainingBatches(windows, config.batch, config.seed)
-    kept = reader.lower_states(windows, precision=config.precision)
-    kept_dev = reader.lower_states(unseen, precision=config.precision) if dev else None
-    if kept is not None: data = _WithStates(data, kept)
+    states = reader.lower_states(windows, precision=config.precision)
+    if states is not None: data = _WithStates(data, states)
+    unseen = _as_seen(dev, config, reader)
     with RunRecord(folder, config) if main else nullcontext() as record:
-        found = fit(reader, data, config, folder, weights=dict(start=.5, end=.5), scales={"head.": config.head_scale},
-                    evaluate=(lambda: _score(reader, dev, unseen, kept_dev)) if dev else None,
-                    metric="f1" if config.keep == "best" else None, about=about)
+        fitted = _fit(config, reader, data, unseen, folder, questions)
     merge_lora(reader.encoder)
-    metrics = dict(questions=len(questions), precision=found.precision, windows=len(windows), recovered=recovery(windows), steps=found.steps, seconds=found.seconds,
-                   history=found.history.to_dict("list"), evaluations=found.evaluations.to_dict("records"), **reader.facts)
+    metrics = _metrics(config, reader, windows, questions, fitted)
     if main:
-        reader.facts |= {"questions": f"{len(questions):,} in English: {', '.join(config.data)}", "training": f"{found.steps} steps, seed {config.seed}"}
+        said = f"{len(questions):,} in English: {', '.join(config.data)}"
+        training = f"{fitted.steps} steps, seed {config.seed}"
+        reader.facts |= dict(questions=said, training=training)
         reader.save_pretrained(folder / "checkpoint")
         record.save(metrics)
-    return Finetuned(folder, reader, found, metrics)
+    return Finetuned(folder, reader, fitted, metrics)

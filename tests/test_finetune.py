@@ -505,7 +505,7 @@ def test_the_best_epoch_on_dev_is_kept_where_the_released_code_keeps_it(
         deep, tmp_path, monkeypatch):
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
     scores = iter([dict(em=10., f1=50.), dict(em=20., f1=40.)])
-    monkeypatch.setattr("s2dm.finetune._score", lambda *args: next(scores))
+    monkeypatch.setattr("s2dm.finetune._Unseen.score", lambda *args: next(scores))
     found = finetune(config(deep, keep="best"))
     assert found.fit.best_step == found.fit.steps // 2
     with pytest.raises(ParameterError, match="keep='best' is not possible without dev"):
