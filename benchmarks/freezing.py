@@ -25,7 +25,7 @@ from s2dm.metrics import score
 ARMS = {
     "all": dict(freeze_embeddings=False, freeze_layers=0),
     "embeddings frozen": dict(freeze_embeddings=True, freeze_layers=0),
-    "embeddings frozen, dropout": dict(dropout="own"),
+    "embeddings frozen and dropout": dict(dropout="own"),
     "lower 4 frozen": dict(freeze_layers=4),
     "lower 6 frozen": dict(freeze_layers=6),
     "lower 8 frozen": dict(freeze_layers=8),
