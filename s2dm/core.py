@@ -421,10 +421,17 @@ def _origin(config): # what a result depends on
         device=device_name(),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
+
+def _says_the_same(record, parameters, metrics): # `record`: contents of config.json, metrics.json
+    if len(record) < 2: return False
+    try: config, known = (json.loads(content) for content in record.values())
+    except ValueError: return False
+    return [config.get("parameters"), known] == json.loads(json.dumps([parameters, metrics]))
+
 # %% ../nbs/00a_core.ipynb #fbb83cf9
 class RunRecord:
     """config.json and metrics.json of one run. In a `with` block, a run that is refused
-    (`ParameterError`) leaves the record that was there."""
+    (`ParameterError`) leaves the record that was there; so does one that had nothing to do."""
 
     def __init__(
         self,
@@ -441,7 +448,9 @@ class RunRecord:
     def __enter__(self): return self
 
     def __exit__(self, kind, error, trace):
-        if kind is None or not issubclass(kind, ParameterError): return
+        if kind is not None and issubclass(kind, ParameterError): self._restore()
+
+    def _restore(self):
         for path, content in self._before.items():
             with atomic_write(path) as tmp: tmp.write_bytes(content)
 
@@ -449,7 +458,11 @@ class RunRecord:
         self,
         metrics: dict[str, Any], # what the tables read
     ) -> Path: # metrics.json
-        "End the run: complete config.json with time and memory, then write metrics.json."
+        """End the run: complete config.json with time and memory, then write metrics.json. A run
+        that only found again what its record says, seconds included, leaves that as it was."""
+        if _says_the_same(self._before, self.config["parameters"], metrics):
+            self._restore()
+            return self.folder / "metrics.json"
         seconds = round(time.perf_counter() - self._start, 3)
         self.config |= dict(wall_time_s=seconds, **peak_memory())
         write_json(self.folder / "config.json", self.config)

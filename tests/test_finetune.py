@@ -217,6 +217,7 @@ def test_a_finished_run_is_not_run_again_and_other_parameters_are_refused(parts)
     assert before == {p.name: p.read_bytes() for p in done.folder.iterdir() if p.is_file()}
     same = finetune(config(parts))
     assert same.metrics == done.metrics and same.fit.steps == 10
+    assert before == {p.name: p.read_bytes() for p in done.folder.iterdir() if p.is_file()}
     assert (finetune(config(parts, learning_rate=2e-3, fresh=True)).fit.history["loss"].iloc[-1]
             != done.fit.history["loss"].iloc[-1])
     assert config(parts, freeze_encoder=True).folder("finetune") != done.folder
