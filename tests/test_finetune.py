@@ -14,8 +14,6 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from test_features import wordpiece
-from transformers import BertConfig, BertModel
 
 import s2dm.pretrain
 from s2dm.core import DataError, MissingData, ParameterError, write_json
@@ -23,49 +21,18 @@ from s2dm.encoder import load_encoder
 from s2dm.features import TrainingBatches
 from s2dm.finetune import (
     FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm)
-from s2dm.model import ABLATIONS, S2DM, S2DMConfig
+from s2dm.model import ABLATIONS
+from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain_missing
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
 from s2dm.systems import ENCODERS
-from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain_missing
+from s2dm.toy import save_toy_encoder, save_toy_questions, save_toy_s2dm
 
-PEOPLE, THINGS = ["ada", "grace", "alan", "emmy"], ["bridge", "boat", "song", "tower", "cake"]
-
-
-def save_encoder(folder, seed=0, layers=1):
-    torch.manual_seed(seed)
-    size = dict(
-        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=128)
-    tokenizer = wordpiece()
-    BertModel(
-        BertConfig(vocab_size=len(tokenizer), **size),
-        add_pooling_layer=False).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_encoder(str(folder), "cpu")
+def save_encoder(folder, **sizes):
+    return load_encoder(save_toy_encoder(folder, feed_forward=32, positions=128, **sizes), "cpu")
 
 
-def save_s2dm(folder, encoder, seed=7, **settings):
-    torch.manual_seed(seed)
-    s2dm = S2DM(S2DMConfig(
-        **dict(
-            encoder_width=encoder.width, vocabulary=50, latent_width=8, mlp_width=12,
-            decoder_width=8)
-        | settings))
-    s2dm.save_pretrained(folder)
-    write_json(folder / "encoder.json", encoder.record)
-    return s2dm
-
-
-def save_questions(file, n=20):
-    rows = [(p, t) for t in THINGS for p in PEOPLE][:n]
-    paragraphs = [
-        dict(
-            context=f"{'so ' * (i % 4)}{p} made a {t}.",
-            qas=[dict(id=f"q{i}", question=f"Who made the {t}?", answers=[dict(
-                text=p, answer_start=3 * (i % 4))])])
-        for i, (p, t) in enumerate(rows)]
-    write_json(file, dict(data=[dict(title="", paragraphs=paragraphs)]))
+save_s2dm = partial(save_toy_s2dm, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +40,7 @@ def parts(tmp_path_factory):
     "A folder with an encoder, an S2DM for it, and questions."
     folder = tmp_path_factory.mktemp("parts")
     save_s2dm(folder / "s2dm", save_encoder(folder / "encoder"))
-    save_questions(folder / "questions.json")
+    save_toy_questions(folder / "questions.json")
     return folder
 
 
@@ -226,7 +193,7 @@ def test_a_finished_run_is_not_run_again_and_other_parameters_are_refused(parts)
 def test_another_s2dm_or_encoder_under_the_same_name_is_refused(parts, tmp_path):
     encoder = save_encoder(tmp_path / "encoder")
     save_s2dm(tmp_path / "s2dm", encoder)
-    save_questions(tmp_path / "questions.json")
+    save_toy_questions(tmp_path / "questions.json")
     finetune(config(tmp_path))
     save_s2dm(tmp_path / "s2dm", encoder, seed=8)
     with pytest.raises(ParameterError, match="s2dm was 'sha256:"): finetune(config(tmp_path))
@@ -235,7 +202,7 @@ def test_another_s2dm_or_encoder_under_the_same_name_is_refused(parts, tmp_path)
         finetune(config(tmp_path))
     save_s2dm(tmp_path / "s2dm", other)
     with pytest.raises(ParameterError, match="encoder was "): finetune(config(tmp_path))
-    save_questions(tmp_path / "questions.json", 19)
+    save_toy_questions(tmp_path / "questions.json", 19)
     with pytest.raises(ParameterError, match="questions was 20 and is 19"):
         finetune(config(tmp_path))
 
@@ -373,9 +340,8 @@ def test_questions_from_files_and_what_is_none(parts, tmp_path):
 
 def test_the_table_of_settings_says_what_the_presets_are():
     cells = json.loads((ROOT / "nbs/04c_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
-    rows = next(
-        t for t in ("".join(c["source"]) for c in cells)
-        if t.startswith("## Settings")).splitlines()
+    texts = ["".join(c["source"]) for c in cells]
+    rows = next(t for t in texts if t.startswith("## Settings")).splitlines()
     rows = [
         [cell.strip() for cell in r.strip("|").split("|")]
         for r in rows
@@ -418,7 +384,7 @@ def deep(tmp_path_factory):
     "The same parts with an encoder of three layers."
     folder = tmp_path_factory.mktemp("deep")
     save_s2dm(folder / "s2dm", save_encoder(folder / "encoder", layers=3))
-    save_questions(folder / "questions.json")
+    save_toy_questions(folder / "questions.json")
     return folder
 
 
