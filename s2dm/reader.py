@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
-from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, states_width, usual_budget
+from .encoder import hub_files, length_batches, load_encoder, quiet, states_width, subword_limit, usual_budget
 from .features import LONGEST, Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
 from .layers import LowerStates, TextStates, split_layers
 from .losses import widen
@@ -100,7 +100,7 @@ An extractive reader (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-lon
 
 
 def _check_parts(encoder, tokenizer, s2dm, config): # raises ParameterError
-    width, limit = states_width(encoder), _limit(encoder, tokenizer)
+    width, limit = states_width(encoder), subword_limit(encoder, tokenizer)
     if (s2dm is None) != (config.head == "baseline"): raise ParameterError(f"head={config.head!r} {'needs an S2DM' if s2dm is None else 'has no place for an S2DM'}.")
     if s2dm and s2dm.config.encoder_width != width:
         raise ParameterError(f"the S2DM reads states of width {s2dm.config.encoder_width}, this encoder's have {width}; expected the encoder that it was trained on.")
@@ -128,7 +128,7 @@ class _Base(_Networks): # tokenizer, settings, the way to the disk
 
     def _save_encoder(self, folder): # -> what reader.json says of it
         if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
-            with _quiet():
+            with quiet():
                 for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
             return None
         learned = {k: p.detach().contiguous() for k, p in self.encoder.named_parameters() if p.requires_grad}
@@ -159,7 +159,7 @@ def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if
 
     wanted = ["reader.*", "encoder.safetensors", "README.md", "encoder/*"]
     try:
-        _hub_files(str(name), None)
+        hub_files(str(name), None)
         return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.py"]))
     except Exception as error: # the hub's many errors: no network, no such repository, no right to read it
         with suppress(Exception): return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.py"], local_files_only=True))
@@ -245,7 +245,7 @@ class _Shared(_Saved): # ... and to others
 
         with TemporaryDirectory() as folder:
             try:
-                with suppress(RepositoryNotFoundError): _hub_files(repo, None) # quick where there is no network, unlike the next
+                with suppress(RepositoryNotFoundError): hub_files(repo, None) # quick where there is no network, unlike the next
                 address = HfApi().create_repo(repo, private=private, exist_ok=True)
                 HfApi().upload_folder(repo_id=repo, folder_path=self.save_pretrained(Path(folder) / repo.split("/")[-1]))
             except Exception as error: # the hub's many errors

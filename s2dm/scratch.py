@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from .core import DataError, ParameterError, RunRecord, device_name, param, runs_dir
-from .encoder import _quiet, length_batches
+from .encoder import length_batches, quiet
 from .fit import Fit, FitConfig, fit, step_seed
 from .grammar import LANGUAGES
 from .plots import set_style
@@ -461,7 +461,7 @@ def _replacing(folder: Path): # a new folder that takes the place of `folder` wh
 
 
 def _save(folder: Path, model: nn.Module, tokenizer, card: str): # an ordinary folder of transformers
-    with _replacing(folder) as new, _quiet():
+    with _replacing(folder) as new, quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card, encoding="utf-8")

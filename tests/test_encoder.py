@@ -96,7 +96,7 @@ def test_presets_are_those_that_a_run_accepts(): assert {*SCRATCH, *PRESETS} == 
 
 
 def test_a_preset_in_the_cache_needs_no_network(hub, monkeypatch):
-    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(s2dm.encoder, "hub_files", lambda *_: pytest.fail("asked the network"))
     repo, revision = PRESETS["mbert"]
     hub(repo, revision, saved)
     found = load_encoder("mbert", device="cpu")
@@ -127,7 +127,7 @@ def test_a_download_takes_one_form_of_the_weights_after_the_small_files(
                 if how.get("local_files_only")
                 else asked.append(how) or str(tmp_path / ("d" * 40)))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda repo, revision: files)
+    monkeypatch.setattr(s2dm.encoder, "hub_files", lambda repo, revision: files)
     assert find_encoder("owner/name").revision == "d" * 40
     assert [a["revision"] for a in asked] == [None, None]
     assert asked[1]["allow_patterns"] == weights
@@ -136,7 +136,7 @@ def test_a_download_takes_one_form_of_the_weights_after_the_small_files(
 
 def test_a_repository_without_weights_and_a_disk_that_is_full(hub, monkeypatch, tmp_path):
     import huggingface_hub
-    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda *_: ["config.json", "tf_model.h5"])
+    monkeypatch.setattr(s2dm.encoder, "hub_files", lambda *_: ["config.json", "tf_model.h5"])
     missing = huggingface_hub.errors.LocalEntryNotFoundError("not there")
 
     def fake(repo, local_files_only=False, **how):
@@ -152,7 +152,7 @@ def test_a_repository_without_weights_and_a_disk_that_is_full(hub, monkeypatch, 
 
 def test_an_interrupted_download_is_not_taken_for_an_encoder(hub, monkeypatch):
     monkeypatch.setattr(
-        s2dm.encoder, "_hub_files", lambda *_: (_ for _ in ()).throw(OSError("unplugged")))
+        s2dm.encoder, "hub_files", lambda *_: (_ for _ in ()).throw(OSError("unplugged")))
     folder = hub("owner/half", "e" * 40, lambda f: (f / "config.json").write_text("{}"))
     with pytest.raises(MissingData, match="not in the cache"): find_encoder("owner/half")
     (folder / "model-00001-of-00002.safetensors").touch()

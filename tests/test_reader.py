@@ -497,7 +497,7 @@ BROKEN = [
 def test_files_that_are_broken_or_do_not_belong_together(
         saved, tmp_path, monkeypatch, kind, says, damage):
     "Also from a relative path of one part, beside which encoder/ looks like a hub id."
-    monkeypatch.setattr(s2dm.encoder, "_hub_files", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(s2dm.encoder, "hub_files", lambda *_: pytest.fail("asked the network"))
     shutil.copytree(saved, tmp_path / "mine")
     damage(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
@@ -554,7 +554,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     hub = Hub(tmp_path / "hub")
-    monkeypatch.setattr(s2dm.reader, "_hub_files", hub.files)
+    monkeypatch.setattr(s2dm.reader, "hub_files", hub.files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     return hub
