@@ -44,11 +44,11 @@ reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; 
 	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
 
 e5: $(STAMP) ## the experiment with a real encoder (hours; may be stopped; goes on from the records in figures/e5/)
-	test ! -f figures/e5/records.tar.xz || $(BIN)/python profiles/records.py restore figures/e5/records.tar.xz
+	test ! -f figures/e5/records.tar.xz || $(BIN)/python workflow/records.py restore figures/e5/records.tar.xz
 	$(SNAKEMAKE) --config profile=e5 -- reproduce
 
 e5-keep: $(STAMP) ## put the records of its finished runs into figures/e5/records.tar.xz
-	$(BIN)/python profiles/records.py keep e5 figures/e5/records.tar.xz
+	$(BIN)/python workflow/records.py keep e5 figures/e5/records.tar.xz
 
 encoder: ENCODER = $(or $(S2DM_RUNS),runs)/encoder/small/seed0
 encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)

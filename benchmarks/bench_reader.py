@@ -65,13 +65,13 @@ class Training:
 
     def __init__(self, tokenizer, head, accelerator, encoder=None):
         seed_everything(0)
-        encoder = (encoder
-                   or BertModel(
-                           BertConfig(vocab_size=len(tokenizer), **SMALL), add_pooling_layer=False))
-        s2dm = (S2DM(
-                    S2DMConfig(encoder_width=encoder.config.hidden_size, vocabulary=len(tokenizer)))
-                if head != "baseline"
-                else None)
+        if encoder is None:
+            config = BertConfig(vocab_size=len(tokenizer), **SMALL)
+            encoder = BertModel(config, add_pooling_layer=False)
+        s2dm = None
+        if head != "baseline":
+            width = encoder.config.hidden_size
+            s2dm = S2DM(S2DMConfig(encoder_width=width, vocabulary=len(tokenizer)))
         self.reader = S2DMReader(encoder, tokenizer, s2dm).to(accelerator.device).train()
         self.accelerator = accelerator
         self.net, self.optimizer = accelerator.prepare(

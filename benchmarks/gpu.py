@@ -173,7 +173,7 @@ def work(): # what -> number
         return {row["what"]: float(row["number"]) for row in csv.DictReader(f)}
 
 
-def runs(target, folder=ROOT / "profiles"):
+def runs(target, folder=ROOT / "experiments"):
     "Stage -> runs of one encoder, as the Snakefile counts them."
     profile, systems = (
         yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -550,11 +550,10 @@ def estimated_rates(name, cost, gpu): # unit -> so many per second
     pairs = PretrainConfig(model=name).batch_pairs
     per_window = (3 * forward_flops(cost["encoder"], window_lengths()) / len(window_lengths())
                   + 4 * w["window_mean"] * cost["semantic"])
-    read = (forward_flops(
-                cost["encoder"], [w["test_subwords"] / w["test_questions"]], cost["semantic"])
-            / (w["test_subwords"] / w["test_questions"]))
-    encode = (forward_flops(cost["encoder"], [w["ud_subwords"] / w["ud_sentences"]])
-              / (w["ud_subwords"] / w["ud_sentences"]))
+    window = w["test_subwords"] / w["test_questions"]
+    sentence = w["ud_subwords"] / w["ud_sentences"]
+    read = forward_flops(cost["encoder"], [window], cost["semantic"]) / window
+    encode = forward_flops(cost["encoder"], [sentence]) / sentence
     def step(flops, n): return max(flops / (SHARE * SHEET[gpu]), n * LAUNCH)
     return dict(
         encode=SHARE * SHEET32[gpu] / encode,

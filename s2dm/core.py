@@ -9,7 +9,17 @@ __all__ = ['MODELS', 'VARIANTS', 'EDITIONS', 'PACKAGES', 'ParameterError', 'Data
            'RunRecord']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
-import dataclasses, difflib, json, math, numbers, os, platform, random, subprocess, sys, time
+import dataclasses
+import difflib
+import json
+import math
+import numbers
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,17 +29,24 @@ from typing import Any, get_origin
 
 # %% ../nbs/00a_core.ipynb #4421b707
 class ParameterError(ValueError):
-    "A parameter is unknown, has the wrong type or an impossible value; the message lists what is allowed."
+    """A parameter is unknown, has the wrong type or an impossible value; the message lists what is
+    allowed."""
 
 
 class DataError(ValueError):
-    "A data file is malformed or cannot be had; the message names file and line (or question) and what was expected."
+    """A data file is malformed or cannot be had; the message names file and line (or question) and
+    what was expected."""
 
 
 class MissingData(DataError):
-    "A data file cannot be had: not on disk, not in the mirror, no network; the message says what would help."
+    """A data file cannot be had: not on disk, not in the mirror, no network; the message says what
+    would help."""
 
 # %% ../nbs/00a_core.ipynb #671e0a40
+def _nearest(name, names): # the most similar name, or None
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
 def check_choice(
     value, # what the caller asked for
     choices, # what there is
@@ -37,10 +54,12 @@ def check_choice(
 ):
     "`value` if it is one of `choices`, else a `ParameterError` that lists them."
     if value in choices: return value
-    near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    there = [*map(str, choices)][:20] + ([f"... ({len(choices)} in all)"] if len(choices) > 20 else [])
-    raise ParameterError(f"{name}={value!r} is not possible{hint}; choose one of {', '.join(there)}")
+    names = [str(choice) for choice in choices]
+    near = _nearest(str(value), names)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    listed = ", ".join(names[:20])
+    if len(names) > 20: listed += f", ... ({len(names)} in all)"
+    raise ParameterError(f"{name}={value!r} is not possible{hint}; choose one of {listed}")
 
 # %% ../nbs/00a_core.ipynb #8b543dbe
 def project_root() -> Path | None: # None outside a checkout
@@ -48,18 +67,20 @@ def project_root() -> Path | None: # None outside a checkout
     here = Path.cwd()
     for folder in (here, *here.parents):
         settings = folder / "settings.ini"
-        if settings.is_file() and "lib_name = s2dm" in settings.read_text(encoding="utf-8"): return folder
+        if not settings.is_file(): continue
+        if "lib_name = s2dm" in settings.read_text(encoding="utf-8"): return folder
     return None
 
 
-def _folder(variable, inside, outside): # environment variable first, then the checkout, then a place for installed use
+def _folder(variable, inside, outside): # `inside` a checkout, `outside` where there is none
     if os.environ.get(variable): return Path(os.environ[variable]).expanduser()
     root = project_root()
     return root / inside if root else outside
 
-
+# %% ../nbs/00a_core.ipynb #4d1e7ce1
 def data_dir() -> Path:
-    "Where downloads (`raw/`) and caches (`cache/`) live: `$S2DM_DATA`, `data/` of the checkout, or `~/.cache/s2dm`."
+    """Where downloads (`raw/`) and caches (`cache/`) live: `$S2DM_DATA`, `data/` of the checkout,
+    or `~/.cache/s2dm`."""
     return _folder("S2DM_DATA", "data", Path("~/.cache/s2dm").expanduser())
 
 
@@ -69,13 +90,15 @@ def runs_dir() -> Path:
 
 
 def figures_dir() -> Path:
-    "Where tables and figures are written: `$S2DM_FIGURES`, `figures/` of the checkout, or `./figures`."
+    """Where tables and figures are written: `$S2DM_FIGURES`, `figures/` of the checkout, or
+    `./figures`."""
     return _folder("S2DM_FIGURES", "figures", Path("figures"))
 
 # %% ../nbs/00a_core.ipynb #8d6b155f
 @contextmanager
 def atomic_write(path: str | os.PathLike): # the final path; its folder is made
-    "A temporary path beside `path`, moved to `path` when the block succeeds and removed when it fails."
+    """A temporary path beside `path`, moved to `path` when the block succeeds and removed when it
+    fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -85,19 +108,20 @@ def atomic_write(path: str | os.PathLike): # the final path; its folder is made
     finally:
         tmp.unlink(missing_ok=True)
 
-
+# %% ../nbs/00a_core.ipynb #49cb4568
 def write_json(
     path: str | os.PathLike, # where to
-    obj: Any, # anything JSON can hold; NaN is refused, since other readers cannot parse it
+    obj: Any, # anything JSON can hold; not NaN, which other readers cannot parse
 ):
-    "Write `obj` as readable JSON, atomically."
-    with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    "Write `obj` as readable JSON, atomically. Raises `ValueError` for NaN."
+    text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as tmp: tmp.write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/00a_core.ipynb #b67cc529
 def seed_everything(seed: int): # 0 .. 2**32 - 1
     "Seed Python's, NumPy's and torch's random numbers (all devices)."
-    import numpy as np, torch  # here, so that reading data does not wait for torch
+    import numpy as np # here, so that reading data does not wait for torch
+    import torch
 
     random.seed(seed)
     np.random.seed(seed)
@@ -113,21 +137,40 @@ def param(
     check=None, # function of the value that returns None, or what would be right
 ):
     "A field of a `Config`: a default with its meaning and its limits."
-    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high, check=check))
+    limits = dict(choices=choices, low=low, high=high, check=check)
+    return field(default=default, metadata=dict(help=help, **limits))
 
 # %% ../nbs/00a_core.ipynb #c0a0e823
+def _as_bool(value): # or None
+    if isinstance(value, bool): return value
+    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
+
+
+def _as_number(kind, value): # an int or a float, or None; a ValueError for text that is no number
+    if isinstance(value, bool): return None
+    if isinstance(value, str):
+        digits = value.strip().lstrip("+-")
+        value = int(value) if digits.isdigit() else float(value)
+    if not isinstance(value, numbers.Real) or not math.isfinite(value): return None
+    return kind(value) if kind(value) == value else None
+
+
+def _as_tuple(value): # of strings, or None
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        value = [part for part in parts if part]
+    if not isinstance(value, (list, tuple)): return None
+    return tuple(value) if all(isinstance(part, str) for part in value) else None
+
+# %% ../nbs/00a_core.ipynb #30f89c12
 def _convert(kind, value): # `value` as `kind`, or a ValueError
-    if kind is bool:
-        if isinstance(value, bool): return value
-        if isinstance(value, str) and value.lower() in ("true", "false"): return value.lower() == "true"
-    elif kind in (int, float) and not isinstance(value, bool):
-        if isinstance(value, str): value = float(value) if not value.strip().lstrip("+-").isdigit() else int(value)
-        if isinstance(value, numbers.Real) and math.isfinite(value) and kind(value) == value: return kind(value)
-    elif kind is str and isinstance(value, (str, os.PathLike)): return os.fspath(value)
-    elif kind is tuple:
-        if isinstance(value, str): value = [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value): return tuple(value)
-    raise ValueError(f"{value!r} is no {kind.__name__}")
+    converted = None
+    if kind is bool: converted = _as_bool(value)
+    elif kind in (int, float): converted = _as_number(kind, value)
+    elif kind is tuple: converted = _as_tuple(value)
+    elif kind is str and isinstance(value, (str, os.PathLike)): converted = os.fspath(value)
+    if converted is None: raise ValueError(f"{value!r} is no {kind.__name__}")
+    return converted
 
 # %% ../nbs/00a_core.ipynb #dde904f6
 def _kind(f): # tuple[str, ...] -> tuple
@@ -135,11 +178,20 @@ def _kind(f): # tuple[str, ...] -> tuple
 
 
 def _allowed(f): # one sentence on what a parameter may be
-    limits, kind = f.metadata, _kind(f).__name__
+    limits = f.metadata
+    kind = _kind(f).__name__
     if limits["choices"] is not None:
-        return f"{f.name} is {'any of' if kind == 'tuple' else 'one of'} {', '.join(map(str, limits['choices']))}."
-    span = "".join(f" {word} {limits[key]}" for key, word in (("low", "from"), ("high", "to")) if limits[key] is not None)
-    return f"{f.name} is a {kind}{span}."
+        how = "any of" if kind == "tuple" else "one of"
+        return f"{f.name} is {how} {', '.join(map(str, limits['choices']))}."
+    span = ""
+    if limits["low"] is not None: span += f" from {limits['low']}"
+    if limits["high"] is not None: span += f" to {limits['high']}"
+    article = "an" if kind == "int" else "a"
+    return f"{f.name} is {article} {kind}{span}."
+
+# %% ../nbs/00a_core.ipynb #7ca3a963
+def _described(f): # default, meaning and limits of a parameter
+    return f"  {f.name} = {f.default!r}: {f.metadata['help']}. {_allowed(f)}"
 
 
 def _line(f, value): # a parameter's value, the default if that is another, and its meaning
@@ -147,36 +199,75 @@ def _line(f, value): # a parameter's value, the default if that is another, and 
     return f"  {f.name} = {value!r}{usual}: {f.metadata['help']}"
 
 
+def _values(config): # a line for each parameter, the edition first
+    fields = sorted(dataclasses.fields(config), key=lambda f: f.name != "edition")
+    return "\n".join(_line(f, getattr(config, f.name)) for f in fields)
+
+# %% ../nbs/00a_core.ipynb #404c65eb
+def _is_outside(limits, value):
+    if limits["low"] is not None and value < limits["low"]: return True
+    return limits["high"] is not None and value > limits["high"]
+
+
 def _checked(f, value): # `value` converted, or a ParameterError
-    kind, limits = _kind(f), f.metadata
+    kind = _kind(f)
+    limits = f.metadata
     try: value = _convert(kind, value)
     except (ValueError, TypeError, OverflowError):
-        raise ParameterError(f"{f.name}={value!r} ({type(value).__name__}) is not possible. {_allowed(f)}") from None
+        given = f"{f.name}={value!r} ({type(value).__name__})"
+        raise ParameterError(f"{given} is not possible. {_allowed(f)}") from None
     if limits["choices"] is not None:
-        for part in value if kind is tuple else [value]: check_choice(part, limits["choices"], f.name)
-    out = (limits["low"] is not None and value < limits["low"]) or (limits["high"] is not None and value > limits["high"])
-    wrong = _allowed(f) if out else limits["check"](value) if limits["check"] else None
-    if wrong: raise ParameterError(f"{f.name}={value!r} is not possible. {wrong}")
+        parts = value if kind is tuple else [value]
+        for part in parts: check_choice(part, limits["choices"], f.name)
+    problem = None
+    if _is_outside(limits, value): problem = _allowed(f)
+    elif limits["check"]: problem = limits["check"](value)
+    if problem: raise ParameterError(f"{f.name}={value!r} is not possible. {problem}")
     return value
+
+# %% ../nbs/00a_core.ipynb #0c80ac9c
+def _describe_all(fields): return "\n".join(map(_described, fields))
+
+
+def _check_names(params, fields): # `fields`: name -> field
+    for name in params:
+        if name in fields: continue
+        near = _nearest(name, fields)
+        hint = f", did you mean {near!r}?" if near else "."
+        allowed = _describe_all(fields.values())
+        raise ParameterError(f"unknown parameter {name!r}{hint} Allowed:\n{allowed}")
+
+# %% ../nbs/00a_core.ipynb #2346eb2d
+_PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+
+
+def _variables(namespace): # those that may be parameters
+    variables = {}
+    for name, value in namespace.items():
+        if name.startswith("_") or name in ("In", "Out"): continue
+        if isinstance(value, _PLAIN): variables[name] = value
+    return variables
 
 # %% ../nbs/00a_core.ipynb #fcbf4e6a
 @dataclass(frozen=True, init=False)
 class Config:
-    "Parameters that check themselves. Raises `ParameterError` for an unknown name, a wrong type or an impossible value."
+    """Parameters that check themselves. Raises `ParameterError` for an unknown name, a wrong type
+    or an impossible value."""
 
     def __init__(self, **params):
-        known, given = {f.name: f for f in dataclasses.fields(self)}, {k: v for k, v in params.items() if v is not None}
-        preset = self.presets({name: f.default for name, f in known.items()} | given)
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        given = {name: value for name, value in params.items() if value is not None}
+        preset = self.presets({name: f.default for name, f in fields.items()} | given)
         if preset is not None: params = preset | given
-        for name in params:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else "."
-                raise ParameterError(f"unknown parameter {name!r}{hint} Allowed:\n{self.describe()}")
-        for name, f in known.items(): object.__setattr__(self, name, _checked(f, params.get(name, f.default)))
+        _check_names(params, fields)
+        for name, f in fields.items():
+            object.__setattr__(self, name, _checked(f, params.get(name, f.default)))
 
     @classmethod
-    def presets(cls, chosen: dict[str, Any]) -> dict[str, Any] | None: # all parameters, given or default, not checked yet -> those that they decide; None: no presets, and None is no value
+    def presets(
+        cls,
+        chosen: dict[str, Any], # all parameters, given or default, not checked yet
+    ) -> dict[str, Any] | None: # those that these decide; None: no presets, and None is no value
         "What parameters are that are not given, because of what others are."
         return None
 
@@ -186,18 +277,17 @@ class Config:
         namespace: dict[str, Any], # the notebook's `globals()`, before its imports
     ):
         "The `Config` whose parameters are the public plain variables of a notebook."
-        plain = (str, int, float, bool, list, tuple, dict, type(None))
-        return cls(**{k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_") and k not in ("In", "Out")})
+        return cls(**_variables(namespace))
 
     @classmethod
     def describe(cls) -> str:
         "One line per parameter: name, default, meaning, what is allowed."
-        return "\n".join(f"  {f.name} = {f.default!r}: {f.metadata['help']}. {_allowed(f)}" for f in dataclasses.fields(cls))
+        return _describe_all(dataclasses.fields(cls))
 
     def in_force(self) -> str:
-        "One line per parameter, the edition first: its value, the default if that is another, its meaning."
-        fields = sorted(dataclasses.fields(self), key=lambda f: f.name != "edition")
-        return "\n".join(_line(f, getattr(self, f.name)) for f in fields)
+        """One line per parameter, the edition first: its value, the default if that is another,
+        its meaning."""
+        return _values(self)
 
     def as_dict(self) -> dict[str, Any]:
         "The parameters as a plain dict, for config.json."
@@ -211,30 +301,41 @@ EDITIONS = ("paper", "released", "refined")
 
 def _check_model(name): # a preset, a hub id (owner/name) or a folder
     if name in MODELS or "/" in name or Path(name).is_dir(): return None
-    return f"model is one of {', '.join(MODELS)}, a hub id such as google-bert/bert-base-multilingual-cased, or a local folder."
+    hub_id = "a hub id such as google-bert/bert-base-multilingual-cased"
+    return f"model is one of {', '.join(MODELS)}, {hub_id}, or a local folder."
 
-
+# %% ../nbs/00a_core.ipynb #9ec56435
 @dataclass(frozen=True, init=False)
 class RunConfig(Config):
     "Parameters of a run of stages 02 to 06: encoder, system, edition and seed."
-    model: str = param("small", "encoder: a preset, a hub id or a local folder", check=_check_model)
-    variant: str = param("s2dm_sp", "system: the encoder alone (baseline) or one of S2DM's variants", choices=VARIANTS)
-    edition: str = param("refined", "reading of the paper where text and released code differ", choices=EDITIONS)
+    model: str = param(
+        "small", "encoder: a preset, a hub id or a local folder", check=_check_model)
+    variant: str = param(
+        "s2dm_sp", "system: the encoder alone (baseline) or one of S2DM's variants",
+        choices=VARIANTS)
+    edition: str = param(
+        "refined", "reading of the paper where text and released code differ", choices=EDITIONS)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
 
     @property
-    def system(self) -> str: # e.g. "s2dm_sp", "s2dm_sp-released"; subclasses add what else tells two runs apart
-        "The name of what is run: the variant, and the edition unless it is the paper's or there is no S2DM."
-        return self.variant if self.edition == "paper" or self.variant == "baseline" else f"{self.variant}-{self.edition}"
+    def system(self) -> str: # e.g. "s2dm_sp-released"
+        """The name of what is run: the variant, and the edition unless it is the paper's or there
+        is no S2DM. Subclasses add what else tells two runs apart."""
+        if self.edition == "paper" or self.variant == "baseline": return self.variant
+        return f"{self.variant}-{self.edition}"
 
     @property
     def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
-        "Names figures and tables: the encoder unless it is `small`, the system, the seed unless it is 0."
-        return "_".join([Path(self.model).name] * (self.model != "small") + [self.system] + [f"seed{self.seed}"] * (self.seed > 0))
+        """Names figures and tables: the encoder unless it is `small`, the system, the seed unless
+        it is 0."""
+        encoder = [] if self.model == "small" else [Path(self.model).name]
+        seed = [f"seed{self.seed}"] if self.seed > 0 else []
+        return "_".join([*encoder, self.system, *seed])
 
     def folder(self, stage: str) -> Path: # e.g. "finetune"
         "Where this run of `stage` keeps its record: runs/stage/model/system/seed."
-        return runs_dir() / stage / self.model.strip("/").replace("/", "--") / self.system / f"seed{self.seed}"
+        model = self.model.strip("/").replace("/", "--")
+        return runs_dir() / stage / model / self.system / f"seed{self.seed}"
 
 # %% ../nbs/00a_core.ipynb #ef7dd600
 PACKAGES = ("s2dm", "torch", "transformers", "datasets", "accelerate", "numpy", "pandas", "conllu")
@@ -242,20 +343,26 @@ PACKAGES = ("s2dm", "torch", "transformers", "datasets", "accelerate", "numpy", 
 
 def versions() -> dict[str, str]:
     "Versions of Python and of the packages a result can depend on."
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try: found[name] = version(name)
+        try: installed[name] = version(name)
         except PackageNotFoundError: continue
-    return found
+    return installed
+
+# %% ../nbs/00a_core.ipynb #96f83a3e
+def _git(*arguments): # what git prints about the checkout
+    command = ["git", "-C", str(project_root()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def git_revision() -> str | None: # e.g. "1a2b3c4d...", with "-dirty" after it if files were changed; None without git
-    "The revision of the code that runs."
-    def git(*args): return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
-    root = project_root()
-    if root is None: return None
-    try: return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+def git_revision() -> str | None: # e.g. "1a2b3c4d..."; "-dirty" after it: files were changed
+    "The revision of the code that runs; None without git."
+    if project_root() is None: return None
+    try:
+        revision = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError): return None
+    return revision + "-dirty" if changed else revision
 
 # %% ../nbs/00a_core.ipynb #b16f0a02
 def has_bfloat16(
@@ -265,7 +372,8 @@ def has_bfloat16(
     import torch
 
     if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    able = torch.cpu.get_capabilities()
+    return able.get("avx512_bf16", False) or able.get("amx_bf16", False)
 
 
 def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores, bfloat16)"
@@ -273,35 +381,52 @@ def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores, bfloat1
     import torch
 
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    return f"cpu ({platform.machine()}, {os.cpu_count()} cores{', bfloat16' if has_bfloat16('cpu') else ''})"
+    bfloat16 = ", bfloat16" if has_bfloat16("cpu") else ""
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores{bfloat16})"
 
 # %% ../nbs/00a_core.ipynb #51fb0d58
 def peak_memory() -> dict[str, float]: # MiB
     "Highest memory use of this process so far, and of its GPU if it has one."
-    import resource  # here, since Windows lacks it and nothing else needs it
+    import resource # here, since Windows lacks it and nothing else needs it
 
     import torch
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
-    if torch.cuda.is_available(): peak["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = {"peak_memory_mib": round(process, 1)}
+    if torch.cuda.is_available():
+        peak["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
 
 # %% ../nbs/00a_core.ipynb #93d6a8a1
+def _contents(paths): # of those that exist
+    return {path: path.read_bytes() for path in paths if path.exists()}
+
+
+def _origin(config): # what a result depends on
+    return dict(
+        parameters=config.as_dict(),
+        seed=getattr(config, "seed", None),
+        git_revision=git_revision(),
+        versions=versions(),
+        device=device_name(),
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+# %% ../nbs/00a_core.ipynb #fbb83cf9
 class RunRecord:
-    "config.json and metrics.json of one run. In a `with` block, a run that is refused (`ParameterError`) leaves the record that was there."
+    """config.json and metrics.json of one run. In a `with` block, a run that is refused
+    (`ParameterError`) leaves the record that was there."""
 
     def __init__(
         self,
         folder: str | os.PathLike, # where the record goes; made if missing
         config: Config, # the checked parameters
     ):
-        self.folder, self._start = Path(folder), time.perf_counter()
-        self._before = {path: path.read_bytes() for name in ("config.json", "metrics.json") if (path := self.folder / name).exists()}
+        self.folder = Path(folder)
+        self._start = time.perf_counter()
+        self._before = _contents([self.folder / "config.json", self.folder / "metrics.json"])
         (self.folder / "metrics.json").unlink(missing_ok=True)
-        self.config = dict(
-            parameters=config.as_dict(), seed=getattr(config, "seed", None), git_revision=git_revision(), versions=versions(),
-            device=device_name(), started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        self.config = _origin(config)
         write_json(self.folder / "config.json", self.config)
 
     def __enter__(self): return self
@@ -316,7 +441,8 @@ class RunRecord:
         metrics: dict[str, Any], # what the tables read
     ) -> Path: # metrics.json
         "End the run: complete config.json with time and memory, then write metrics.json."
-        self.config |= dict(wall_time_s=round(time.perf_counter() - self._start, 3), **peak_memory())
+        seconds = round(time.perf_counter() - self._start, 3)
+        self.config |= dict(wall_time_s=seconds, **peak_memory())
         write_json(self.folder / "config.json", self.config)
         write_json(self.folder / "metrics.json", metrics)
         return self.folder / "metrics.json"

@@ -15,8 +15,11 @@ import pandas as pd
 
 from .core import atomic_write, figures_dir, runs_dir
 from .figures import all_figures, write_figure
-from .results import (DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare, control_of, main_effects, measures, open_records, save_records, summarise,
-                          system_name)
+from s2dm.results import (
+    DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare,
+    control_of, experiment, main_effects, measures, open_records, save_records, summarise,
+    system_name,
+)
 from .tables import ALPHA, Cell, Table, all_tables, p_text, system_order, write_table
 from .tables import _number
 
@@ -267,12 +270,6 @@ def _section(number, heading, about, names, items, more=""):
             + "".join(items[n] for n in folded) + "</div>")
 
 
-_ABOUT = {"small": "Encoder and languages are the generated ones that come with the package: a controlled experiment that a laptop can run, not the paper's benchmarks.",
-          "e5": "The encoder is multilingual-e5-small, pre-trained on some 100 languages; the design was written before target scores were read.",
-          "real": "The encoder was trained from scratch on real text, far below the paper's scale; data are the real ones, as far as they could be had.",
-          "paper": "Encoders and data are the paper's."}
-
-
 def page(
     config: ReportConfig, # which report
     lead: str, # the result in two sentences
@@ -282,6 +279,7 @@ def page(
 ) -> str:
     "The whole page."
     title = f"S2DM reproduced, profile {config.profile}"
+    about = escape(experiment(config.profile)["about"], quote=False)
     editions = f"Where no edition is named, S2DM is of edition <b>{config.edition}</b>" + (", the paper taken at its word." if config.edition == "paper" else ": see the notebooks for what it changes of the paper.")
     summary = "".join(f'<div class="finding"><h3>{escape(f.question)}</h3><ul>{"".join(f"<li>{escape(a)}</li>" for a in f.answers)}</ul></div>' for f in found)
     links = "".join(f'<a href="#s{i}">{i} {escape(heading)}</a>' for i, (heading, *_) in enumerate(SECTIONS, 1))
@@ -289,7 +287,7 @@ def page(
     body = "".join(_section(i, *section, items, last if i == len(SECTIONS) else "") for i, section in enumerate(SECTIONS, 1))
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
             f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>A reproduction of <a href=\"https://aclanthology.org/2022.acl-long.70\">Learning Disentangled Semantic "
-            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {_ABOUT[config.profile]} {editions} Every number of ours is computed from the records of the runs.</p>"
+            f"Representations for Zero-Shot Cross-Lingual Transfer in Multilingual Machine Reading Comprehension</a> (ACL 2022). {about} {editions} Every number of ours is computed from the records of the runs.</p>"
             f'<p class="lead">{escape(lead)}</p><nav>{links}</nav><h2 id="summary">What was found</h2>{summary}{body}</main></body></html>\n')
 
 # %% ../nbs/07d_report.ipynb #fa2d91a7

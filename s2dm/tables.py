@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .core import atomic_write
-from .results import (DATASET_NAMES, MODEL_NAMES, PROFILES, Results, against_baseline, compare,
-                          control_of, counted_violations, main_effects, paper_values, source_of,
+from .results import (DATASET_NAMES, MODEL_NAMES, Results, against_baseline, compare,
+                          control_of, counted_violations, experiments, main_effects, paper_values, source_of,
                           summarise, system_name)
 
 # %% ../nbs/07b_tables.ipynb #935450b7
@@ -78,7 +78,7 @@ def why_missing(
     there = sorted({*results.models, *results.runs["model"]})
     if system == "lakm": return "not ours", "LAKM is a system of Yuan et al. (2020), trained on phrases that are not published; the paper quotes its numbers."
     if model not in there:
-        run_by = [profile for profile, models in PROFILES.items() if model in models]
+        run_by = [profile for profile, said in experiments().items() if model in said["models"]]
         return "other encoder", f"These runs are of {', '.join(map(_model, there)) or 'no encoder'}" + (f"; {_model(model)} is run by profile {run_by[0]}." if run_by else ".")
     mine = results.runs[(results.runs["model"] == model) & (results.runs["system"] == system) & (results.runs["stage"] == "evaluate")]
     if not len(mine): return "not run", f"There is no run of 05_evaluate for {_model(model)} {system_name(system)}."

@@ -1,6 +1,7 @@
 """Records as runs leave them, with made-up numbers: the formats of s2dm.evaluation, s2dm.pretrain
 and of the analyses.
 """
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -58,66 +59,64 @@ def _violations(about, percent): # a row with its counts
     return about | dict(violations=percent, low=percent - 3, high=percent + 3)
 
 
+TABLES = (
+    "sts", "retrieval", "geometry", "constituents", "violations", "decoding", "boundaries",
+    "probes", "predictability", "gradients")
+TASKS = (
+    ("token", "upos", "accuracy"), ("token", "depth", "spearman"), ("token", "distance", "uuas"),
+    ("sentence", "language", "accuracy"), ("sentence", "content", "auc"))
+
+
 def analysis(rng, system, dataset, languages, source, points=True):
     "metrics.json of 06_analyse."
     targets, s2dm = [lang for lang in languages if lang != source], system != "baseline"
     trained = s2dm and "untrained" not in system
-    kinds = (dict(mean=(55, 60, .5))
-             | (
-                     dict(
-                         y=(76 if trained else 50, 90 if trained else 55, .2),
-                         z=(30 if trained else 45, 35, .4)) if s2dm else {}))
-    tables = dict(
-        sts=[dict(
-                 corpus=dataset, part=f"{source}-{t}", lang_a=source, lang_b=t, kind=k, pearson=p,
-                 pearson_low=p - 4, pearson_high=p + 4, spearman=p - 1, pairs=240)
-             for t in targets
-             for k, (m, _, _) in kinds.items()
-             for p in [_percent(rng, m)]],
-        retrieval=[dict(corpus=dataset, lang=t, kind=k, to_source=p, from_source=p + 1, mean=p + .5)
-                   for t in targets
-                   for k, (_, m, _) in kinds.items()
-                   for p in [_percent(rng, m)]],
-        geometry=[dict(
-                      corpus=dataset, kind=k, silhouette_language=s + rng.normal(0, .01),
-                      silhouette_meaning=.6 - s, variance_1=.3, variance_2=.15)
-                  for k, (_, _, s) in kinds.items()],
-        constituents=[dict(
-                          dataset=dataset, lang=t, parser="gold", of=of, questions=750,
-                          spans_constituent=100. if of == "gold" else p, low=p - 2, high=p + 2)
-                      for t in languages
-                      for of in ("gold", "predicted")
-                      for p in [_percent(rng, 88 + 3 * s2dm)]],
-        violations=[
-            _violations(
-                dict(dataset=dataset, lang=t, reference="monolingual"), _percent(rng, 9 - 2 * s2dm))
-            for t in targets],
-        decoding=[dict(
-                      dataset=dataset, lang=t, em=50., f1=60., em_constituents=53. + rng.normal(),
-                      f1_constituents=61.)
-                  for t in targets],
-        boundaries=[dict(
-                        dataset=dataset, lang=t, errors=300, boundary_errors=_percent(rng, 20),
-                        wrong_place=_percent(rng, 18))
-                    for t in targets],
-        probes=[dict(
-                    level=level, task=task, of="encoder" if (k, level) == ("mean", "token") else k,
-                    metric=metric, score=float(rng.uniform(30, 95)), control=30., selectivity=20.,
-                    chance=10.)
-                for level, task, metric in (("token", "upos", "accuracy"),
-                                            ("token", "depth", "spearman"),
-                                            ("token", "distance", "uuas"),
-                                            ("sentence", "language", "accuracy"),
-                                            ("sentence", "content", "auc"))
-                for k in kinds],
-        predictability=[{"from": a, "to": b, "r2": float(rng.uniform(10, 60))}
-                        for a, b in (("y", "z"), ("z", "y"))] if s2dm else [],
-        gradients=[dict(
-                       edition=e, loss=loss, module=m,
-                       norm=0. if (loss in ("POS", "STL_depth") and m == "mu_y") else 1.25)
-                   for e in ("paper", "released", "refined")
-                   for loss in ("RL", "CRL", "SDL", "WPL", "POS", "STL_depth")
-                   for m in ("mu_y", "mu_z", "decoder")])
+    kinds = dict(mean=(55, 60, .5)) # STS, retrieval, silhouette of languages
+    if s2dm: kinds["y"] = (76 if trained else 50, 90 if trained else 55, .2)
+    if s2dm: kinds["z"] = (30 if trained else 45, 35, .4)
+    tables = {name: [] for name in TABLES}
+    for t, k in product(targets, kinds):
+        p = _percent(rng, kinds[k][0])
+        tables["sts"].append(dict(
+            corpus=dataset, part=f"{source}-{t}", lang_a=source, lang_b=t, kind=k, pearson=p,
+            pearson_low=p - 4, pearson_high=p + 4, spearman=p - 1, pairs=240))
+    for t, k in product(targets, kinds):
+        p = _percent(rng, kinds[k][1])
+        tables["retrieval"].append(dict(
+            corpus=dataset, lang=t, kind=k, to_source=p, from_source=p + 1, mean=p + .5))
+    for k, (_, _, s) in kinds.items():
+        tables["geometry"].append(dict(
+            corpus=dataset, kind=k, silhouette_language=s + rng.normal(0, .01),
+            silhouette_meaning=.6 - s, variance_1=.3, variance_2=.15))
+    for t, of in product(languages, ("gold", "predicted")):
+        p = _percent(rng, 88 + 3 * s2dm)
+        tables["constituents"].append(dict(
+            dataset=dataset, lang=t, parser="gold", of=of, questions=750,
+            spans_constituent=100. if of == "gold" else p, low=p - 2, high=p + 2))
+    for t in targets:
+        about = dict(dataset=dataset, lang=t, reference="monolingual")
+        tables["violations"].append(_violations(about, _percent(rng, 9 - 2 * s2dm)))
+    for t in targets:
+        tables["decoding"].append(dict(
+            dataset=dataset, lang=t, em=50., f1=60., em_constituents=53. + rng.normal(),
+            f1_constituents=61.))
+    for t in targets:
+        tables["boundaries"].append(dict(
+            dataset=dataset, lang=t, errors=300, boundary_errors=_percent(rng, 20),
+            wrong_place=_percent(rng, 18)))
+    for (level, task, metric), k in product(TASKS, kinds):
+        of = "encoder" if (k, level) == ("mean", "token") else k
+        tables["probes"].append(dict(
+            level=level, task=task, of=of, metric=metric, score=float(rng.uniform(30, 95)),
+            control=30., selectivity=20., chance=10.))
+    for a, b in (("y", "z"), ("z", "y")) if s2dm else ():
+        r2 = float(rng.uniform(10, 60))
+        tables["predictability"].append({"from": a, "to": b, "r2": r2})
+    losses = ("RL", "CRL", "SDL", "WPL", "POS", "STL_depth")
+    modules = ("mu_y", "mu_z", "decoder")
+    for edition, loss, module in product(("paper", "released", "refined"), losses, modules):
+        norm = 0. if loss in ("POS", "STL_depth") and module == "mu_y" else 1.25
+        tables["gradients"].append(dict(edition=edition, loss=loss, module=module, norm=norm))
     if points:
         spread = rng.normal(0, 1, (12, 2))
         tables["pca"] = [

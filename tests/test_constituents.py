@@ -230,8 +230,8 @@ def test_corenlp_parses(corenlp):
     assert len(parse.words) == 10 and (0, len(TEXT)) not in there # two sentences
     (text, properties), = server.asked
     assert text == TEXT
-    assert (properties == dict(
-                annotators="tokenize,ssplit,pos,parse", outputFormat="json", pipelineLanguage="zh"))
+    assert properties == dict(
+        annotators="tokenize,ssplit,pos,parse", outputFormat="json", pipelineLanguage="zh")
 
 
 def test_offsets_are_utf16(corenlp):

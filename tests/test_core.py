@@ -39,7 +39,7 @@ def test_numbers_from_yaml_are_understood(text, field, value):
 @pytest.mark.parametrize("params, says", [
     (dict(lrr=1),
      ["unknown parameter 'lrr'", "did you mean 'lr'", "lr = 5e-05: learning rate",
-      "steps is a int from 1 to 1000"]),
+      "steps is an int from 1 to 1000"]),
     (dict(lr="fast"), ["lr='fast'", "lr is a float from 0"]),
     (dict(lr=float("nan")), ["lr=nan"]),
     (dict(lr=float("inf")), ["lr=inf"]),

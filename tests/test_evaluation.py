@@ -129,7 +129,7 @@ def test_every_data_set_in_all_its_languages():
      "chosen either of synthetic or of the other data sets"),
     (dict(datasets="bipar", languages="de"),
      "languages='de' is not possible; choose one of en, zh"),
-    (dict(samples=1), "samples is a int from 100"),
+    (dict(samples=1), "samples is an int from 100"),
     (dict(variant="s2dm"), "variant='s2dm'"),
     (dict(language="de"), "did you mean 'languages'")])
 def test_impossible_settings(settings, says):

@@ -335,11 +335,11 @@ def test_every_system_has_a_name_of_its_own():
     (dict(variant="baseline", control="untrained"), "has no S2DM"),
     (dict(control="random"), "choose one of none, untrained, trainable"),
     (dict(variant="s2dm_pso"), "did you mean 's2dm_pos'"),
-    (dict(batch=0), "batch is a int from 1"),
+    (dict(batch=0), "batch is an int from 1"),
     (dict(lr=1), "unknown parameter 'lr'"),
     (dict(model=["a"]), "model="),
     (dict(freeze_encoder="maybe"), "freeze_encoder='maybe'"),
-    (dict(seed=-1), "seed is a int from 0")])
+    (dict(seed=-1), "seed is an int from 0")])
 def test_impossible_settings(settings, says):
     with pytest.raises(ParameterError, match=says): FinetuneConfig(**settings)
 

@@ -112,8 +112,8 @@ def test_tables_of_the_estimate_fit_together():
         assert runs == RUNS[total["target"]]
         assert int(total["runs"]) == runs["pretrain"] + 3 * runs["finetune"]
         for gpu in ("H100", "A100"):
-            assert (float(total[f"hours_{gpu}"]) == pytest.approx(
-                        sum(runs[r["stage"]] * float(r[f"min_{gpu}"]) for r in mine) / 60, rel=.01))
+            minutes = sum(runs[r["stage"]] * float(r[f"min_{gpu}"]) for r in mine)
+            assert float(total[f"hours_{gpu}"]) == pytest.approx(minutes / 60, rel=.01)
         m = {k: float(v) for k, v in memory[total["encoder"]].items() if k != "encoder"}
         assert float(total["disk_GB"]) == pytest.approx(
             m["download_GB"] + m["cache_GB"] + runs["pretrain"] * m["s2dm_run_GB"]

@@ -322,9 +322,8 @@ def test_padding_changes_neither_value_nor_gradient(case, garbage):
         for axis in axes:
             shape = list(x.shape)
             shape[axis] = extra
-            filler = (torch.full(shape, garbage) if x.is_floating_point() else torch.zeros(
-                          shape) if x.dtype == torch.bool else torch.full(shape, -100))
-            x = torch.cat([x, filler.to(x.dtype)], axis)
+            fill = garbage if x.is_floating_point() else 0 if x.dtype == torch.bool else -100
+            x = torch.cat([x, torch.full(shape, fill).to(x.dtype)], axis)
         more[name] = x
     # what the mask hides inside the sentence is padding too
     for name, axes in case.padded.items():

@@ -576,6 +576,16 @@ def other_weights(folder, change):
     save_file(weights, folder / "model.safetensors")
 
 
+def cut_short(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def whole_numbers(folder):
+    bias = torch.ones(V, dtype=torch.int64)
+    other_weights(folder, lambda weights: weights.update({"decoder.output.bias": bias}))
+
+
 TROUBLE = {
     "unknown setting": (lambda f: edit(f, lambda c: c.update(margn=1)), DataError,
                         "config.json: unknown parameter 'margn', did you mean 'margin'"),
@@ -593,9 +603,7 @@ TROUBLE = {
     "no config": (lambda f: (f / "config.json").unlink(), MissingData, "config.json is not there"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), MissingData,
                    "model.safetensors is not there"),
-    "cut short": (lambda f: (f / "model.safetensors").write_bytes(
-                          (f / "model.safetensors").read_bytes()[:-4]),
-                  DataError, "no complete safetensors"),
+    "cut short": (cut_short, DataError, "no complete safetensors"),
     "empty": (
         lambda f: (f / "model.safetensors").write_bytes(b""), DataError, "no complete safetensors"),
     "a pickle": (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps({"a": 1})), DataError,
@@ -608,9 +616,7 @@ TROUBLE = {
         lambda f: other_weights(f, lambda w: w.update(more=torch.ones(1))), DataError, "more"),
     "another shape": (lambda f: edit(f, lambda c: c.update(latent_width=M + 1)), DataError,
                       "does not belong to its config.json"),
-    "whole numbers": (lambda f: other_weights(f, lambda w: w.update({
-                              "decoder.output.bias": torch.ones(V, dtype=torch.int64)})),
-                      DataError, "does not belong")}
+    "whole numbers": (whole_numbers, DataError, "does not belong")}
 
 
 @pytest.mark.parametrize("what", TROUBLE)

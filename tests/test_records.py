@@ -8,7 +8,7 @@ from fake_runs import fake_runs
 
 def records(tmp_path, runs, *arguments):
     env = {"S2DM_RUNS": str(tmp_path / runs), "PYTHONPATH": str(ROOT), "PATH": ""}
-    command = [sys.executable, ROOT / "profiles/records.py", *arguments]
+    command = [sys.executable, ROOT / "workflow/records.py", *arguments]
     return subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from fake_runs import LANGUAGES, MAIN, SUBSETS, analysis, evaluation, fake_runs, leave
 from scipy import stats
 
-from s2dm.core import DataError, MissingData
+from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.figures import all_figures, boundary_example, draw_tree, figure1, figure5, figure6
 from s2dm.report import findings, headline, report, unlike
 from s2dm.results import (
@@ -222,10 +222,22 @@ def test_the_edition_of_the_tables_goes_without_saying(tmp_path):
 
 def test_profiles_and_report_agree():
     import yaml
-    from s2dm.results import PROFILES
-    for name, models in PROFILES.items():
-        said = yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text(encoding="utf-8"))
-        assert said["edition"] == ReportConfig().edition and tuple(said["models"]) == models
+    for name in ("small", "e5", "real", "paper"):
+        said = yaml.safe_load((ROOT / f"experiments/{name}.yaml").read_text(encoding="utf-8"))
+        assert said["edition"] == ReportConfig(profile=name).edition
+        assert tuple(said["models"]) == ReportConfig(profile=name).models
+        assert said["about"].endswith(".")
+
+
+def test_a_new_profile_is_a_file_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "settings.ini").write_text("lib_name = s2dm")
+    mine = "models: [mine]\nedition: refined\nabout: My own.\n"
+    (tmp_path / "experiments/mine.yaml").write_text(mine)
+    monkeypatch.chdir(tmp_path)
+    assert ReportConfig(profile="mine").models == ("mine",)
+    with pytest.raises(ParameterError, match="profile='small' is not possible; choose one of mine"):
+        ReportConfig()
 
 
 def test_a_record_without_config_is_malformed(tmp_path):

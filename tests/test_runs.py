@@ -54,9 +54,9 @@ def test_every_command_of_the_readme_is_known_here():
         "papermill nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name real-s",
         "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb -p model real-s",
         "papermill nbs/04_finetune.ipynb runs/mbert.ipynb -p model mbert", "snakemake --dry-run",
-        "make reproduce-full SEEDS=3", "snakemake --profile profiles/local --config profile=real",
-        "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full",
-        "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run",
+        "make reproduce-full SEEDS=3", "snakemake --profile workflow/local --config profile=real",
+        "snakemake --profile workflow/gpu --config profile=paper models=mbert -- full",
+        "snakemake --profile workflow/slurm --config profile=paper --jobs 32 --dry-run",
         "papermill nbs/07_report.ipynb runs/07_report.ipynb -p runs figures/small/records.tar.xz "
         "-p out runs/figures/again",
         "tar -xJf figures/small/records.tar.xz -C runs"]
@@ -325,7 +325,7 @@ def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
     ("04_finetune", "-p model mbrt",
      "model is one of small, real-s, real-m, e5, mbert, xlm100, xlmr, a hub id"),
     ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"),
-    ("04_finetune", "-y 'seed: -1'", "seed is a int from 0 to 4294967295"),
+    ("04_finetune", "-y 'seed: -1'", "seed is an int from 0 to 4294967295"),
     ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
     ("05_evaluate", "-p languages xx", "language='xx' is not possible"),
     ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?"),

@@ -351,9 +351,10 @@ def test_a_batch_is_its_examples_and_a_function_of_the_generator(positions, type
     ids, data = batches(positions=positions, types=types)
     def draw(seed): return data.load([3, 205, 7, 240], torch.Generator().manual_seed(seed))
     batch, again = draw(0), draw(0)
-    assert (set(batch) == {
-                "input_ids", "attention_mask", "masked", "targets",
-                *(["position_ids"] if positions else []), *(["token_type_ids"] if types else [])})
+    keys = {"input_ids", "attention_mask", "masked", "targets"}
+    if positions: keys |= {"position_ids"}
+    if types: keys |= {"token_type_ids"}
+    assert set(batch) == keys
     assert all(torch.equal(batch[k], again[k]) for k in batch)
     assert not torch.equal(batch["masked"], draw(1)["masked"])
     whole = batch["input_ids"].flatten()
@@ -485,7 +486,7 @@ def test_what_is_held_does_not_move(architecture, embeddings):
     (dict(name="a/b"), "name is that of a folder"),
     (dict(name=".."), "name is that of a folder"),
     (dict(name=""), "name is that of a folder"),
-    (dict(vocabulary=10), "vocabulary is a int from 50"),
+    (dict(vocabulary=10), "vocabulary is an int from 50"),
     (dict(masked=0), "masked is a float from 0.01 to 0.9"),
     (dict(layer=2), "did you mean 'layers'"),
     (dict(learning_rate=-1), "learning_rate is a float from 0")])

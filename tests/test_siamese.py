@@ -359,7 +359,7 @@ def test_every_system_trains_every_parameter(variant, cache):
     (dict(overrides="paired=false"), "paired=False is not possible with CRL and SDL"),
     (dict(collections="pd"), "did you mean 'pud'"),
     (dict(selection="sts"), "choose one of zh_sts, synthetic, none"),
-    (dict(batch_pairs=0), "batch_pairs is a int from 1"),
+    (dict(batch_pairs=0), "batch_pairs is an int from 1"),
     (dict(cache_precision="int8"), "choose one of float16"),
     (dict(memorry=3), "did you mean 'memory'")])
 def test_wrong_parameters_are_named(params, says):

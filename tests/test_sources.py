@@ -154,8 +154,8 @@ def test_processes_at_once_do_not_corrupt_each_other(serve, published):
 
 def test_offline_error_is_complete_and_quick():
     source = REGISTRY["mlqa/MLQA_V1/test/test-context-de-question-en.json"]
-    registry = (REGISTRY | {source.archive: Source(**{
-                    **REGISTRY[source.archive].__dict__, "url": "http://127.0.0.1:9/MLQA_V1.zip"})})
+    archive = REGISTRY[source.archive].__dict__ | dict(url="http://127.0.0.1:9/MLQA_V1.zip")
+    registry = REGISTRY | {source.archive: Source(**archive)}
     with pytest.raises(MissingData) as error: fetch(source.path, registry)
     for words in (
             "mlqa/MLQA_V1.zip", "75.7 MB", "http://127.0.0.1:9/MLQA_V1.zip", "S2DM_MIRROR",

@@ -545,8 +545,9 @@ def test_reading_is_parallel(small):
     for name in LANGUAGES:
         for a, b in zip(rows["svo"], rows[name]):
             words = [set(re.findall(r"\w+", r["question"])) & {*QUESTION_WORDS} for r in (a, b)]
-            assert ({w.replace("whom", "who") for w in words[0]} == words[1] or any(
-                        w.startswith(tuple(words[0])) for w in re.findall(r"\w+", b["question"])))
+            same = {w.replace("whom", "who") for w in words[0]} == words[1]
+            marked = re.findall(r"\w+", b["question"]) # a question word may have an ending
+            assert same or any(w.startswith(tuple(words[0])) for w in marked)
 
 
 def test_boundaries_move_in_all_targets_and_not_in_a_dialect():

@@ -21,7 +21,7 @@ from snakemake.utils import available_cpu_count  # noqa: E402
 
 # what `cores: all` means: on a cluster or in a container it may be less than the machine has
 CORES = available_cpu_count()
-SYSTEMS = yaml.safe_load((ROOT / "profiles/systems.yaml").read_text(encoding="utf-8"))
+SYSTEMS = yaml.safe_load((ROOT / "experiments/systems.yaml").read_text(encoding="utf-8"))
 STAGES = {
     "pretrain": "03_pretrain", "finetune": "04_finetune", "evaluate": "05_evaluate",
     "analyse": "06_analyse"}
@@ -42,6 +42,13 @@ if f"{STAGE}/{system}" in os.environ.get("HOLD", ""): time.sleep(600)
 if f"{STAGE}/{system}" in os.environ.get("FAIL", ""): raise ValueError("what went wrong")
 found = dict(figures=os.environ["S2DM_FIGURES"], gpu=os.environ.get("CUDA_VISIBLE_DEVICES"))
 (folder / "metrics.json").write_text(json.dumps(found))
+"""
+REFERENCE = """
+import os
+from pathlib import Path
+folder = Path(os.environ["S2DM_RUNS"]) / "reference" / model / language / f"seed{seed}"
+folder.mkdir(parents=True, exist_ok=True)
+(folder / f"predictions.synthetic.{language}.json").write_text("{}")
 """
 REPORT = """
 import os
@@ -67,13 +74,14 @@ def place(tmp_path):
     "A folder with the workflow and notebooks that only pretend."
     folder = tmp_path / "clone"
     (folder / "nbs").mkdir(parents=True)
-    shutil.copy(ROOT / "Snakefile", folder)
-    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    for part in ("workflow", "experiments"): shutil.copytree(ROOT / part, folder / part)
     for stage, name in STAGES.items():
         parameters = [f'STAGE = "{stage}"', 'edition = "paper"', "seed = 0"]
         parameters += [f'{p} = ""' for p in ("model", "variant", "control", "head")]
         nbformat.write(notebook("\n".join(parameters), STUB), folder / f"nbs/{name}.ipynb")
     nbformat.write(notebook('profile = ""', REPORT), folder / "nbs/07_report.ipynb")
+    given = 'model = ""\nlanguage = ""\nseed = 0'
+    nbformat.write(notebook(given, REFERENCE), folder / "nbs/06_reference.ipynb")
     return folder
 
 
@@ -120,7 +128,7 @@ def test_systems_are_all_that_the_paper_compares_and_more():
     assert {s.get("head") for s in SYSTEMS.values()} == {None, "semantic", "concat"}
     assert {s.get("control") for s in SYSTEMS.values()} == {None, "untrained", "trainable"}
     for profile in ("small", "e5", "real", "paper"):
-        found = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text(encoding="utf-8"))
+        found = yaml.safe_load((ROOT / f"experiments/{profile}.yaml").read_text(encoding="utf-8"))
         assert found["edition"] == "refined"
         assert all(
             found[t]["systems"] == "all" or set(found[t]["systems"]) <= set(SYSTEMS)
@@ -129,16 +137,17 @@ def test_systems_are_all_that_the_paper_compares_and_more():
 
 PLANS = {
     "snakemake --dry-run": ("small, reproduce: 22 runs, 0 of them done", dict(
-        pretrain=4, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1, total=24)),
-    "snakemake --profile profiles/local --config profile=real": ("real, reproduce: 42 runs", dict(
+        pretrain=4, finetune=6, evaluate=6, reference=2, analyse=6, report_reproduce=1, reproduce=1,
+        total=26)),
+    "snakemake --profile workflow/local --config profile=real": ("real, reproduce: 42 runs", dict(
         data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, report_reproduce=1,
         reproduce=1, total=46)),
-    "snakemake --profile profiles/gpu --config profile=paper models=mbert -- full": (
+    "snakemake --profile workflow/gpu --config profile=paper models=mbert -- full": (
         "paper, full: 430 runs",
         dict(
             data=1, pretrain=85, finetune=115, evaluate=115, analyse=115, report_full=1, full=1,
             total=433)),
-    "snakemake --profile profiles/slurm --config profile=paper --jobs 32 --dry-run": (
+    "snakemake --profile workflow/slurm --config profile=paper --jobs 32 --dry-run": (
         "paper, reproduce: 28 runs",
         dict(
             data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1,
@@ -147,42 +156,42 @@ PLANS = {
     "--config systems=baseline,s2dm_sp,s2dm_sp-untrained seeds=2": (
         "small, reproduce: 20 runs",
         dict(
-            pretrain=2, finetune=6, evaluate=6, analyse=6, report_reproduce=1, reproduce=1,
-            total=22)),
-    "snakemake --profile profiles/gpu --config profile=paper --dry-run": (
+            pretrain=2, finetune=6, evaluate=6, reference=4, analyse=6, report_reproduce=1,
+            reproduce=1, total=26)),
+    "snakemake --profile workflow/gpu --config profile=paper --dry-run": (
         "paper, reproduce: 28 runs",
         dict(
             data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1,
             total=31)),
-    "snakemake --profile profiles/gpu --config profile=paper models=mbert": (
+    "snakemake --profile workflow/gpu --config profile=paper models=mbert": (
         "paper, reproduce: 14 runs",
         dict(
             data=1, pretrain=2, finetune=4, evaluate=4, analyse=4, report_reproduce=1, reproduce=1,
             total=17)),
-    "snakemake --profile profiles/gpu --config profile=paper models=xlm100": (
+    "snakemake --profile workflow/gpu --config profile=paper models=xlm100": (
         "paper, reproduce: 14 runs",
         dict(
             data=1, pretrain=2, finetune=4, evaluate=4, analyse=4, report_reproduce=1, reproduce=1,
             total=17)),
-    "snakemake --profile profiles/gpu --config profile=paper -- full": (
+    "snakemake --profile workflow/gpu --config profile=paper -- full": (
         "paper, full: 860 runs",
         dict(
             data=1, pretrain=170, finetune=230, evaluate=230, analyse=230, report_full=1, full=1,
             total=863)),
-    "snakemake --profile profiles/gpu --config profile=real models=real-m": (
+    "snakemake --profile workflow/gpu --config profile=real models=real-m": (
         "real, reproduce: 42 runs",
         dict(
             data=1, encoder=1, pretrain=6, finetune=12, evaluate=12, analyse=12, report_reproduce=1,
             reproduce=1, total=46)),
-    "snakemake --profile profiles/local --config profile=paper --until data": (
+    "snakemake --profile workflow/local --config profile=paper --until data": (
         "paper, reproduce: 28 runs", dict(data=1, total=1)),
-    "snakemake --profile profiles/slurm --config profile=paper --jobs 32 "
+    "snakemake --profile workflow/slurm --config profile=paper --jobs 32 "
     "--default-resources slurm_account=me slurm_partition=gpu": (
         "paper, reproduce: 28 runs",
         dict(
             data=1, pretrain=4, finetune=8, evaluate=8, analyse=8, report_reproduce=1, reproduce=1,
             total=31)),
-    "snakemake --profile profiles/gpu "
+    "snakemake --profile workflow/gpu "
     "--config profile=paper models=/encoders/mine systems=baseline,s2dm_sp": (
         "paper, reproduce: 7 runs",
         dict(
@@ -197,13 +206,13 @@ def test_a_dry_run_prints_the_plan(place, command):
     code, out = snakemake(place, "--dry-run", "--printshellcmds", *command.split()[1:])
     assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
     # the embedded profile wants no GPU
-    assert ("CUDA_VISIBLE_DEVICES= " in out) == ("profile=" not in command)
+    assert ("--no-gpu" in out) == ("profile=" not in command)
     # runs go where the notebooks, given their parameters, leave them
     if "mbert -- full" in command or "models=/" in command:
         from s2dm.finetune import FinetuneConfig
         from s2dm.pretrain import PretrainConfig
         for number, kind in (("03_pretrain", PretrainConfig), ("04_finetune", FinetuneConfig)):
-            lines = re.findall(rf"nbs/{number}.ipynb (\S+) (-p .*?) > ", out)
+            lines = re.findall(rf"nbs/{number}.ipynb (\S+) (-p .*)", out)
             assert len(lines) == plan[number[3:]] and len({file for file, _ in lines}) == len(lines)
             for file, given in lines:
                 assert (kind(**dict(re.findall(r"-p (\S+) (\S+)", given))).folder(number[3:])
@@ -236,13 +245,14 @@ def test_what_is_not_known_is_named(place, more, says):
 
 @pytest.mark.parametrize(
     "how, side_by_side",
-    [(["--cores", "1"], 1), (["--cores", "3"], 3), (["--profile", "profiles/local"], CORES), (
-        ["--profile", "profiles/gpu"], CORES)])
+    [(["--cores", "1"], 1), (["--cores", "3"], 3), (["--profile", "workflow/local"], CORES), (
+        ["--profile", "workflow/gpu"], CORES)])
 def test_as_many_runs_side_by_side_as_asked_for(place, how, side_by_side):
-    "At first five runs need nothing: the baseline's fine-tuning and pre-training four times."
+    """At first seven runs need nothing: the baseline's fine-tuning, pre-training four times, and
+    two monolingual readers."""
     for line in start(place, *how).stdout:
         if found := re.match(r"Execute (\d+) jobs", line): break
-    assert found and int(found[1]) == min(5, side_by_side)
+    assert found and int(found[1]) == min(7, side_by_side)
 
 
 @pytest.mark.timeout(900) # on a busy machine
@@ -284,8 +294,8 @@ def test_failed_and_killed_runs(place, tmp_path):
     assert sorted(after) == sorted(
         ["evaluate baseline 0", "analyse baseline 0", "finetune s2dm_sp-refined 0",
          "evaluate s2dm_sp-refined 0", "analyse s2dm_sp-refined 0"])
-    # it trains the monolingual readers that both are compared with
-    assert after.index("analyse baseline 0") < after.index("analyse s2dm_sp-refined 0")
+    references = runs / "reference/small" # that both are compared with
+    assert {p.name for p in references.iterdir()} == {"svo_prenominal", "sov_case"}
     assert len((runs / "figures/small/report.html").read_text().splitlines()) == 7
     metrics = json.loads((runs / "analyse/small/s2dm_sp-refined/seed0/metrics.json").read_text())
     assert (metrics
@@ -324,18 +334,18 @@ def test_the_embedded_job_with_few_steps(tmp_path):
     """The real notebooks, offline, for one system; killed while its reader is trained, and taken up
     again."""
     place, runs = tmp_path / "clone", tmp_path / "runs"
-    for part in ("nbs", "s2dm", "profiles", "data/paper"):
+    for part in ("nbs", "s2dm", "workflow", "experiments", "data/paper"):
         shutil.copytree(
             ROOT / part, place / part,
             ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for part in ("Snakefile", "settings.ini"): shutil.copy(ROOT / part, place)
-    profile = yaml.safe_load((place / "profiles/small.yaml").read_text(encoding="utf-8"))
+    shutil.copy(ROOT / "settings.ini", place)
+    profile = yaml.safe_load((place / "experiments/small.yaml").read_text(encoding="utf-8"))
     profile["parameters"] = dict(
         pretrain=dict(max_steps=4), finetune=dict(max_steps=4),
         evaluate=dict(languages="svo_nadj", samples=200), analyse=dict(analyses="geometry"))
     profile["reproduce"]["systems"] = ["s2dm_sp"]
     del profile["references"]
-    (place / "profiles/small.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    (place / "experiments/small.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     offline = dict(
         PYTHONPATH=str(place), http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
     process = start(place, "--cores", "2", **offline)
@@ -355,3 +365,23 @@ def test_the_embedded_job_with_few_steps(tmp_path):
     assert len(list(runs.glob("*/*/*/*/metrics.json"))) == 4
     assert "S2DM" in (runs / "figures/small/report.html").read_text(encoding="utf-8")
     assert not (place / "figures").exists()
+
+
+@pytest.mark.parametrize("models", [
+    "x;touch pwned;y", "$(touch pwned)", "a b  c", "it's", "`touch pwned`"])
+def test_names_are_words_and_never_commands(place, models, tmp_path):
+    "Whatever a shell would make of them, in an encoder's name and in the folder of the runs."
+    runs = tmp_path / "r$(touch pwned) ; touch pwned"
+    more = ["systems=baseline", f"models={models}"]
+    code, out = snakemake(
+        place, "--cores", "2", "--until", "finetune", "--config", *more, S2DM_RUNS=str(runs))
+    assert code == 0, out[-3000:]
+    assert not list(tmp_path.rglob("pwned"))
+    assert (runs / f"finetune/{models}/baseline/seed0/run.ipynb").is_file()
+
+
+@pytest.mark.parametrize("models, says", [
+    ("..", "has no name of its own"), ("a/b,a--b", "have one folder's name")])
+def test_names_that_leave_their_folder_or_share_it_are_refused(place, models, says):
+    code, out = snakemake(place, "--dry-run", "--config", f"models={models}")
+    assert code == 1 and says in out

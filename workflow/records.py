@@ -1,24 +1,22 @@
 """Keep the records of finished runs in one archive, and take them out again: what a machine has
 computed is not lost with it.
 
-    python profiles/records.py keep e5 figures/e5/records.tar.xz
-    python profiles/records.py restore figures/e5/records.tar.xz
+    python workflow/records.py keep e5 figures/e5/records.tar.xz
+    python workflow/records.py restore figures/e5/records.tar.xz
 
 An archive has settings, scores and predictions, no weights. `restore` leaves files that are there
 as they are."""
 import sys
 
 from s2dm.core import runs_dir
-from s2dm.results import PROFILES, collect, open_records, save_records
-
+from s2dm.results import collect, experiment, open_records, save_records
 
 CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
 
 
 def finished(runs):
-    """The runs whose work is done. A reader that has not read and been analysed yet is none of
-    them:
-    the archive has no weights, so another machine has to train it again."""
+    """The runs whose work is done. A reader that has not read and been analysed yet is not among
+    them: the archive has no weights, so another machine has to train it again."""
     done = runs[runs["finished"].astype(bool)]
     stages = done.groupby(["model", "system", "seed"])["stage"]
     whole = stages.transform(lambda names: CHAIN <= set(names)).astype(bool)
@@ -27,7 +25,8 @@ def finished(runs):
 
 def keep(profile, path):
     "Archive every finished run of a profile's encoders."
-    results = collect(PROFILES[profile], runs_dir(), "refined")
+    said = experiment(profile)
+    results = collect(tuple(said["models"]), runs_dir(), said["edition"])
     results.runs = finished(results.runs)
     save_records(results, runs_dir(), path)
     print(f"{len(results.runs)} finished runs are in {path}")
