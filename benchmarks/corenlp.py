@@ -9,9 +9,8 @@ import argparse
 import contextlib
 import sys
 
-from s2dm.constituents import CoreNLP
 from s2dm.core import DataError, MissingData
-from s2dm.parsers import corenlp, corenlp_server, fill, kept
+from s2dm.parsers import CoreNLP, corenlp, corenlp_server, fill, kept
 from s2dm.reading import READING, load_reading
 
 ATTEMPTS = 3

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.constituents import (
-    RULES, deficit_row, overlap_row, rule_rows, Constituents, CoreNLP, GoldParser, Parse, Stanza,
-    TreebankParser, Trees, boundary_row, constituent_rows, dependency_parse, places, read_brackets,
-    restricted, share, subtree_runs, trim, violation_row)
+    RULES, Constituents, GoldParser, Parse, TreebankParser, Trees, boundary_row, constituent_rows,
+    deficit_row, dependency_parse, overlap_row, places, read_brackets, restricted, rule_rows, share,
+    subtree_runs, trim, violation_row)
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.features import Answer
 from s2dm.grammar import LANGUAGES, Clause, Entity, Grammar, brackets
 from s2dm.meanings import Draw, draw_clause
+from s2dm.parsers import CoreNLP, Stanza
 from s2dm.parsers import corenlp as kept_corenlp
 from s2dm.reading import load_reading
 from s2dm.synthetic import Synthetic, SyntheticConfig, read_constituents

@@ -9,23 +9,18 @@ from types import SimpleNamespace
 import pytest
 
 from s2dm.analysis import AnalyseConfig, parser_for
-from s2dm.constituents import (
-    CoreNLP,
-    GoldParser,
-    Parse,
-    Trees,
-    plain_answer,
-    read_answer,
-    read_brackets,
-)
+from s2dm.constituents import GoldParser, Parse, Trees, read_brackets
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.parsers import (
+    CoreNLP,
     Kept,
     corenlp,
     corenlp_server,
     fill,
     kept,
     parses_file,
+    plain_answer,
+    read_answer,
     registered_parses,
     text_key,
 )
