@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = @test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; } >&2; $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean corenlp table1
+.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean corenlp table1 publish
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -39,9 +39,9 @@ reproduce: $(STAMP) ## the whole job on the embedded data, offline: main systems
 	$(SNAKEMAKE) reproduce
 	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/small/report.html"
 
-reproduce-full: $(STAMP) ## all systems, ten seeds, into figures/small/ (hours; may be stopped and started again); SEEDS=3: three
+reproduce-full: $(STAMP) ## all systems, ten seeds (hours; may be stopped and started again); SEEDS=3: three
 	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
-	@echo "The report: $(or $(S2DM_FIGURES),figures)/small/report.html"
+	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/full/small/report.html"
 
 e5: $(STAMP) ## the experiment with a real encoder (hours; may be stopped; goes on from the records in figures/e5/)
 	test ! -f figures/e5/records.tar.xz || $(BIN)/python workflow/records.py restore figures/e5/records.tar.xz
@@ -50,27 +50,30 @@ e5: $(STAMP) ## the experiment with a real encoder (hours; may be stopped; goes 
 e5-keep: $(STAMP) ## put the records of its finished runs into figures/e5/records.tar.xz
 	$(BIN)/python workflow/records.py keep e5 figures/e5/records.tar.xz
 
+publish: $(STAMP) ## put a report into figures/: FROM=runs/figures/full/small TO=figures/small
+	$(BIN)/python workflow/publish.py $(FROM) $(TO) $(PUBLISH)
+
 encoder: ENCODER = $(or $(S2DM_RUNS),runs)/encoder/small/seed0
 encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)
 	mkdir -p runs
-	S2DM_FIGURES=figures/small $(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small -p fresh $(if $(wildcard $(ENCODER)/metrics.json),True,False)
+	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small -p fresh $(if $(wildcard $(ENCODER)/metrics.json),True,False)
 	rm -rf s2dm/embedded.new
 	cp -r $(ENCODER)/checkpoint s2dm/embedded.new
 	cp $(ENCODER)/config.json s2dm/embedded.new/run.json
 	rm -rf s2dm/embedded
 	mv s2dm/embedded.new s2dm/embedded
-	cp s2dm/embedded/run.json figures/small/records/encoder_small.json
+	cp $(or $(S2DM_RUNS),runs)/figures/encoder_small.csv $(or $(S2DM_RUNS),runs)/figures/encoder_small_curves.png figures/small/
 
-data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and figures/
+data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and runs/figures/
 	mkdir -p runs
 	$(BIN)/papermill --log-output --no-progress-bar nbs/01_data.ipynb runs/01_data.ipynb
 
 corenlp: $(STAMP) ## parse the contexts that are missing with the CoreNLP in S2DM_CORENLP (may be stopped); CORENLP_LANGUAGE=zh: of that language
 	$(BIN)/python benchmarks/corenlp.py --language $(or $(CORENLP_LANGUAGE),en)
 
-table1: $(STAMP) ## Table 1 from kept parses, by each rule, and an example per language, into figures/e5/
-	$(BIN)/python benchmarks/table1.py --out $(or $(S2DM_FIGURES),figures)/e5
-	$(BIN)/python benchmarks/trees.py --out $(or $(S2DM_FIGURES),figures)/e5
+table1: $(STAMP) ## Table 1 from kept parses, by each rule, and an example per language, into runs/figures/e5/
+	$(BIN)/python benchmarks/table1.py --out $(or $(S2DM_RUNS),runs)/figures/e5
+	$(BIN)/python benchmarks/trees.py --out $(or $(S2DM_RUNS),runs)/figures/e5
 
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export

@@ -1,7 +1,8 @@
-"""Write what is decided elsewhere: README.md from nbs/index.ipynb, with its badges; the first cell
-of each notebook, which installs the package in Colab; the result of the embedded experiment and the
-estimated GPU hours; and the tables in the prose of notebooks and of docs/*.md, from what a run has
-written:
+"""Write what is decided elsewhere: README.md from nbs/index.ipynb; the first cell of each notebook,
+which installs the package in Colab; in docs/*.md the list of notebooks with badges, the data with
+their licences, the result of the embedded experiment and the estimated GPU hours, each between
+`<!-- name -->` and `<!-- end -->`; and the tables in the prose of notebooks and docs, from what a
+run has written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
     <!-- end -->
@@ -40,7 +41,8 @@ def notebook_table(cfg: dict[str, str]) -> str:
         head = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         purpose = re.search(r"^> (.+)$", head, re.M).group(1)
         rows.append(
-            f"| [{path.stem}](nbs/{path.name}) | {purpose} | {badge(f'nbs/{path.name}', cfg)} |")
+            f"| [{path.stem}](../nbs/{path.name}) | {purpose} "
+            f"| {badge(f'nbs/{path.name}', cfg)} |")
     return "\n".join(rows)
 
 
@@ -74,7 +76,6 @@ def gpu_hours() -> str:
 
 
 def readme() -> str:
-    cfg = settings()
     parts = [
         f"<!-- Made from nbs/index.ipynb by docs/{Path(__file__).name}: edit the notebook, then "
         "`make export`. -->"]
@@ -92,11 +93,7 @@ def readme() -> str:
         re.sub(r"\]\((?!https?:|\.\./)(\S+\.ipynb)\)", r"](nbs/\1)", part).replace("](../", "](")
         for part in parts]
     text = "\n\n".join(parts) + "\n"
-    made = dict(
-        notebooks=notebook_table(cfg), data=data_table(), result=result(), gpu_hours=gpu_hours())
-    for name, table in made.items():
-        text = text.replace(f"<!-- {name.replace('_', ' ')} -->", table)
-    return text
+    return text.replace("<!-- result -->", result())
 
 
 def number(text: str) -> str: # as a table shows it
@@ -116,6 +113,19 @@ def table(match: re.Match) -> str:
     return "\n".join(
         [f"<!-- table {match[1]} -->", *(f"| {' | '.join(line)} |" for line in lines),
          "<!-- end -->"])
+
+
+def with_lists(source: str) -> str:
+    "A page of docs/ whose lists are up to date."
+    made = dict(
+        notebooks=notebook_table(settings()), data=data_table(), result=result(),
+        gpu_hours=gpu_hours())
+    for name, text in made.items():
+        mark = f"<!-- {name.replace('_', ' ')} -->"
+        before, found, rest = source.partition(f"{mark}\n")
+        after = rest.partition("<!-- end -->")[2]
+        if found: source = f"{before}{mark}\n{text}\n<!-- end -->{after}"
+    return source
 
 
 def with_tables(source: str) -> str:
@@ -148,7 +158,7 @@ def main(check: bool):
     made = {
         path: with_colab_cell(path.read_text(encoding="utf-8"), settings())
         for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
-    made |= ({path: with_tables(path.read_text(encoding="utf-8"))
+    made |= ({path: with_lists(with_tables(path.read_text(encoding="utf-8")))
               for path in sorted((ROOT / "docs").glob("*.md"))}
              | {ROOT / "README.md": readme()})
     stale = [path for path, text in made.items() if path.read_text(encoding="utf-8") != text]

@@ -92,9 +92,9 @@ def runs_dir() -> Path:
 
 
 def figures_dir() -> Path:
-    """Where tables and figures are written: `$S2DM_FIGURES`, `figures/` of the checkout, or
-    `./figures`."""
-    return _folder("S2DM_FIGURES", "figures", Path("figures"))
+    "Where tables and figures are written: `$S2DM_FIGURES`, or `figures/` in the folder of the runs."
+    if os.environ.get("S2DM_FIGURES"): return Path(os.environ["S2DM_FIGURES"]).expanduser()
+    return runs_dir() / "figures"
 
 # %% ../nbs/00a_core.ipynb #8d6b155f
 @contextmanager

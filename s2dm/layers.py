@@ -247,6 +247,17 @@ def _compute(lower, half, file, batches, load, bar): # write the states of a par
             f"{file} cannot be written ({error.strerror}): make room or set S2DM_DATA to "
             "another disk, then start again, which goes on from there") from error
 
+# %% ../nbs/02f_layers.ipynb #d12877f0
+def _states_of_part(kept, batches, load, rows, bar): # the file of some texts, mapped into memory
+    width = kept.lower.config.hidden_size
+    file = kept.folder / f"{_key(kept.about, batches, load)}.bin"
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if file.is_file() and file.stat().st_size == rows * width * 2:
+            bar.update(sum(map(len, batches)))
+        else: _compute(kept.lower, kept.half, file, batches, load, bar)
+    return np.memmap(file, np.float16, "r", shape=(rows, width))
+
 # %% ../nbs/02f_layers.ipynb #d12877f1
 class LowerStates:
     "What the lower layers of an encoder say of texts, kept on disk."
@@ -281,16 +292,7 @@ class LowerStates:
                 mine = np.arange(first, min(first + _PART, len(lengths)))
                 batches, start = _in_file_order(lengths[mine])
                 positions = [mine[batch].tolist() for batch in batches]
-                parts.append(self._part(positions, load, int(lengths[mine].sum()), bar))
+                rows = int(lengths[mine].sum())
+                parts.append(_states_of_part(self, positions, load, rows, bar))
                 places.append(np.stack([np.full(len(mine), number), start, lengths[mine]], 1))
         return TextStates(parts, np.concatenate(places))
-
-    def _part(self, batches, load, rows, bar): # the file of some texts, mapped into memory
-        width = self.lower.config.hidden_size
-        file = self.folder / f"{_key(self.about, batches, load)}.bin"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if file.is_file() and file.stat().st_size == rows * width * 2:
-                bar.update(sum(map(len, batches)))
-            else: _compute(self.lower, self.half, file, batches, load, bar)
-        return np.memmap(file, np.float16, "r", shape=(rows, width))

@@ -27,7 +27,7 @@ def save_figure(
     fig: plt.Figure, # what was drawn
     data: pd.DataFrame, # the numbers that were drawn
     name: str, # file name without an extension
-    folder: Path | None = None, # default: `figures/`
+    folder: Path | None = None, # default: `runs/figures/`
 ) -> Path: # the PNG
     "Write `name`.png and, beside it, the numbers as `name`.csv."
     folder = Path(folder or figures_dir())
@@ -39,7 +39,7 @@ def save_figure(
 def save_table(
     table: pd.DataFrame, # one row per line of the table; the index is not written
     name: str, # file name without an extension
-    folder: Path | None = None, # default: `figures/`
+    folder: Path | None = None, # default: `runs/figures/`
     digits: int = 2, # decimals shown in md and tex
 ) -> Path: # the csv
     "Write `table` as `name`.csv, `name`.md and `name`.tex."

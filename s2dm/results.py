@@ -49,12 +49,12 @@ def experiment(
 class ReportConfig(Config):
     "Parameters of the run 07_report."
     profile: str = param("small", "which runs, by a file in experiments/; "
-                                  "the report goes to figures/<profile>")
+                                  "the report goes to runs/figures/<profile>")
     models: tuple[str, ...] = param((), "encoders; none given: those of the profile")
     edition: str = param("refined", "edition of the systems in the tables", choices=EDITIONS)
     runs: str = param("", "folder of the runs, or records.tar.xz of a report; "
                           "empty: runs/ of the checkout")
-    out: str = param("", "folder of the report; empty: figures/<profile>")
+    out: str = param("", "folder of the report; empty: runs/figures/<profile>")
 
     def __init__(self, **params):
         super().__init__(**params)

@@ -152,10 +152,10 @@ def test_links_come_from_one_setting(copy):
     """Another user name in settings.ini moves every badge and every Colab cell; no notebook or
     module has a link of its own."""
     cfg = settings()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/notebooks.md").read_text(encoding="utf-8")
     badges = re.findall(
         r"https://colab\.research\.google\.com/github/(\S+?)/blob/(\S+?)/(nbs/\w+\.ipynb)\)",
-        readme)
+        page)
     assert {b[2] for b in badges} == {f"nbs/{p.name}" for p in RUNS + LIBRARY}
     assert {b[:2] for b in badges} == {(f"{cfg['user']}/{cfg['repo']}", cfg["branch"])}
     text = (copy / "settings.ini").read_text(encoding="utf-8").replace(
@@ -166,7 +166,7 @@ def test_links_come_from_one_setting(copy):
         capture_output=True).returncode == 1
     subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
     for path in [
-            copy / "README.md", *(copy / "nbs").glob("*.ipynb"),
+            copy / "docs/notebooks.md", *(copy / "nbs").glob("*.ipynb"),
             *(copy / "s2dm").glob("[a-z]*.py")]:
         assert cfg["user"] not in path.read_text(encoding="utf-8"), path
     assert all(

@@ -201,7 +201,7 @@ PLANS = {
 
 @pytest.mark.parametrize("command", PLANS)
 def test_a_dry_run_prints_the_plan(place, command):
-    "Of each command in the README and in docs/gpu.md, and one more."
+    "Of each command in docs/workflow.md and docs/gpu.md, and one more."
     runs, plan = PLANS[command]
     code, out = snakemake(place, "--dry-run", "--printshellcmds", *command.split()[1:])
     assert code == 0 and counts(out) == plan and runs in out, out[-3000:]
@@ -220,8 +220,9 @@ def test_a_dry_run_prints_the_plan(place, command):
 
 
 def test_commands_of_the_readme():
-    found = re.findall(
-        r"^(?:snakemake|make reproduce).*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    names = "README.md", "docs/workflow.md"
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in names]
+    found = re.findall(r"^(?:snakemake|make reproduce).*", "\n".join(pages), re.M)
     assert set(found) == {"make reproduce", "make reproduce-full SEEDS=3", *list(PLANS)[:4]}
     page = re.findall(r"^snakemake.*", (ROOT / "docs/gpu.md").read_text(encoding="utf-8"), re.M)
     assert page == list(PLANS)[5:]
@@ -314,9 +315,10 @@ def test_failed_and_killed_runs(place, tmp_path):
 
 
 def test_committed_records_are_runs_that_are_not_repeated(place, tmp_path):
-    """As the README says: unpacked into runs/. All systems are in them with the same seeds, and
-    nothing is left to do but the report."""
-    command = re.search(r"^tar -xJf .*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[0]
+    """As docs/workflow.md says: unpacked into runs/. All systems are in them with the same seeds,
+    and nothing is left to do but the report."""
+    page = (ROOT / "docs/workflow.md").read_text(encoding="utf-8")
+    command = re.search(r"^tar -xJf .*", page, re.M)[0]
     found = {}
     (tmp_path / "runs").mkdir()
     subprocess.run(command.split()[:-1] + [str(tmp_path / "runs")], cwd=ROOT, check=True)

@@ -1,0 +1,67 @@
+"""Put a report that a run has made into figures/, where README, notebooks and docs show it.
+
+    python workflow/publish.py runs/figures/full/small figures/small
+    python workflow/publish.py runs/figures/full/small figures/small --fewer-seeds
+
+A report that rests on fewer seeds of a system than the one that is there is refused, unless
+--fewer-seeds says that this is meant. Of each table and figure the csv and the picture are kept,
+and what is there already in another form; files that the report does not have stay.
+"""
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from s2dm.core import DataError
+from s2dm.results import open_records
+
+KEPT = (".csv", ".png", ".svg", ".html", ".xz")
+
+
+def seeds(folder): # of each system that was read with: name -> seeds
+    archive = folder / "records.tar.xz"
+    if not archive.is_file(): return {}
+    found = {}
+    with open_records(archive) as root:
+        for file in root.glob("evaluate/*/*/seed*/metrics.json"):
+            model, system, seed = file.parts[-4:-1]
+            found.setdefault(f"{model}, {system}", set()).add(seed)
+    return {name: len(numbers) for name, numbers in found.items()}
+
+
+def fewer(new, old): # one line for each system that would lose seeds
+    return [f"{name}: {new.get(name, 0)} seeds instead of {count}"
+            for name, count in sorted(old.items()) if new.get(name, 0) < count]
+
+
+def publish(source, target):
+    "Copy what is shown; returns the names."
+    names = []
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        place = target / file.name
+        wanted = file.suffix in KEPT or file.name == "summary.md" or place.exists()
+        if not file.is_file() or not wanted: continue
+        shutil.copyfile(file, place)
+        names.append(file.name)
+    return names
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("source", type=Path, help="folder with report.html")
+    parser.add_argument("target", type=Path, help="folder below figures/")
+    parser.add_argument("--fewer-seeds", action="store_true", help="replace more seeds by fewer")
+    given = parser.parse_args()
+    if not (given.source / "report.html").is_file():
+        sys.exit(f"{given.source} has no report.html; make the report first")
+    try: lost = fewer(seeds(given.source), seeds(given.target))
+    except DataError as error: sys.exit(str(error))
+    if lost and not given.fewer_seeds:
+        sys.exit("\n".join([f"{given.target} rests on more seeds:", *lost,
+                            "Nothing was changed. Say --fewer-seeds if that is meant."]))
+    names = publish(given.source, given.target)
+    print(f"{len(names)} files are now in {given.target}")
+
+
+if __name__ == "__main__": main()
