@@ -230,7 +230,8 @@ def toy_reader(
     tokenizer = tokenizer or toy_tokenizer()
     config = ReaderConfig(**dict(head=head, max_length=60, stride=16, query=12) | settings)
     bert = toy_bert(len(tokenizer), seed, **sizes or {})
-    model = None if head == "baseline" else toy_s2dm(100 + seed, bert.config.hidden_size)
+    model = None
+    if head != "baseline": model = toy_s2dm(100 + seed, bert.config.hidden_size, mlp_width=8)
     reader = S2DMReader(bert, tokenizer, model, config)
     torch.nn.init.normal_(reader.head.weight)
     return reader.eval()

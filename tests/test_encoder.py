@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
+from string import ascii_lowercase
 
 import numpy as np
 import pandas as pd
@@ -21,8 +23,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
-    BertConfig, BertModel, BertTokenizer, ElectraConfig, ElectraModel, XLMConfig, XLMModel,
-    XLMRobertaConfig, XLMRobertaModel, XLMTokenizer)
+    ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel,
+    XLMTokenizer)
 from transformers.modeling_utils import PreTrainedModel
 
 import s2dm.encoder
@@ -34,21 +36,13 @@ from s2dm.encoder import (
 from s2dm.features import SpanTokenizer
 from s2dm.subwords import NOWHERE, Sentence, TextSplitter, first_subwords, labelled_sentences
 from s2dm.systems import ENCODERS
+from s2dm.toy import random_words, toy_bert, toy_encoder, toy_tokenizer
 from s2dm.treebanks import load_sentences
 
-LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + x for x in LETTERS), "."]
-
-
-def tokenizer(**settings):
-    return BertTokenizer(vocab={w: i for i, w in enumerate(VOCAB)}, do_lower_case=False, **settings)
-
-
-def bert(vocab_size=58, layers=2, width=16, positions=64):
-    torch.manual_seed(0)
-    return BertModel(BertConfig(
-        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=positions))
+LETTERS = [*ascii_lowercase]
+tokenizer = partial(toy_tokenizer, symbols=ascii_lowercase, words=["."])
+VOCABULARY = len(tokenizer())
+bert = partial(toy_bert, VOCABULARY, layers=2, feed_forward=32, pooler=True)
 
 
 @pytest.fixture
@@ -84,10 +78,9 @@ def pickled(folder):
 
 
 def words(n, seed=0, longest=12):
+    "Sentences of fewer than `longest` words."
     rng = np.random.default_rng(seed)
-    return [
-        ["".join(rng.choice(LETTERS, rng.integers(1, 5))) for _ in range(rng.integers(1, longest))]
-        for _ in range(n)]
+    return [random_words(rng, rng.integers(1, longest), LETTERS, 4) for _ in range(n)]
 
 
 # Which encoder
@@ -275,8 +268,8 @@ def test_the_width_is_that_of_the_states(tmp_path, precision):
     "ELECTRA's embeddings are narrower than its states."
     torch.manual_seed(0)
     config = ElectraConfig(
-        vocab_size=58, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16)
+        vocab_size=VOCABULARY, embedding_size=8, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16)
     model = ElectraModel(config).train()
     before = torch.get_rng_state()
     assert states_width(model) == 16
@@ -351,7 +344,7 @@ def test_roberta_counts_positions_from_behind_the_padding():
     "All subwords up to the limit fit; one more would be an index error."
     torch.manual_seed(0)
     model = XLMRobertaModel(XLMRobertaConfig(
-        vocab_size=len(VOCAB), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=34, pad_token_id=0))
     encoder = Encoder(model, tokenizer(), "r", "r", device="cpu")
     assert encoder.split.limit == 33
@@ -616,8 +609,7 @@ def test_real_sentences_through_the_cache(real, tmp_path):
     sentence once."""
     from s2dm.treebanks import load_pairs
     tok = mbert_tokenizer()
-    encoder = Encoder(
-        bert(len(tok), layers=1, positions=512), tok, "mbert-random", "seed0", device="cpu")
+    encoder = toy_encoder(tok, "mbert-random", "seed0", positions=512)
     pairs = load_pairs(("pud",)).select(range(0, 19_000, 475)) # all languages
     cache = FeatureCache(encoder, folder=tmp_path)
     sides = [

@@ -12,8 +12,6 @@ from test_finetune import config as finetune_config
 from test_finetune import parts  # noqa: F401
 from test_metrics import official, official_mlqa, official_squad
 from test_reader import make
-from torch import nn
-from transformers import BertConfig, BertModel
 
 import s2dm.evaluation
 from s2dm.core import DataError, MissingData, ParameterError
@@ -38,6 +36,7 @@ from s2dm.grammar import LANGUAGES
 from s2dm.metrics import Scores, read_predictions, score
 from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import READING, load_reading
+from s2dm.toy import toy_reader
 
 TEXT = {
     "en": "The bridge was built by Ada in 1843, and the boat by Grace.",
@@ -317,9 +316,8 @@ def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch
     asked = []
     monkeypatch.setattr(
         S2DMReader, "from_pretrained", lambda name: asked.append(name) or done.reader)
-    assert (evaluate(EvaluateConfig(
-                reader="owner/reader", datasets="mlqa", samples=100)).folder.parts[-2:]
-            == ("evaluate", "owner--reader"))
+    found = evaluate(EvaluateConfig(reader="owner/reader", datasets="mlqa", samples=100))
+    assert found.folder.parts[-2:] == ("evaluate", "owner--reader")
     assert asked == ["owner/reader"]
 
 
@@ -422,15 +420,9 @@ def test_real_data_sets_score_as_the_official_scripts_do(real, monkeypatch):
     """Some questions of several languages, with a tiny reader of random weights and mBERT's
     vocabulary."""
     tokenizer = mbert_tokenizer()
-    torch.manual_seed(0)
-    encoder = BertModel(
-        BertConfig(
-            vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=8),
-        add_pooling_layer=False)
-    reader = S2DMReader(
-        encoder, tokenizer, None, ReaderConfig(head="baseline", max_length=200, stride=64)).eval()
-    nn.init.normal_(reader.head.weight)
+    sizes = dict(width=8, feed_forward=8, positions=512)
+    reader = toy_reader(
+        "baseline", 0, tokenizer, sizes, max_length=200, stride=64, query=ReaderConfig().query)
     def some(name, language, **more):
         return load_reading(name, language, **more).select(range(0, 100, 9))
     monkeypatch.setattr(s2dm.evaluation, "load_reading", some)

@@ -5,6 +5,8 @@ import csv
 import json
 import random
 from dataclasses import dataclass
+from functools import partial
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
-from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, XLMTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerFast, XLMTokenizer
 
 from conftest import ROOT
 from s2dm.core import Config, DataError, ParameterError, contains
@@ -25,9 +27,8 @@ from s2dm.fit import FitConfig, fit
 from s2dm.reading import READING, load_reading
 from s2dm.subwords import tighten
 from s2dm.systems import System
+from s2dm.toy import SYMBOLS, toy_bert, toy_tokenizer
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SCRIPTS = LETTERS + "ABCéüßя中国文語ภาษาไทยที่हिन्दीमें한국어العربية0123.,!?\"'“”…-"
 TEXTS = [
     "Zürich liegt am See. Wo?", "ที่ประเทศไทย เป็นภาษา", "中国人民，银行在北京。", "हिन्दी में लिखा है।",
     "Tiê\u0301ng Viê\u0323t co\u0301 da\u0302\u0301u", "한국어의 조사는, 뒤에",
@@ -36,13 +37,7 @@ TEXTS = [
     "😀👍🏽 flag 🇩🇪", "x" * 150]
 
 
-def wordpiece(lower=False):
-    symbols = sorted(set(SCRIPTS.lower() if lower else SCRIPTS))
-    vocab = [
-        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *symbols, *("##" + c for c in symbols),
-        "liegt", "am", "##ch", "ที่"]
-    return BertTokenizer(
-        vocab={w: i for i, w in enumerate(dict.fromkeys(vocab))}, do_lower_case=lower)
+wordpiece = partial(toy_tokenizer, ["liegt", "am", "##ch", "ที่"])
 
 
 def xlm(folder, **settings):
@@ -50,7 +45,7 @@ def xlm(folder, **settings):
     special = ["<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10))]
     merges = ["u n", "d o", "a m</w>", "ท ี</w>", "ไ ท", "中 国"]
     pieces = dict.fromkeys(
-        [*special, *SCRIPTS, *(c + "</w>" for c in SCRIPTS), *(m.replace(" ", "") for m in merges)])
+        [*special, *SYMBOLS, *(c + "</w>" for c in SYMBOLS), *(m.replace(" ", "") for m in merges)])
     (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
     (folder / "merges.txt").write_text("".join(f"{m} 1\n" for m in merges))
     return XLMTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), **settings)
@@ -87,11 +82,10 @@ KINDS = ("cased", "uncased", "xlm", "xlm-lower", "sentencepiece", "bytelevel")
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("xlm")
-    return (dict(
-                cased=wordpiece(), uncased=wordpiece(lower=True),
-                xlm=xlm(folder, do_lowercase_and_remove_accent=False),
-                sentencepiece=sentencepiece(), bytelevel=bytelevel())
-            | {"xlm-lower": xlm(folder)})
+    made = dict(cased=wordpiece(), uncased=wordpiece(lower=True))
+    made["xlm"] = xlm(folder, do_lowercase_and_remove_accent=False)
+    return made | {
+        "sentencepiece": sentencepiece(), "bytelevel": bytelevel(), "xlm-lower": xlm(folder)}
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +158,7 @@ def test_ids_are_those_of_the_tokenizer(tokenizers, splits, kind):
 
 ANY = st.text(
     st.one_of(
-        st.sampled_from(SCRIPTS + "    \n\u0301\u0e34\u093f\u200b"),
+        st.sampled_from(SYMBOLS + "    \n\u0301\u0e34\u093f\u200b"),
         st.characters(exclude_categories=["Cs"])),
     max_size=60)
 
@@ -198,7 +192,7 @@ def corpus(n, seed=0, longest=60):
     rng = random.Random(seed)
     def text(words):
         return " ".join(
-            "".join(rng.choice(SCRIPTS) for _ in range(rng.randint(1, 7))) for _ in range(words))
+            "".join(rng.choice(SYMBOLS) for _ in range(rng.randint(1, 7))) for _ in range(words))
     contexts = [text(rng.randint(1, longest)) for _ in range(n // 2)]
     rows = dict(question=[], context=[], answers=[])
     for i in range(n):
@@ -302,12 +296,14 @@ def test_labels_are_those_of_the_example(splits):
             assert answer["text"] or not windows.start[w]
             continue
         at = np.arange(windows.begin[w], windows.begin[w] + windows.last[w] - windows.first[w])
-        offsets = ([(0, 0)] * windows.begin[w] + list(zip(*(x.tolist() for x in windows.characters(
-                       np.full(len(at), w), at, at)))) + [(0, 0)])
+        first, last = windows.characters(np.full(len(at), w), at, at)
+        context = [*zip(first.tolist(), last.tolist())]
+        offsets = [(0, 0)] * windows.begin[w] + context + [(0, 0)]
+        inside = [windows.begin[w] <= k < len(offsets) - 1 for k in range(len(offsets))]
         start = answer["answer_start"][0]
-        assert (windows.start[w], windows.end[w]) == example_labels(
-            offsets, [windows.begin[w] <= k < len(offsets) - 1 for k in range(len(offsets))], start,
-            start + len(answer["text"][0]))
+        end = start + len(answer["text"][0])
+        expected = example_labels(offsets, inside, start, end)
+        assert (windows.start[w], windows.end[w]) == expected
         checked, cut = checked + 1, cut + (windows.start[w] == 0)
     assert cut > 100 and checked - cut > 100
 
@@ -333,7 +329,7 @@ def test_a_label_is_the_smallest_span_that_covers_the_answer(splits, kind, conte
 
 
 def test_an_answer_up_to_the_stride_is_whole_in_some_window(splits):
-    context = " ".join(random.Random(0).choice(LETTERS) for _ in range(300))
+    context = " ".join(random.Random(0).choice(ascii_lowercase) for _ in range(300))
     rows = [
         dict(text=[context[2 * i:2 * i + 2 * n - 1]], answer_start=[2 * i])
         for n in (1, 5, 12)
@@ -429,9 +425,7 @@ def test_batches_of_an_epoch_are_a_partition_that_depends_on_seed_and_epoch(spli
 class Reader(nn.Module):
     def __init__(self, size):
         super().__init__()
-        self.encoder = BertModel(BertConfig(
-            vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=32))
+        self.encoder = toy_bert(size, feed_forward=32, positions=512)
         self.head = nn.Linear(16, 2)
 
     def scores(self, batch):
@@ -454,7 +448,7 @@ def test_the_loop_trains_on_them(tmp_path, tokenizers, splits):
         training: FitConfig = contains(FitConfig)
     rng, rows = random.Random(0), dict(question=[], context=[], answers=[])
     for _ in range(128):
-        words = [rng.choice(LETTERS[:20]) for _ in range(rng.randint(4, 9))]
+        words = [rng.choice(ascii_lowercase[:20]) for _ in range(rng.randint(4, 9))]
         at = rng.randrange(len(words) - 1)
         words[at] = "z"
         for name, value in (("question", "wo?"), ("context", " ".join(words)), ("answers", dict(
@@ -582,9 +576,8 @@ def test_a_question_without_any_span_has_no_answer(splits):
     start[0, 0] = 9
     answers = choose_answers(windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=1))
     assert answers == [[], []]
-    assert (choose_answers(
-                windows, [0, 1], best_spans(start, start, windows, [0, 1], n_best=9), top_k=3)[1][0]
-            == Answer("y", 2, 3, 0.0))
+    spans = best_spans(start, start, windows, [0, 1], n_best=9)
+    assert choose_answers(windows, [0, 1], spans, top_k=3)[1][0] == Answer("y", 2, 3, 0.0)
 
 
 def test_short_windows_have_as_many_columns_as_long_ones(splits):

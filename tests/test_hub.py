@@ -13,8 +13,10 @@ import pytest
 import torch
 import transformers as T
 from conftest import ROOT
-from test_features import wordpiece, xlm
+from test_features import xlm
 from test_reader import make
+
+from s2dm.toy import toy_bert, toy_tokenizer
 
 COMMIT = "c" * 40
 CODE = "raise RuntimeError('code of a repository was run')\n"
@@ -70,10 +72,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def bert(folder, **how):
-    tokenizer = wordpiece()
-    size = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    torch.manual_seed(0)
-    T.BertModel(T.BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder, **how)
+    tokenizer = toy_tokenizer()
+    sizes = dict(layers=2, positions=512, feed_forward=32, pooler=True)
+    toy_bert(len(tokenizer), **sizes).save_pretrained(folder, **how)
     tokenizer.save_pretrained(folder)
 
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,44 +20,27 @@ from test_features import TEXTS, sentencepiece, wordpiece, xlm
 from test_subwords import xlm as segmenting_xlm
 from torch import nn
 from transformers import (
-    BertConfig, BertModel, ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig,
-    XLMRobertaModel)
+    ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel)
 
 import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import mbert_tokenizer
 from s2dm.features import SpanTokenizer, pad_windows
-from s2dm.model import S2DM, S2DMConfig
 from s2dm.reader import HEADS, ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
+from s2dm.toy import toy_bert, toy_reader, toy_s2dm
 
 CONTEXT = "Zürich liegt am See. Er sagte: Nein, und ging… nach Hause. " * 6
 
 
-def bert(vocabulary, pooler=False, seed=0, width=16, positions=96):
-    torch.manual_seed(seed)
-    size = dict(
-        hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=positions)
-    return BertModel(BertConfig(vocab_size=vocabulary, **size), add_pooling_layer=pooler)
-
-
-def network(width=16, seed=0, **settings):
-    torch.manual_seed(100 + seed)
-    return S2DM(S2DMConfig(
-        **dict(encoder_width=width, vocabulary=50, latent_width=8, mlp_width=8, decoder_width=8)
-        | settings))
+SIZES = dict(layers=2, feed_forward=32, positions=96)
+bert = partial(toy_bert, **SIZES)
+network = partial(toy_s2dm, seed=100, mlp_width=8)
 
 
 def make(head="semantic", seed=0, pooler=False, **settings):
-    "A reader with random weights; those of the head are large enough for scores that differ."
-    tokenizer = wordpiece()
-    config = ReaderConfig(**dict(head=head, max_length=60, stride=16, query=12) | settings)
-    reader = S2DMReader(
-        bert(len(tokenizer), pooler, seed), tokenizer,
-        None if head == "baseline" else network(seed=seed), config)
-    nn.init.normal_(reader.head.weight)
-    return reader.eval()
+    "A reader with random weights that differ from seed to seed."
+    return toy_reader(head, seed, wordpiece(), SIZES | dict(pooler=pooler), **settings)
 
 
 def labelled(reader, n=12):
@@ -424,9 +408,8 @@ def test_writing_over_a_reader_that_is_interrupted_leaves_no_reader(tmp_path, mo
     with pytest.raises(MissingData, match="reader.json is not there"):
         S2DMReader.from_pretrained(tmp_path)
     new = make("concat", seed=1)
-    assert (S2DMReader.from_pretrained(new.save_pretrained(tmp_path), device="cpu").answer(
-                "Wo?", CONTEXT)
-            == new.answer("Wo?", CONTEXT))
+    again = S2DMReader.from_pretrained(new.save_pretrained(tmp_path), device="cpu")
+    assert again.answer("Wo?", CONTEXT) == new.answer("Wo?", CONTEXT)
 
 
 @pytest.fixture(scope="module")
