@@ -6,7 +6,7 @@
 __all__ = ['QUESTIONS', 'PARALLEL', 'REAL', 'TEXTS', 'SPECIAL', 'TOKENIZERS', 'ARCHITECTURES', 'PRESETS', 'HOLD', 'load_text',
            'load_parallel', 'translation_groups', 'held_out', 'Corpus', 'gather', 'train_tokenizer', 'hide',
            'MaskedBatches', 'new_model', 'hold_identity', 'MaskedLM', 'masked_accuracy', 'ScratchConfig', 'model_card',
-           'prepare', 'Scratch', 'train_encoder', 'plot_training']
+           'Prepared', 'prepare', 'Scratch', 'train_encoder', 'plot_training']
 
 # %% ../nbs/02e_scratch.ipynb #0f39b0d4
 import hashlib, re, shutil
@@ -22,13 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from fastcore.basics import patch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from .core import DataError, ParameterError, RunRecord, device_name, param, runs_dir
+from .core import Config, DataError, ParameterError, RunRecord, device_name, param, runs_dir
 from .encoder import length_batches, quiet
 from .fit import Fit, FitConfig, fit, step_seed
 from .grammar import LANGUAGES
@@ -39,101 +40,151 @@ from .synthetic import Synthetic, SyntheticConfig
 from .treebanks import COLLECTIONS, PAPER, load_pairs, load_sentences
 
 # %% ../nbs/02e_scratch.ipynb #2087e5fd
-QUESTIONS = {"squadshifts": ("new_wiki",), "qamr": ("dev", "test")} # parts whose contexts and questions are read, those that readers are trained on
+#: parts whose contexts and questions are read, those that readers are trained on
+QUESTIONS = {"squadshifts": ("new_wiki",), "qamr": ("dev", "test")}
 PARALLEL = ("ud", "ntrex128", "sib200", "tatoeba", *QUESTIONS) # real text that comes in pairs
 REAL = (*PARALLEL, "commonvoice")
 TEXTS = (*REAL, "synthetic")
 
+# %% ../nbs/02e_scratch.ipynb #8f28f8c7
+def _wrong_files(name: str, files: int) -> str | None: # what is wrong with a name of no corpus
+    parts = name.split("|")
+    if len(parts) == files:
+        missing = [p for p in parts if not Path(p).is_file()]
+        return f"{missing[0]!r} is no file and no corpus" if missing else None
+    if name in TEXTS: return f"{name!r} is no parallel text"
+    return f"{name!r} has {len(parts)} files instead of {files}"
 
-def _wrong_names(names, files) -> str | None: # what is wrong with a list of corpora and files, or None; `files`: how many go together
+# %% ../nbs/02e_scratch.ipynb #3a20de2e
+def _wrong_names(names: Sequence[str], files: int) -> str | None: # what is wrong with them
     corpora = TEXTS if files == 1 else (*PARALLEL, "synthetic")
+    paths = "the path of a text file" if files == 1 else "two paths such as en.txt|de.txt"
     for name in names:
-        parts = name.split("|")
-        if name in corpora or (len(parts) == files and all(Path(p).is_file() for p in parts)): continue
-        missing = [p for p in parts if not Path(p).is_file()] if len(parts) == files else []
-        return (f"{missing[0]!r} is no file and no corpus" if missing else f"{name!r} is no parallel text" if name in TEXTS else f"{name!r} has {len(parts)} files instead of {files}") + \
-               f"; expected any of {', '.join(corpora)}, or {'the path of a text file' if files == 1 else 'two paths such as en.txt|de.txt'}."
+        if name not in corpora and (wrong := _wrong_files(name, files)):
+            return f"{wrong}; expected any of {', '.join(corpora)}, or {paths}."
     return None
 
-
+# %% ../nbs/02e_scratch.ipynb #915d3836
 def _lines(file: str | Path) -> list[str]: # without white space around them
     lines = read_text(file, crlf=True).split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
 
 # %% ../nbs/02e_scratch.ipynb #8e1efb75
-def _aligned(files: Sequence[str | Path]) -> list[list[str]]: # the lines of each file; raises DataError
+def _aligned(files: Sequence[str | Path]) -> list[list[str]]: # lines of each file, or DataError
     columns = [_lines(file) for file in files]
     for file, lines in zip(files, columns):
-        if not lines: raise DataError(f"{file}:1: the file is empty; expected one sentence per line")
+        if not lines:
+            raise DataError(f"{file}:1: the file is empty; expected one sentence per line")
         if len(lines) != len(columns[0]):
-            raise DataError(f"{file}:{len(lines)}: the file ends here, {files[0]} at line {len(columns[0])}; expected the same sentence in the same line")
+            raise DataError(
+                f"{file}:{len(lines)}: the file ends here, {files[0]} at line {len(columns[0])}; "
+                "expected the same sentence in the same line")
         if "" in lines:
             other = files[0] if file != files[0] else files[1]
-            raise DataError(f"{file}:{lines.index('') + 1}: empty line; expected the translation of that line of {other}")
+            raise DataError(f"{file}:{lines.index('') + 1}: empty line; "
+                            f"expected the translation of that line of {other}")
     return columns
 
-
-def _registered(name: str) -> list[list[Path]]: # files of a corpus that belong together, English first
+# %% ../nbs/02e_scratch.ipynb #addc5425
+def _registered(name: str) -> list[list[Path]]: # files that belong together, English first
     groups = {}
     for path, source in REGISTRY.items():
-        if source.corpus == name: groups.setdefault(name if name in ("ntrex128", "sib200") else path.rpartition(".")[0], []).append(path)
-    return [[fetch(p) for p in sorted(group, key=lambda p: not p.endswith(("/en.txt", ".eng")))] for group in groups.values()]
+        if source.corpus != name: continue
+        group = name if name in ("ntrex128", "sib200") else path.rpartition(".")[0]
+        groups.setdefault(group, []).append(path)
+    fetched = []
+    for group in groups.values():
+        group.sort(key=lambda path: not path.endswith(("/en.txt", ".eng")))
+        fetched.append([fetch(path) for path in group])
+    return fetched
 
+# %% ../nbs/02e_scratch.ipynb #7537e599
+def _asked(name: str) -> list[tuple[str, str]]: # contexts with their questions
+    pairs = []
+    for part in QUESTIONS[name]:
+        data = load_reading(name, "en", part)
+        pairs += [(c.strip(), q.strip()) for c, q in zip(data["context"][:], data["question"][:])]
+    return pairs
 
-def _asked(name: str) -> list[tuple[str, str]]: # contexts with their questions, each without white space around it
-    parts = [load_reading(name, "en", part) for part in QUESTIONS[name]]
-    return [(context.strip(), question.strip()) for part in parts for context, question in zip(part["context"][:], part["question"][:])]
+# %% ../nbs/02e_scratch.ipynb #45052751
+class _Generated(NamedTuple):
+    "Files of generated text."
+    alone: list[Path] # of one language
+    together: list[list[Path]] # translations, the source first; passages with their questions
 
-
-def _generated() -> tuple[list[Path], list[list[Path]]]: # monolingual files; files that belong together: translations, the source first, and passages with their questions
+# %% ../nbs/02e_scratch.ipynb #a158da12
+def _generated() -> _Generated:
     corpus = Synthetic()
-    def text(language, what=""): return corpus.path("text", "train", f"{language}{what}.txt")
-    return [text(name) for name in corpus.languages], [[corpus.path("treebank", "train", f"{name}.txt") for name in corpus.languages],
-                                                       *([text(name, ".passages"), text(name, ".questions")] for name in corpus.languages)]
+    def file(kind, name): return corpus.path(kind, "train", f"{name}.txt")
+    together = [[file("treebank", name) for name in corpus.languages]]
+    for name in corpus.languages:
+        together.append([file("text", f"{name}.passages"), file("text", f"{name}.questions")])
+    return _Generated([file("text", name) for name in corpus.languages], together)
+
+# %% ../nbs/02e_scratch.ipynb #ec955a20
+def _filled(files: Sequence[str | Path]) -> list[str]: # their lines, without empty ones
+    return [line for file in files for line in _lines(file) if line]
+
+# %% ../nbs/02e_scratch.ipynb #f614402e
+def _sentences(name: str) -> list[str]: # of one corpus or file
+    if name == "ud": return [" ".join(forms) for forms in load_sentences()["forms"][:]]
+    if name == "synthetic": return _filled(_generated().alone)
+    if name in QUESTIONS: return [text for pair in _asked(name) for text in pair]
+    if name == "commonvoice": return _filled([file for [file] in _registered(name)])
+    if name in TEXTS:
+        columns = [column for files in _registered(name) for column in _aligned(files)]
+        return [line for column in columns for line in column]
+    lines = _filled([name])
+    if not lines: raise DataError(f"{name}:1: no sentence; expected one per line")
+    return lines
 
 # %% ../nbs/02e_scratch.ipynb #cb7765c7
 def load_text(
     names: Sequence[str], # of `TEXTS`, or paths of text files
 ) -> list[str]: # distinct sentences, in the order of their first occurrence
-    "Sentences to learn from. Raises `ParameterError` for what is neither corpus nor file, `DataError` for a file that is no text."
-    if wrong := _wrong_names(names, 1): raise ParameterError(f"texts={list(names)} is not possible. {wrong}")
-    found = {}
-    for name in names:
-        if name == "ud": lines = (" ".join(forms) for forms in load_sentences()["forms"][:])
-        elif name == "synthetic": lines = (line for file in _generated()[0] for line in _lines(file) if line)
-        elif name in QUESTIONS: lines = (line for pair in _asked(name) for line in pair)
-        elif name == "commonvoice": lines = (line for [file] in _registered(name) for line in _lines(file) if line)
-        elif name in TEXTS: lines = (line for files in _registered(name) for column in _aligned(files) for line in column)
-        else:
-            lines = [line for line in _lines(name) if line]
-            if not lines: raise DataError(f"{name}:1: no sentence; expected one per line")
-        found.update(dict.fromkeys(lines))
-    return list(found)
+    """Sentences to learn from.
 
-# %% ../nbs/02e_scratch.ipynb #0b5b68b8
-def _tables(name: str) -> list[list[list[str]]]: # tables of parallel columns, English (or the source) first
+    Raises `ParameterError` for what is neither corpus nor file, `DataError` for a file that is no
+    text."""
+    if wrong := _wrong_names(names, 1):
+        raise ParameterError(f"texts={list(names)} is not possible. {wrong}")
+    distinct = {}
+    for name in names: distinct.update(dict.fromkeys(_sentences(name)))
+    return list(distinct)
+
+# %% ../nbs/02e_scratch.ipynb #d4e4bcc1
+def _tables(name: str) -> list[list[list[str]]]: # columns of each table, English or source first
     if name == "ud":
         pairs = load_pairs()
-        return [[[" ".join(forms) for forms in pairs[f"forms_{side}"][:]] for side in "st"]]
-    if name == "synthetic": return [_aligned(files) for files in _generated()[1]]
+        sources = [" ".join(forms) for forms in pairs["forms_s"][:]]
+        return [[sources, [" ".join(forms) for forms in pairs["forms_t"][:]]]]
+    if name == "synthetic": return [_aligned(files) for files in _generated().together]
     if name in QUESTIONS: return [list(map(list, zip(*_asked(name))))]
-    return [_aligned(files) for files in (_registered(name) if name in TEXTS else [name.split("|")])]
+    files_of_tables = _registered(name) if name in TEXTS else [name.split("|")]
+    return [_aligned(files) for files in files_of_tables]
 
-
+# %% ../nbs/02e_scratch.ipynb #0b5b68b8
 def load_parallel(
     names: Sequence[str], # of `TEXTS`, or two paths with | between them
-    mixed: int = 0, # further pairs from each line of a corpus of more than two languages, of languages drawn at random
+    mixed: int = 0, # further pairs from each line of a corpus of more than two languages, drawn
     seed: int = 0, # of the draw
 ) -> list[tuple[str, str]]: # distinct pairs, in the order of their first occurrence
-    "Sentences with their translations. Raises `ParameterError` for what is neither corpus nor files, `DataError` for files that do not correspond."
-    if wrong := _wrong_names(names, 2): raise ParameterError(f"parallel={list(names)} is not possible. {wrong}")
-    found, rng = {}, np.random.default_rng(seed)
+    """Sentences with their translations.
+
+    Raises `ParameterError` for what is neither corpus nor files, `DataError` for files that do not
+    correspond."""
+    if wrong := _wrong_names(names, 2):
+        raise ParameterError(f"parallel={list(names)} is not possible. {wrong}")
+    pairs = {}
+    rng = np.random.default_rng(seed)
     for columns in (table for name in names for table in _tables(name)):
-        for other in columns[1:]: found.update(dict.fromkeys(zip(columns[0], other)))
-        if len(columns) > 2:
-            for line in zip(*columns[1:]):
-                for _ in range(mixed): found[tuple(line[i] for i in rng.choice(len(line), 2, replace=False))] = None
-    return [(a, b) for a, b in found if a != b] # what was not translated would be copied
+        for other in columns[1:]: pairs.update(dict.fromkeys(zip(columns[0], other)))
+        if len(columns) == 2: continue
+        for line in zip(*columns[1:]):
+            for _ in range(mixed):
+                first, second = rng.choice(len(line), 2, replace=False)
+                pairs[line[first], line[second]] = None
+    return [(a, b) for a, b in pairs if a != b]
 
 # %% ../nbs/02e_scratch.ipynb #00fba543
 def translation_groups(
@@ -143,12 +194,13 @@ def translation_groups(
     "Which sentences say the same, as far as the pairs tell."
     label = np.arange(sentences)
     while len(pairs):
-        low, before = label[pairs].min(1), label.copy()
+        low = label[pairs].min(1)
+        before = label.copy()
         for side in pairs.T: np.minimum.at(label, side, low)
         if (label == before).all(): break
     return label
 
-
+# %% ../nbs/02e_scratch.ipynb #338c8a0a
 def held_out(
     groups: np.ndarray, # [N] as from `translation_groups`
     share: float, # of the groups, 0 to 1
@@ -156,7 +208,8 @@ def held_out(
 ) -> np.ndarray: # [N] bool, true for sentences kept apart
     "A share of the groups, at least one, chosen at random."
     names = np.unique(groups)
-    return np.isin(groups, np.random.default_rng(seed).permutation(names)[:max(1, round(share * len(names)))])
+    shuffled = np.random.default_rng(seed).permutation(names)
+    return np.isin(groups, shuffled[:max(1, round(share * len(names)))])
 
 # %% ../nbs/02e_scratch.ipynb #ac078b4d
 class Corpus(NamedTuple):
@@ -166,7 +219,7 @@ class Corpus(NamedTuple):
     pairs: np.ndarray # [P,2] positions
     apart: np.ndarray # [N] bool
 
-
+# %% ../nbs/02e_scratch.ipynb #1aed2c8f
 def gather(
     texts: Sequence[str], # as in `load_text`
     parallel: Sequence[str], # as in `load_parallel`
@@ -174,34 +227,73 @@ def gather(
     share: float = .01, # of the sentences, with their translations, to keep apart
     seed: int = 0, # of what is drawn
 ) -> Corpus:
-    "All the text of a run. Raises what `load_text` and `load_parallel` raise, `ParameterError` if there is nothing to learn from."
-    alone, pairs = load_text(texts), load_parallel(parallel, mixed, seed)
-    at = {sentence: i for i, sentence in enumerate(dict.fromkeys([*alone, *(s for pair in pairs for s in pair)]))}
-    pairs = np.array([[at[a], at[b]] for a, b in pairs], np.int64).reshape(-1, 2)
-    corpus = Corpus(list(at), np.arange(len(alone)), pairs, held_out(translation_groups(len(at), pairs), share, seed) if at else np.zeros(0, bool))
-    if corpus.apart.all(): raise ParameterError(f"texts={list(texts)}, parallel={list(parallel)} hold {len(at)} sentences; expected two that do not translate each other, or more")
-    return corpus
+    """All the text of a run. Raises what `load_text` and `load_parallel` raise, `ParameterError`
+    if there is nothing to learn from."""
+    alone = load_text(texts)
+    pairs = load_parallel(parallel, mixed, seed)
+    distinct = dict.fromkeys([*alone, *(sentence for pair in pairs for sentence in pair)])
+    place = {sentence: i for i, sentence in enumerate(distinct)}
+    places = np.array([[place[a], place[b]] for a, b in pairs], np.int64).reshape(-1, 2)
+    apart = np.zeros(0, bool)
+    if place: apart = held_out(translation_groups(len(place), places), share, seed)
+    if apart.all():
+        raise ParameterError(
+            f"texts={list(texts)}, parallel={list(parallel)} hold {len(place)} sentences; "
+            "expected two that do not translate each other, or more")
+    return Corpus(list(place), np.arange(len(alone)), places, apart)
 
 # %% ../nbs/02e_scratch.ipynb #67e972b2
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") # subwords 0 to 4
 TOKENIZERS = ("bpe", "wordpiece")
+_UNKNOWN = dict(unk_token="[UNK]")
+_LONG_WORDS = dict(max_input_chars_per_word=1000)
 
-
+# %% ../nbs/02e_scratch.ipynb #ea3e4fe2
 def _blank(kind: str) -> Tokenizer: # knows how to prepare text, but no subword yet
-    model = models.BPE(unk_token="[UNK]") if kind == "bpe" else models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=1000)
+    model = models.BPE(**_UNKNOWN) if kind == "bpe" else models.WordPiece(**_UNKNOWN, **_LONG_WORDS)
+    cased = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(lowercase=False, strip_accents=False)])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), cased])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
+# %% ../nbs/02e_scratch.ipynb #eee34ced
+class _Alphabet(NamedTuple):
+    "Characters of a text."
+    frequent: list[str] # in order
+    inside: set[str] # that occur inside words
 
-def _characters(blank: Tokenizer, sentences: Sequence[str], most: int) -> tuple[list[str], set[str]]: # the most frequent; those inside words
-    chunks, count, inside = Counter(c for s in sentences for c in blank.normalizer.normalize_str(s).split()), Counter(), set()
+
+def _characters(blank: Tokenizer, sentences: Sequence[str], most: int) -> _Alphabet:
+    chunks = Counter()
+    for sentence in sentences: chunks.update(blank.normalizer.normalize_str(sentence).split())
+    count = Counter()
+    inside = set()
     for chunk, n in chunks.items():
         for word, _ in blank.pre_tokenizer.pre_tokenize_str(chunk):
             for character in word: count[character] += n
             inside.update(word[1:])
-    return sorted(sorted(count, key=lambda c: (-count[c], c))[:most]), inside
+    by_frequency = sorted(count, key=lambda c: (-count[c], c))
+    return _Alphabet(sorted(by_frequency[:most]), inside)
+
+# %% ../nbs/02e_scratch.ipynb #8b713a2f
+def _trained(kind: str, sentences: Sequence[str], vocabulary: int) -> Tokenizer:
+    tokenizer = _blank(kind)
+    alphabet = _characters(tokenizer, sentences, (vocabulary - len(SPECIAL)) // 4)
+    given = dict(
+        vocab_size=vocabulary, min_frequency=2, show_progress=False,
+        initial_alphabet=alphabet.frequent, limit_alphabet=len(alphabet.frequent))
+    if kind == "bpe":
+        trainer = trainers.BpeTrainer(special_tokens=list(SPECIAL), **given)
+        tokenizer.train_from_iterator(sentences, trainer)
+        return tokenizer
+    inside = [f"##{c}" for c in alphabet.frequent if c in alphabet.inside]
+    trainer = trainers.WordPieceTrainer(special_tokens=[*SPECIAL, *inside], **given)
+    tokenizer.train_from_iterator(sentences, trainer)
+    anew = _blank(kind)
+    anew.model = models.WordPiece(tokenizer.get_vocab(), **_UNKNOWN, **_LONG_WORDS)
+    anew.add_special_tokens(list(SPECIAL))
+    return anew
 
 # %% ../nbs/02e_scratch.ipynb #012cb8bc
 def train_tokenizer(
@@ -214,20 +306,15 @@ def train_tokenizer(
     "A fast tokenizer of transformers, the same for the same text."
     from transformers import PreTrainedTokenizerFast  # here, since it takes a while
 
-    tokenizer = _blank(kind)
-    alphabet, inside = _characters(tokenizer, sentences, (vocabulary - len(SPECIAL)) // 4)
-    given = dict(vocab_size=vocabulary, min_frequency=2, show_progress=False, initial_alphabet=alphabet, limit_alphabet=len(alphabet))
-    if kind == "bpe": tokenizer.train_from_iterator(sentences, trainers.BpeTrainer(special_tokens=list(SPECIAL), **given))
-    else:
-        tokenizer.train_from_iterator(sentences, trainers.WordPieceTrainer(special_tokens=[*SPECIAL, *(f"##{c}" for c in alphabet if c in inside)], **given))
-        pieces, tokenizer = tokenizer.get_vocab(), _blank(kind)
-        tokenizer.model = models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=1000)
-        tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer = _trained(kind, sentences, vocabulary)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(t, SPECIAL.index(t)) for t in ("[CLS]", "[SEP]")])
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL))
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")])
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     inputs = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=limit, model_input_names=inputs, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=limit, model_input_names=inputs,
+        **dict(zip(roles, SPECIAL)))
 
 # %% ../nbs/02e_scratch.ipynb #e2cd71ae
 def hide(
@@ -240,17 +327,22 @@ def hide(
     word = ids >= len(SPECIAL)
     order = torch.rand(ids.shape, generator=generator).masked_fill(~word, 2).argsort(1).argsort(1)
     chosen = word & (order < (share * word.sum(1, keepdim=True)).round().clamp(min=1))
-    fate, other = torch.rand(ids.shape, generator=generator), torch.randint(len(SPECIAL), vocabulary, ids.shape, generator=generator)
+    fate = torch.rand(ids.shape, generator=generator)
+    other = torch.randint(len(SPECIAL), vocabulary, ids.shape, generator=generator)
     seen = torch.where(fate < .8, SPECIAL.index("[MASK]"), torch.where(fate < .9, other, ids))
     return torch.where(chosen, seen, ids), chosen
 
 # %% ../nbs/02e_scratch.ipynb #2ddc49f1
-def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # of one or two sentences: ids, position_ids, token_type_ids, each [S]
-    cls, sep = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
-    rows = [np.concatenate([[cls], *([*side, sep] for side in sides)]),
-            np.concatenate([[0], *(np.arange(1, len(side) + 2) for side in sides)]),
-            np.concatenate([[0], *(np.full(len(side) + 1, k) for k, side in enumerate(sides))])]
-    return [torch.from_numpy(row.astype(np.int64)) for row in rows]
+def _row(sides: Sequence[np.ndarray]) -> list[Tensor]: # ids, position_ids, token_type_ids: [S] each
+    ids = [[SPECIAL.index("[CLS]")]]
+    places = [[0]]
+    types = [[0]]
+    for k, side in enumerate(sides): # one or two sentences
+        ids.append([*side, SPECIAL.index("[SEP]")])
+        places.append(np.arange(1, len(side) + 2))
+        types.append(np.full(len(side) + 1, k))
+    rows = [np.concatenate(row).astype(np.int64) for row in (ids, places, types)]
+    return [torch.from_numpy(row) for row in rows]
 
 # %% ../nbs/02e_scratch.ipynb #2e726018
 class MaskedBatches:
@@ -261,41 +353,82 @@ class MaskedBatches:
         ids: Sequence[np.ndarray], # [N] of [S] int32, the subwords of each sentence
         examples: Sequence[tuple[int, ...]], # one or two positions in `ids` each
         vocabulary: int, # V, number of subwords
-        limit: int = 256, # subwords of an example, special tokens included; longer sentences are cut
+        limit: int = 256, # subwords of an example, special tokens included; longer ones are cut
         budget: int = 4096, # subwords of a batch, padding included
         share: float = .15, # of the subwords to be predicted
         seed: int = 0, # of the order
         positions: bool = True, # does the model take position_ids?
         types: bool = True, # does it have token types?
     ):
-        self.ids, self.vocabulary, self.budget, self.share, self.seed, self.positions, self.types = ids, vocabulary, budget, share, seed, positions, types
-        self.examples, self.room = list(examples), {n: (limit - n - 1) // n for n in (1, 2)} # subwords of a sentence: alone, in a pair
-        self.lengths = np.array([1 + sum(min(len(ids[i]), self.room[len(e)]) + 1 for i in e) for e in self.examples])
+        self.ids = ids
+        self.vocabulary = vocabulary
+        self.budget = budget
+        self.share = share
+        self.seed = seed
+        self.positions = positions
+        self.types = types
+        self.examples = list(examples)
+        self.room = {1: limit - 2, 2: (limit - 3) // 2} # subwords of a sentence: alone, in a pair
+        lengths = [1 + sum(len(side) + 1 for side in self._sides(e)) for e in self.examples]
+        self.lengths = np.array(lengths)
 
-    def plan(self, epoch: int) -> list[list[int]]:
-        "Batches of similar length in random order."
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.examples))
-        batches = length_batches(self.lengths[order], self.budget)
-        return [order[batches[i]].tolist() for i in rng.permutation(len(batches))]
+    def _sides(self, example: tuple[int, ...]) -> list[np.ndarray]: # the sentences, cut
+        return [self.ids[i][:self.room[len(example)]] for i in example]
 
-    def load(self, positions: list[int], generator: torch.Generator) -> dict[str, Tensor]:
-        "input_ids, attention_mask, position_ids, token_type_ids, all [B,T]; masked [M], places in the flattened batch; targets [M], what was there."
-        examples = [self.examples[i] for i in positions]
-        turned = [e[::-1] if turn else e for e, turn in zip(examples, (torch.rand(len(examples), generator=generator) < .5).tolist())]
-        rows = [_row([self.ids[i][:self.room[len(e)]] for i in e]) for e in turned]
-        ids, places, types = (pad_sequence(column, batch_first=True) for column in zip(*rows))
-        seen, chosen = hide(ids, self.share, self.vocabulary, generator)
-        batch = dict(input_ids=seen, attention_mask=(ids != SPECIAL.index("[PAD]")).long(), masked=chosen.flatten().nonzero()[:, 0], targets=ids[chosen])
-        return batch | (dict(position_ids=places) if self.positions else {}) | (dict(token_type_ids=types) if self.types else {})
+# %% ../nbs/02e_scratch.ipynb #074047d0
+@patch
+def plan(
+    self: MaskedBatches,
+    epoch: int, # 0, 1, ...
+) -> list[list[int]]: # positions in `examples`
+    "Batches of similar length in random order."
+    rng = np.random.default_rng([self.seed, epoch])
+    order = rng.permutation(len(self.examples))
+    batches = length_batches(self.lengths[order], self.budget)
+    return [order[batches[i]].tolist() for i in rng.permutation(len(batches))]
+
+# %% ../nbs/02e_scratch.ipynb #1d5b6145
+@patch
+def load(
+    self: MaskedBatches,
+    positions: list[int], # of examples, as from `plan`
+    generator: torch.Generator, # all the randomness
+) -> dict[str, Tensor]:
+    """input_ids, attention_mask, position_ids, token_type_ids, all [B,T]; masked [M], places in
+    the flattened batch; targets [M], what was there."""
+    examples = [self.examples[i] for i in positions]
+    turn = torch.rand(len(examples), generator=generator) < .5
+    examples = [e[::-1] if turned else e for e, turned in zip(examples, turn.tolist())]
+    columns = zip(*[_row(self._sides(e)) for e in examples])
+    ids, places, types = (pad_sequence(column, batch_first=True) for column in columns)
+    seen, chosen = hide(ids, self.share, self.vocabulary, generator)
+    batch = dict(
+        input_ids=seen, attention_mask=(ids != SPECIAL.index("[PAD]")).long(),
+        masked=chosen.flatten().nonzero()[:, 0], targets=ids[chosen])
+    if self.positions: batch["position_ids"] = places
+    if self.types: batch["token_type_ids"] = types
+    return batch
 
 # %% ../nbs/02e_scratch.ipynb #7815a2d5
-ARCHITECTURES = { # positions: takes position_ids; types: has token types; the rest goes to the configuration of transformers
+#: positions: takes position_ids; types: has token types; more: for the configuration
+ARCHITECTURES = {
     "bert": dict(positions=True, types=True, more=dict()),
-    "deberta-v2": dict(positions=False, types=False, more=dict(relative_attention=True, position_biased_input=False, pos_att_type=["c2p", "p2c"], share_att_key=True)),
-    "roformer": dict(positions=False, types=True, more=dict(rotary_value=False))}
+    "deberta-v2": dict(positions=False, types=False, more=dict(
+        relative_attention=True, position_biased_input=False, pos_att_type=["c2p", "p2c"],
+        share_att_key=True)),
+    "roformer": dict(positions=False, types=True, more=dict(rotary_value=False)),
+}
 
+# %% ../nbs/02e_scratch.ipynb #7e06a955
+def _matching(model) -> list[tuple[nn.Module, nn.Module]]: # layers of queries and keys, by block
+    pairs = []
+    for block in model.modules():
+        query = getattr(block, "query", getattr(block, "query_proj", None))
+        key = getattr(block, "key", getattr(block, "key_proj", None))
+        if query is not None: pairs.append((query, key))
+    return pairs
 
+# %% ../nbs/02e_scratch.ipynb #f3844941
 def new_model(
     architecture: str, # of `ARCHITECTURES`
     vocabulary: int, # V
@@ -305,7 +438,7 @@ def new_model(
     feed_forward: int = 768, # width of the layer between
     positions: int = 256, # subwords that it can read
     dropout: float = 0., # in training, 0 to 1
-    alike: float = 0., # share of the heads whose keys start with the weights of their queries, 0 to 1
+    alike: float = 0., # share of the heads whose keys start with the weights of their queries
     initializer_range: float = .02, # standard deviation of the weights
     seed: int = 0, # of the weights
 ) -> nn.Module:
@@ -315,9 +448,11 @@ def new_model(
     kind = ARCHITECTURES[architecture]
     more = kind["more"] | (dict(embedding_size=width) if architecture == "roformer" else {})
     config = AutoConfig.for_model(
-        architecture, vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=feed_forward,
-        max_position_embeddings=positions, initializer_range=initializer_range, type_vocab_size=2 if kind["types"] else 0, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-        pad_token_id=SPECIAL.index("[PAD]"), **more)
+        architecture, vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=heads, intermediate_size=feed_forward,
+        max_position_embeddings=positions, initializer_range=initializer_range,
+        type_vocab_size=2 if kind["types"] else 0, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout, pad_token_id=SPECIAL.index("[PAD]"), **more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForMaskedLM.from_config(config)
@@ -326,20 +461,18 @@ def new_model(
     return model
 
 # %% ../nbs/02e_scratch.ipynb #4e1579b3
-def _matching(model): # the layers that make queries and keys, of each block
-    names = [[getattr(block, name, getattr(block, f"{name}_proj", None)) for name in ("query", "key")] for block in model.modules()]
-    return [pair for pair in names if pair[0] is not None]
-
-
 def hold_identity(
     model: nn.Module, # as from `new_model`
     rows: int, # of the queries and keys of each block
     embeddings: bool = True, # these, too?
 ):
-    "Keep the first rows of queries and keys, and the embeddings, as they are: training gives them no gradient."
+    "Keep the first rows of queries and keys, and the embeddings, as they are in training."
+    def held(grad): return torch.cat([torch.zeros_like(grad[:rows]), grad[rows:]])
+
     if embeddings: model.get_input_embeddings().weight.requires_grad_(False)
     for layer in (layer for pair in _matching(model) for layer in pair):
-        for weight in (layer.weight, layer.bias): weight.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:rows]), grad[rows:]]))
+        layer.weight.register_hook(held)
+        layer.bias.register_hook(held)
 
 # %% ../nbs/02e_scratch.ipynb #a83d2778
 class MaskedLM(nn.Module):
@@ -351,7 +484,8 @@ class MaskedLM(nn.Module):
 
     def logits(self, batch) -> Tensor: # [M,V]
         "Scores of all subwords at the masked places."
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
+        names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+        inputs = {name: batch[name] for name in names if name in batch}
         h = self.model.base_model(**inputs).last_hidden_state
         return self.model.cls(h.flatten(0, 1)[batch["masked"]]).float()
 
@@ -366,9 +500,12 @@ def masked_accuracy(
     seed: int = 0, # of the masks
 ) -> tuple[float, float]: # share of the masked subwords that it predicts, 0 to 1; mean loss in nats
     "How well masked subwords are predicted."
-    device, right, loss = next(net.parameters()).device, [], []
+    device = next(net.parameters()).device
+    right = []
+    loss = []
     for i, positions in enumerate(data.plan(0)):
-        batch = {k: v.to(device) for k, v in data.load(positions, torch.Generator().manual_seed(step_seed(seed, i))).items()}
+        batch = data.load(positions, torch.Generator().manual_seed(step_seed(seed, i)))
+        batch = {k: v.to(device) for k, v in batch.items()}
         logits = net.logits(batch)
         right.append(logits.argmax(1) == batch["targets"])
         loss.append(cross_entropy(logits, batch["targets"], reduction="none"))
@@ -376,82 +513,172 @@ def masked_accuracy(
 
 # %% ../nbs/02e_scratch.ipynb #b37dd35d
 PRESETS = {
-    "small": dict(texts="", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4, feed_forward=512, alike=.5, initializer_range=.1, hold="all", masked=.2, budget=2048, epochs=8),
-    "real-s": {}, "real-m": dict(vocabulary=32_000, layers=8, width=384, heads=8, feed_forward=1536, initializer_range=.06, budget=16_384, epochs=10)}
-
-
+    "small": dict(
+        texts="", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4,
+        feed_forward=512, alike=.5, initializer_range=.1, hold="all", masked=.2, budget=2048,
+        epochs=8),
+    "real-s": {},
+    "real-m": dict(
+        vocabulary=32_000, layers=8, width=384, heads=8, feed_forward=1536, initializer_range=.06,
+        budget=16_384, epochs=10),
+}
 HOLD = ("none", "heads", "all")
 
-
+# %% ../nbs/02e_scratch.ipynb #66814403
 def _wrong_folder_name(name): # None, or what would be right
-    return None if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "name is that of a folder: letters, digits, dots, hyphens and underscores."
+    if re.fullmatch(r"\w[\w.-]*", name, re.ASCII): return None
+    return "name is that of a folder: letters, digits, dots, hyphens and underscores."
 
-# %% ../nbs/02e_scratch.ipynb #c1baad1d
+# %% ../nbs/02e_scratch.ipynb #78058ecd
 @dataclass(frozen=True, init=False)
-class ScratchConfig(FitConfig):
-    "Parameters of the run 02_encoder."
-    name: str = param("small", "of the encoder: small, real-s, real-m, with their presets, or another", check=_wrong_folder_name)
-    texts: tuple[str, ...] = param(REAL, f"sentences to learn from: {', '.join(TEXTS)}, or paths of text files", check=lambda v: _wrong_names(v, 1))
-    parallel: tuple[str, ...] = param(PARALLEL, f"translations to learn from, or questions with their contexts: {', '.join(PARALLEL)}, synthetic, or two paths as in en.txt|de.txt", check=lambda v: _wrong_names(v, 2))
-    mixed: int = param(0, "pairs from each line of a corpus of many languages besides those with the first", low=0)
+class _TextSettings(Config):
+    name: str = param(
+        "small", "of the encoder: small, real-s, real-m, with their presets, or another",
+        check=_wrong_folder_name)
+    texts: tuple[str, ...] = param(
+        REAL, f"sentences to learn from: {', '.join(TEXTS)}, or paths of text files",
+        check=lambda v: _wrong_names(v, 1))
+    parallel: tuple[str, ...] = param(
+        PARALLEL, "translations to learn from, or questions with their contexts: "
+        f"{', '.join(PARALLEL)}, synthetic, or two paths as in en.txt|de.txt",
+        check=lambda v: _wrong_names(v, 2))
+    mixed: int = param(
+        0, "pairs from each line of a corpus of many languages besides those with the first", low=0)
     tokenizer: str = param("bpe", "how words are split", choices=TOKENIZERS)
     vocabulary: int = param(12_000, "subwords at most", low=50)
+
+# %% ../nbs/02e_scratch.ipynb #f0455cd8
+@dataclass(frozen=True, init=False)
+class _ModelSettings(Config):
     architecture: str = param("roformer", "of the encoder", choices=tuple(ARCHITECTURES))
     layers: int = param(4, "transformer blocks", low=1)
     width: int = param(192, "of the hidden states", low=2)
     heads: int = param(4, "of attention; they divide the width", low=1)
     feed_forward: int = param(768, "width of the layer within a block", low=1)
-    positions: int = param(384, "subwords that the encoder can read; longer sentences are cut", low=8)
+    positions: int = param(
+        384, "subwords that the encoder can read; longer sentences are cut", low=8)
     dropout: float = param(0., "share of what is dropped in training", low=0, high=.9)
-    alike: float = param(.5, "share of the heads whose keys start with the weights of their queries", low=0, high=1)
-    initializer_range: float = param(.08, "standard deviation of the weights at the start", low=0, high=1)
+    alike: float = param(
+        .5, "share of the heads whose keys start with the weights of their queries", low=0, high=1)
+    initializer_range: float = param(
+        .08, "standard deviation of the weights at the start", low=0, high=1)
+
+# %% ../nbs/02e_scratch.ipynb #c1baad1d
+@dataclass(frozen=True, init=False)
+class ScratchConfig(_ModelSettings, _TextSettings, FitConfig):
+    "Parameters of the run 02_encoder."
     masked: float = param(.15, "share of the subwords to be predicted", low=.01, high=.9)
     budget: int = param(1024, "subwords of a batch, padding included", low=16)
-    apart: float = param(.01, "share of the sentences, with their translations, that only the evaluation sees", low=0, high=.5)
-    hold: str = param("heads", "what stays as it starts: nothing (none), the heads that start alike, or these and the embeddings (all)", choices=HOLD)
+    apart: float = param(
+        .01, "share of the sentences, with their translations, that only the evaluation sees",
+        low=0, high=.5)
+    hold: str = param(
+        "heads", "what stays as it starts: nothing (none), the heads that start alike, "
+        "or these and the embeddings (all)", choices=HOLD)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
     learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
     log_every: int = param(50, "steps between two lines of the log", low=1)
-    evaluate_every: int = param(1000, "steps between two evaluations; 0: once per epoch", low=0)
+    evaluate_every: int = param(
+        1000, "steps between two evaluations; 0: once per epoch", low=0)
 
     @classmethod
     def presets(cls, chosen): return PRESETS.get(str(chosen["name"]), {})
 
     def __init__(self, **params):
         super().__init__(**params)
-        unit = 2 * self.heads if self.architecture == "roformer" else self.heads # it rotates pairs of numbers
-        if self.width % unit: raise ParameterError(f"width={self.width} is not possible with heads={self.heads} and {self.architecture}; expected a multiple of {unit}")
-        if not self.texts + self.parallel: raise ParameterError("texts and parallel are both empty; expected some text to learn from")
+        rotates = self.architecture == "roformer" # pairs of numbers
+        unit = 2 * self.heads if rotates else self.heads
+        if self.width % unit:
+            raise ParameterError(f"width={self.width} is not possible with heads={self.heads} and "
+                                 f"{self.architecture}; expected a multiple of {unit}")
+        if not self.texts + self.parallel:
+            raise ParameterError("texts and parallel are both empty; "
+                                 "expected some text to learn from")
 
 # %% ../nbs/02e_scratch.ipynb #1a877b78
-def _origins(names: Sequence[str]) -> list[tuple[str, str]]: # title and licence of everything in `names`
-    corpora = dict.fromkeys(c for name in names for c in ([COLLECTIONS[p][0] for p in PAPER] if name == "ud" else [name]))
-    def licence(corpus): return ", ".join(sorted({s.licence for s in REGISTRY.values() if s.corpus == corpus}))
-    return [("Sentences in generated languages", "Apache 2.0, as s2dm") if c == "synthetic" else (CORPORA[c]["title"], licence(c)) if c in CORPORA else (" - ".join(Path(p).name for p in c.split("|")), "as its owner says") for c in corpora]
+def _origin(corpus: str) -> tuple[str, str]: # title and licence of a corpus or of files
+    if corpus == "synthetic": return "Sentences in generated languages", "Apache 2.0, as s2dm"
+    if corpus not in CORPORA:
+        return " - ".join(Path(p).name for p in corpus.split("|")), "as its owner says"
+    licences = {s.licence for s in REGISTRY.values() if s.corpus == corpus}
+    return CORPORA[corpus]["title"], ", ".join(sorted(licences))
 
+# %% ../nbs/02e_scratch.ipynb #fc3f58d1
+def _origins(names: Sequence[str]) -> list[tuple[str, str]]: # of everything in `names`
+    corpora = []
+    for name in names: corpora += [COLLECTIONS[p][0] for p in PAPER] if name == "ud" else [name]
+    return [_origin(corpus) for corpus in dict.fromkeys(corpora)]
 
+# %% ../nbs/02e_scratch.ipynb #cd5ee1bf
+_CARD = """---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [multilingual, s2dm]
+---
+# {name}
+
+A small multilingual encoder ({architecture}), trained from scratch by s2dm's run `02_encoder` \
+on {device}.
+
+It is meant for trying out methods on one machine; for results that matter, take a large encoder.
+
+## What it read
+
+| text | licence |
+|---|---|
+{origins}
+
+{generated}
+{warning}
+
+## How it was trained
+
+| parameter | value |
+|---|---|
+{parameters}
+
+## What came out, and what it cost
+
+| | |
+|---|---|
+{numbers}
+"""
+
+# %% ../nbs/02e_scratch.ipynb #6858ab88
+def _about_generated(config: ScratchConfig) -> str: # "" if it has read no such text
+    if "synthetic" not in {*config.texts, *config.parallel}: return ""
+    what = "sentences, never an answer."
+    if "synthetic" in config.parallel:
+        what = "sentences with their translations, passages with questions, never an answer."
+    return (f"Generated by s2dm's `synthetic` with the seed {SyntheticConfig().seed}, "
+            f"in the languages {', '.join(LANGUAGES)}: {what}")
+
+# %% ../nbs/02e_scratch.ipynb #31c7940c
+def _number(value) -> str: return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+# %% ../nbs/02e_scratch.ipynb #d657e96a
 def model_card(
     config: ScratchConfig, # how it was trained
     metrics: dict, # what came out
 ) -> str: # README.md
     "What a user of the encoder should know."
-    rows = [f"| {title} | {licence} |" for title, licence in _origins([*config.texts, *config.parallel])]
-    free = not any("NC" in row for row in rows)
-    numbers = [f"| {name.replace('_', ' ')} | {value:,.4g} |" if isinstance(value, float) else f"| {name.replace('_', ' ')} | {value:,} |" for name, value in metrics.items()]
-    return "\n".join([
-        "---", "library_name: transformers", "pipeline_tag: fill-mask", "tags: [multilingual, s2dm]", "---", f"# {config.name}", "",
-        f"A small multilingual encoder ({config.architecture}), trained from scratch by s2dm's run `02_encoder` on {device_name()}.", "",
-        "It is meant for trying out methods on one machine; for results that matter, take a large encoder.", "",
-        "## What it read", "", "| text | licence |", "|---|---|", *rows, "",
-        f"Generated by s2dm's `synthetic` with the seed {SyntheticConfig().seed}, in the languages {', '.join(LANGUAGES)}: sentences{' with their translations, passages with questions,' if 'synthetic' in config.parallel else ','} never an answer." if "synthetic" in {*config.texts, *config.parallel} else "",
-        "" if free else "**Some of this text is for non-commercial use only, and so is what was trained on it.**", "",
-        "## How it was trained", "", "| parameter | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in config.as_dict().items()), "",
-        "## What came out, and what it cost", "", "| | |", "|---|---|", *numbers, ""])
+    origins = [f"| {title} | {licence} |"
+               for title, licence in _origins([*config.texts, *config.parallel])]
+    warning = ("**Some of this text is for non-commercial use only, "
+               "and so is what was trained on it.**")
+    parameters = [f"| {name} | {value} |" for name, value in config.as_dict().items()]
+    numbers = [f"| {name.replace('_', ' ')} | {_number(x)} |" for name, x in metrics.items()]
+    return _CARD.format(
+        name=config.name, architecture=config.architecture, device=device_name(),
+        origins="\n".join(origins), generated=_about_generated(config),
+        warning=warning if any("NC" in row for row in origins) else "",
+        parameters="\n".join(parameters), numbers="\n".join(numbers))
 
 # %% ../nbs/02e_scratch.ipynb #76d319ae
 @contextmanager
-def _replacing(folder: Path): # a new folder that takes the place of `folder` when the block has succeeded
-    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+def _replacing(folder: Path): # a new folder that replaces `folder` when the block has succeeded
+    new = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
     for rest in (new, old): shutil.rmtree(rest, ignore_errors=True)
     new.mkdir(parents=True)
     yield new
@@ -459,86 +686,172 @@ def _replacing(folder: Path): # a new folder that takes the place of `folder` wh
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
-
-def _save(folder: Path, model: nn.Module, tokenizer, card: str): # an ordinary folder of transformers
+# %% ../nbs/02e_scratch.ipynb #61aa26bb
+def _save(folder: Path, model: nn.Module, tokenizer, card: str): # a folder of transformers
     with _replacing(folder) as new, quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card, encoding="utf-8")
 
+# %% ../nbs/02e_scratch.ipynb #1e9539c2
+def _subwords(tokenizer, sentences: list[str]) -> list[np.ndarray]: # [N] of [S] int32
+    ids = []
+    starts = range(0, len(sentences), 10_000)
+    for i in tqdm(starts, desc="splitting into subwords", unit="10k sentences", delay=2):
+        chunk = sentences[i:i + 10_000]
+        encode = tokenizer.backend_tokenizer.encode_batch_fast
+        ids += [np.array(e.ids, np.int32) for e in encode(chunk, add_special_tokens=False)]
+    return ids
+
+# %% ../nbs/02e_scratch.ipynb #327e1fa0
+def _part(rows: np.ndarray, apart: np.ndarray, wanted: bool) -> list[tuple[int, ...]]:
+    "Of examples [P,1 or 2], positions of sentences, those that are kept apart, or that are not."
+    return [tuple(row) for row in rows[apart[rows[:, 0]] == wanted].tolist()]
+
 # %% ../nbs/02e_scratch.ipynb #16e65055
+class Prepared(NamedTuple):
+    "What a run trains and is measured on."
+    tokenizer: object # of transformers
+    data: MaskedBatches # to train on
+    evaluation: dict # "mlm" and "tlm", where there are any: `MaskedBatches`
+    counts: dict # of sentences, pairs, subwords
+
+
+def _batches(ids: list[np.ndarray], examples, vocabulary: int, config, seed: int) -> MaskedBatches:
+    kind = ARCHITECTURES[config.architecture]
+    return MaskedBatches(
+        ids, examples, vocabulary, config.positions, config.budget, config.masked, seed,
+        kind["positions"], kind["types"])
+
+# %% ../nbs/02e_scratch.ipynb #1e5d0393
+def _chosen(examples: list, pick: np.random.Generator, most: int = 2000) -> list: # some, shuffled
+    return [examples[i] for i in pick.permutation(len(examples))[:most]]
+
+# %% ../nbs/02e_scratch.ipynb #f99a5328
 def prepare(
     corpus: Corpus, # as from `gather`
     config: ScratchConfig, # how
-): # the tokenizer; training data; {"mlm": data, "tlm": data} to evaluate on, where there are any; counts
-    "Train the tokenizer on the sentences that are not kept apart, and make batches. Raises `ParameterError` if nothing is left to learn from."
-    kind = ARCHITECTURES[config.architecture]
-    tokenizer = train_tokenizer([s for s, apart in zip(corpus.sentences, corpus.apart) if not apart], config.tokenizer, config.vocabulary, config.positions, kind["types"])
-    starts, ids = range(0, len(corpus.sentences), 10_000), []
-    for i in tqdm(starts, desc="splitting into subwords", unit="10k sentences", delay=2):
-        ids += [np.array(e.ids, np.int32) for e in tokenizer.backend_tokenizer.encode_batch_fast(corpus.sentences[i:i + 10_000], add_special_tokens=False)]
-    lengths, whole = np.array([len(x) for x in ids]), np.concatenate(ids)
-    alone, pairs = corpus.alone[lengths[corpus.alone] > 0], corpus.pairs[(lengths[corpus.pairs] > 0).all(1)]
-    def batches(examples, seed=config.seed):
-        return MaskedBatches(ids, examples, len(tokenizer), config.positions, config.budget, config.masked, seed, kind["positions"], kind["types"])
-    def part(rows, apart): return [tuple(row) for row in rows[corpus.apart[rows[:, 0]] == apart].tolist()]
-    data, sets = batches([*part(alone[:, None], False), *part(pairs, False)]), dict(mlm=part(alone[:, None], True), tlm=part(pairs, True))
-    if not data.examples: raise ParameterError("nothing is left to learn from: no sentence has a subword")
-    pick = np.random.default_rng(config.seed)
-    evaluation = {k: batches([v[i] for i in pick.permutation(len(v))[:2000]], 0) for k, v in sets.items() if v}
-    counts = dict(sentences=len(ids), pairs=len(pairs), kept_apart=int(corpus.apart.sum()), vocabulary=len(tokenizer), subwords=len(whole),
-                  subwords_per_sentence=float(lengths.mean()), unknown_share=float((whole == SPECIAL.index("[UNK]")).mean()), cut_sentences=int((lengths > config.positions - 2).sum()))
-    return tokenizer, data, evaluation, counts
+) -> Prepared:
+    """Train the tokenizer on the sentences that are not kept apart, and make batches.
 
-# %% ../nbs/02e_scratch.ipynb #740736f0
+    Raises `ParameterError` if nothing is left to learn from."""
+    seen = [s for s, apart in zip(corpus.sentences, corpus.apart) if not apart]
+    types = ARCHITECTURES[config.architecture]["types"]
+    tokenizer = train_tokenizer(
+        seen, config.tokenizer, config.vocabulary, config.positions, types)
+    ids = _subwords(tokenizer, corpus.sentences)
+    lengths = np.array([len(x) for x in ids])
+    alone = corpus.alone[lengths[corpus.alone] > 0][:, None]
+    pairs = corpus.pairs[(lengths[corpus.pairs] > 0).all(1)]
+    training = [*_part(alone, corpus.apart, False), *_part(pairs, corpus.apart, False)]
+    if not training:
+        raise ParameterError("nothing is left to learn from: no sentence has a subword")
+    pick = np.random.default_rng(config.seed)
+    evaluation = {}
+    for name, rows in dict(mlm=alone, tlm=pairs).items():
+        if examples := _part(rows, corpus.apart, True):
+            chosen = _chosen(examples, pick)
+            evaluation[name] = _batches(ids, chosen, len(tokenizer), config, 0)
+    data = _batches(ids, training, len(tokenizer), config, config.seed)
+    counts = _counts(corpus, ids, len(pairs), len(tokenizer), config.positions)
+    return Prepared(tokenizer, data, evaluation, counts)
+
+# %% ../nbs/02e_scratch.ipynb #02fc3c99
+def _counts(corpus: Corpus, ids: list[np.ndarray], pairs: int, vocabulary: int, limit: int) -> dict:
+    lengths = np.array([len(x) for x in ids])
+    subwords = np.concatenate(ids)
+    return dict(
+        sentences=len(ids), pairs=pairs, kept_apart=int(corpus.apart.sum()), vocabulary=vocabulary,
+        subwords=len(subwords), subwords_per_sentence=float(lengths.mean()),
+        unknown_share=float((subwords == SPECIAL.index("[UNK]")).mean()),
+        cut_sentences=int((lengths > limit - 2).sum()))
+
+# %% ../nbs/02e_scratch.ipynb #be7b26d3
 class Scratch(NamedTuple):
     "A trained encoder and how it went."
     folder: Path # of transformers: model.safetensors, config.json, tokenizer.json, README.md, ...
     fit: Fit # loss and evaluations by step
     metrics: dict # accuracy and loss on what was kept apart, sizes, cost
 
+# %% ../nbs/02e_scratch.ipynb #3dbf8cac
+def _net(config: ScratchConfig, vocabulary: int) -> MaskedLM: # with what it holds
+    names = ("width", "layers", "heads", "feed_forward", "positions", "dropout", "alike",
+             "initializer_range", "seed")
+    settings = {name: getattr(config, name) for name in names}
+    net = MaskedLM(new_model(config.architecture, vocabulary, **settings))
+    rows = round(config.alike * config.heads) * (config.width // config.heads)
+    if config.hold != "none": hold_identity(net.model, rows, config.hold == "all")
+    return net
 
+# %% ../nbs/02e_scratch.ipynb #c202e5cd
+def _subwords_seen(data: MaskedBatches, epochs: int, steps: int) -> int:
+    batches = [batch for epoch in range(epochs) for batch in data.plan(epoch)]
+    batches = batches[:steps * PartialState().num_processes]
+    return int(sum(data.lengths[batch].sum() for batch in batches))
+
+# %% ../nbs/02e_scratch.ipynb #6b210336
+def _evaluated(net: MaskedLM, evaluation: dict) -> dict: # e.g. mlm_accuracy, mlm_loss
+    measured = {}
+    for name, data in evaluation.items():
+        measured[f"{name}_accuracy"], measured[f"{name}_loss"] = masked_accuracy(net, data)
+    return measured
+
+# %% ../nbs/02e_scratch.ipynb #740736f0
 def train_encoder(
     config: ScratchConfig, # what to train on, how large, how long
 ) -> Scratch:
-    """Train an encoder from scratch, or go on where an earlier call stopped. It and its record go to runs/encoder/name/seed.
-    Raises what `gather` and `fit` raise: `ParameterError`, `MissingData`, `DataError`, `Diverged`."""
+    """Train an encoder from scratch, or go on where an earlier call stopped.
+
+    It and its record go to runs/encoder/name/seed. Raises what `gather` and `fit` raise:
+    `ParameterError`, `MissingData`, `DataError`, `Diverged`."""
     folder = runs_dir() / "encoder" / config.name / f"seed{config.seed}"
     corpus = gather(config.texts, config.parallel, config.mixed, config.apart, config.seed)
     tokenizer, data, evaluation, counts = prepare(corpus, config)
-    kind = {k: getattr(config, k) for k in ("width", "layers", "heads", "feed_forward", "positions", "dropout", "alike", "initializer_range", "seed")}
-    net = MaskedLM(new_model(config.architecture, len(tokenizer), **kind))
-    if config.hold != "none": hold_identity(net.model, round(config.alike * config.heads) * (config.width // config.heads), config.hold == "all")
-
-    def evaluate():
-        found = {name: masked_accuracy(net, part) for name, part in evaluation.items()}
-        return {f"{name}_{what}": value for name, both in found.items() for what, value in zip(("accuracy", "loss"), both)}
-
-    text = hashlib.sha256(repr((corpus.sentences, tokenizer.backend_tokenizer.to_str())).encode()).hexdigest()
-    with RunRecord(folder, config) if PartialState().is_main_process else nullcontext() as record:
-        done = fit(net, data, config, folder, evaluate=evaluate, about=dict(text=text))
-    steps = [batch for epoch in range(config.epochs) for batch in data.plan(epoch)][:done.steps * PartialState().num_processes]
-    seen = int(sum(data.lengths[batch].sum() for batch in steps))
+    net = _net(config, len(tokenizer))
+    text = repr((corpus.sentences, tokenizer.backend_tokenizer.to_str()))
+    about = dict(text=hashlib.sha256(text.encode()).hexdigest())
+    is_main = PartialState().is_main_process
+    with RunRecord(folder, config) if is_main else nullcontext() as record:
+        evaluate = lambda: _evaluated(net, evaluation)
+        done = fit(net, data, config, folder, evaluate=evaluate, about=about)
+    seen = _subwords_seen(data, config.epochs, done.steps)
     metrics = {k: v for k, v in done.evaluations.iloc[-1].items() if k != "step"} | counts | dict(
-        parameters=sum(p.numel() for p in net.parameters()), steps=done.steps, subwords_seen=seen, training_seconds=done.seconds, subwords_per_second=seen / done.seconds)
+        parameters=sum(p.numel() for p in net.parameters()), steps=done.steps, subwords_seen=seen,
+        training_seconds=done.seconds, subwords_per_second=seen / done.seconds)
     if record:
         _save(folder / "checkpoint", net.model, tokenizer, model_card(config, metrics))
         record.save(metrics)
     return Scratch(folder / "checkpoint", done, metrics)
 
 # %% ../nbs/02e_scratch.ipynb #8767373f
+class _Curve(NamedTuple):
+    what: str # loss or accuracy
+    part: str # training, MLM or TLM
+    step: pd.Series
+    value: pd.Series
+
+# %% ../nbs/02e_scratch.ipynb #d0bc239e
+def _curves(fit: Fit) -> list[_Curve]:
+    curves = [_Curve("loss", "training", fit.history["step"], fit.history["masked"])]
+    for name in fit.evaluations.columns.drop("step"):
+        task, what = name.split("_")
+        curves.append(_Curve(what, task.upper(), fit.evaluations["step"], fit.evaluations[name]))
+    return curves
+
+# %% ../nbs/02e_scratch.ipynb #a2790098
 def plot_training(
     fit: Fit, # as from `train_encoder`
 ) -> tuple[plt.Figure, pd.DataFrame]: # the figure and its numbers
     "Loss in training, and loss and accuracy on what was kept apart, by step."
     set_style()
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    lines = [("loss", "training", fit.history["step"], fit.history["masked"])]
-    for name in fit.evaluations.columns.drop("step"):
-        task, what = name.split("_")
-        lines.append((what, task.upper(), fit.evaluations["step"], fit.evaluations[name]))
-    for what, label, x, y in lines: axes[int(what == "accuracy")].plot(x, y, label=label, color="0.7" if label == "training" else None, marker=None if label == "training" else ".")
-    for ax, name in zip(axes, ("loss of a masked subword (nats)", "masked subwords predicted (share)")):
-        ax.set(title=name, xlabel="step")
-        ax.legend()
-    return figure, pd.concat([pd.DataFrame(dict(what=what, part=label, step=x, value=y)) for what, label, x, y in lines], ignore_index=True)
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for curve in _curves(fit):
+        ax = accuracies if curve.what == "accuracy" else losses
+        style = dict(color="0.7") if curve.part == "training" else dict(marker=".")
+        ax.plot(curve.step, curve.value, label=curve.part, **style)
+    losses.set(title="loss of a masked subword (nats)", xlabel="step")
+    accuracies.set(title="masked subwords predicted (share)", xlabel="step")
+    losses.legend()
+    accuracies.legend()
+    numbers = [pd.DataFrame(curve._asdict()) for curve in _curves(fit)]
+    return figure, pd.concat(numbers, ignore_index=True)
