@@ -213,7 +213,7 @@ def _draw_role(draw, role, earlier, used):
 
 def _has_role(draw, role, event, full):
     if role == "recipient": return _KIND[event.verb] == "give"
-    return full and role in ("place", "time") or _happens(draw, role)
+    return (full and role in ("place", "time")) or _happens(draw, role)
 
 # %% ../nbs/01i_meanings.ipynb #dad0e5f6
 def draw_clause(
