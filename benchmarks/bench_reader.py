@@ -38,7 +38,7 @@ from s2dm.core import device_name, has_bfloat16, peak_memory, seed_everything  #
 from s2dm.encoder import length_batches, mbert_tokenizer  # noqa: E402
 from s2dm.evaluation import predict  # noqa: E402
 from s2dm.features import SpanTokenizer, TrainingBatches, Windows, pad_windows  # noqa: E402
-from s2dm.fit import FitConfig, _accelerator, _optimizer, _train_step, rate  # noqa: E402
+from s2dm.fit import FitConfig, Part, make_accelerator, make_optimizer, train_step, rate  # noqa: E402
 from s2dm.model import S2DM, S2DMConfig  # noqa: E402
 from s2dm.reader import S2DMReader  # noqa: E402
 from s2dm.reading import READING, load_reading  # noqa: E402
@@ -75,14 +75,14 @@ class Training:
         self.reader = S2DMReader(encoder, tokenizer, s2dm).to(accelerator.device).train()
         self.accelerator = accelerator
         self.net, self.optimizer = accelerator.prepare(
-            self.reader, _optimizer(self.reader, CONFIG, {}))
+            self.reader, make_optimizer(self.reader, CONFIG, {}))
 
     def step(self, data, positions, share=.1):
         batch = {
             k: x.to(self.accelerator.device, non_blocking=True)
             for k, x in data.load(positions).items()}
-        return _train_step(
-            self.net, self.optimizer, [(1., batch)], HALVES, CONFIG, self.accelerator, share)
+        return train_step(
+            self.net, self.optimizer, [Part(1., batch)], HALVES, CONFIG, self.accelerator, share)
 
 
 def seconds(run, cuda=False):
@@ -121,7 +121,7 @@ def alternate(runs, rounds, warm=1):
 
 
 def training(args, tokenizer, windows):
-    side = Training(tokenizer, "semantic", _accelerator("float32"))
+    side = Training(tokenizer, "semantic", make_accelerator("float32"))
     grouped = TrainingBatches(windows, args.batch)
     fixed = Fixed(windows, args.batch)
     runs = {
@@ -154,7 +154,7 @@ def training(args, tokenizer, windows):
 
 def loss(args, tokenizer, windows):
     accelerator, (positions,), found = (
-        _accelerator("float32"), strata(windows, TrainingBatches(windows, args.batch), 1), [])
+        make_accelerator("float32"), strata(windows, TrainingBatches(windows, args.batch), 1), [])
     for length in (None, LENGTH):
         side = Training(tokenizer, "semantic", accelerator)
         batch = pad_windows(windows, positions)
@@ -199,7 +199,7 @@ def loss(args, tokenizer, windows):
 
 
 def head(args, tokenizer, windows):
-    accelerator, data = _accelerator("float32"), TrainingBatches(windows, args.batch)
+    accelerator, data = make_accelerator("float32"), TrainingBatches(windows, args.batch)
     sides = {name: Training(tokenizer, name, accelerator) for name in ("baseline", "semantic")}
     some = strata(windows, data, args.sample)
     times = alternate(
@@ -213,7 +213,7 @@ def head(args, tokenizer, windows):
 
 
 def evaluation(args, tokenizer, _):
-    reader = Training(tokenizer, "semantic", _accelerator("float32")).reader.eval()
+    reader = Training(tokenizer, "semantic", make_accelerator("float32")).reader.eval()
     questions = {
         language: load_reading("xquad", language).select(range(args.questions))
         for language in READING["xquad"][0]}

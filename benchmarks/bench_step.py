@@ -33,7 +33,7 @@ from transformers import BertConfig, BertModel  # noqa: E402
 
 from s2dm.core import device_name, seed_everything  # noqa: E402
 from s2dm.encoder import Encoder, FeatureCache, mbert_tokenizer  # noqa: E402
-from s2dm.fit import FitConfig, _accelerator, _optimizer, _train_step  # noqa: E402
+from s2dm.fit import FitConfig, Part, make_accelerator, make_optimizer, train_step  # noqa: E402
 from s2dm.losses import TERMS  # noqa: E402
 from s2dm.model import S2DM, S2DMConfig  # noqa: E402
 from s2dm.siamese import PairData, Siamese  # noqa: E402
@@ -64,14 +64,14 @@ class Training:
             accelerator.device).train()
         self.weights, self.accelerator = self.model.model.config.weights, accelerator
         self.net, self.optimizer = accelerator.prepare(
-            self.model, _optimizer(self.model, CONFIG, {}))
+            self.model, make_optimizer(self.model, CONFIG, {}))
 
     def step(self, data, positions):
         batch = {
             k: x.to(self.accelerator.device, non_blocking=True)
             for k, x in data.load(positions).items()}
-        return _train_step(
-            self.net, self.optimizer, [(1., batch)], self.weights, CONFIG, self.accelerator, 1.)
+        return train_step(
+            self.net, self.optimizer, [Part(1., batch)], self.weights, CONFIG, self.accelerator, 1.)
 
 
 def products(training, data, positions):
@@ -135,7 +135,7 @@ def seconds(run, cuda): # by the clock, and of computing by all threads of this 
 def peak(variant, folder): # MiB of this process, which does nothing else
     name, = (n for n, v in VARIANTS.items() if v == variant)
     mine = data(30, {name: TERMS[variant]}, folder)[name]
-    training = Training(variant, _accelerator("float32"))
+    training = Training(variant, make_accelerator("float32"))
     for positions in mine.plan(0)[:3]: training.step(mine, positions)
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
@@ -150,7 +150,7 @@ def bf16_rate(n=8192): # flops per second of one large product
 def main(args, folder):
     cuda = torch.cuda.is_available()
     if not cuda: torch.set_num_threads(2)
-    accelerator = _accelerator("auto")
+    accelerator = make_accelerator("auto")
     mine = data(args.pairs, {name: TERMS[variant] for name, variant in VARIANTS.items()}, folder)
     trainings = {name: Training(variant, accelerator) for name, variant in VARIANTS.items()}
     plan = [

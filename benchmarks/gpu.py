@@ -68,7 +68,7 @@ from s2dm.core import device_name, seed_everything, versions  # noqa: E402
 from s2dm.encoder import Encoder, FeatureCache  # noqa: E402
 from s2dm.features import TrainingBatches  # noqa: E402
 from s2dm.finetune import FinetuneConfig  # noqa: E402
-from s2dm.fit import _accelerator  # noqa: E402
+from s2dm.fit import make_accelerator  # noqa: E402
 from s2dm.losses import TERMS  # noqa: E402
 from s2dm.reader import S2DMReader  # noqa: E402
 from s2dm.pretrain import PretrainConfig  # noqa: E402
@@ -300,7 +300,7 @@ class Bench:
         self.peak = peak
         self.cuda = torch.cuda.is_available()
         w = work()
-        self.accelerator, self.rows, self.rates = _accelerator("auto"), [], {}
+        self.accelerator, self.rows, self.rates = make_accelerator("auto"), [], {}
         self.split = tokenizer(size["vocabulary"], pad=0 if name == "mbert" else 2)
         self.text = Text(size["vocabulary"], w["ud_subwords"] / w["ud_words"] - 1)
         self.longest, scale = (384, 1) if not args.tiny else (48, 8)
@@ -509,7 +509,7 @@ def activations(name, length=384):
 
 def costs(name): # operations and FLOPs of a step of S2DM and of the reader; weights of both
     with torch.device("meta"): encoder = network(name, **FULL[name])
-    split, text, accelerator, w = tokenizer(400), Text(400, .5), _accelerator("float32"), work()
+    split, text, accelerator, w = tokenizer(400), Text(400, .5), make_accelerator("float32"), work()
     batch = FinetuneConfig(model=name).batch
     pairs = PretrainConfig(model=name).batch_pairs
     width = FULL[name]["width"]

@@ -285,6 +285,35 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert same(train(tmp_path / "b")[0], whole)
 
 
+DIES = """
+import os, sys
+sys.path.insert(0, "tests")
+import test_fit as T
+def save(tensors, path, metadata): # safetensors writes to a file of its own first
+    open(os.path.join(os.path.dirname(path), ".tmpAbCdEf"), "wb").write(bytes(1000))
+    os.kill(os.getpid(), T.signal.SIGKILL)
+T.F.save_file = save
+T.train(sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_was_writing_is_removed_at_the_next_start(tmp_path):
+    command = [sys.executable, "-c", DIES, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL, timeout=100)
+    assert killed.returncode == -signal.SIGKILL
+    left, = tmp_path.glob(".*.tmp")
+    assert [p.stat().st_size for p in left.iterdir()] == [1000]
+    dead = int(left.name.split(".")[-2])
+    others = [tmp_path / f".notes.{dead}x.tmp", tmp_path / f".best.safetensors.{os.getppid()}.tmp"]
+    (tmp_path / "checkpoint").mkdir()
+    below = tmp_path / "checkpoint" / f".README.md.{dead}.tmp" # as `atomic_write` leaves it
+    for path in (below, *others): path.touch()
+    train(tmp_path)
+    assert not left.exists() and not below.exists()
+    assert all(path.exists() for path in others) # not ours, or of a process that is alive
+
+
 def test_max_steps_and_warmup(tmp_path):
     _, found = train(tmp_path, max_steps=20, warmup=0.25, log_every=1)
     assert found.steps == 20
