@@ -6,7 +6,8 @@
 __all__ = ['HEADS', 'ReaderConfig', 'S2DMReader']
 
 # %% ../nbs/04b_reader.ipynb #367cee3e
-import json, os
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -18,14 +19,22 @@ import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+# %% ../nbs/04b_reader.ipynb #3824d4b9
 from . import __version__
-from .core import Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
-from .encoder import _hub_files, _limit, _quiet, length_batches, load_encoder, states_width, usual_budget
-from .features import LONGEST, Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
+from s2dm.core import (
+    Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
+)
+from s2dm.encoder import (
+    Encoder, _hub_files, _limit, _quiet, length_batches, load_encoder, states_width, usual_budget
+)
+from s2dm.features import (
+    LONGEST, Answer, SpanTokenizer, Spans, Windows, best_spans, choose_answers, pad_windows
+)
 from .layers import LowerStates, TextStates, split_layers
 from .losses import widen
 from .model import S2DM, S2DMConfig
@@ -37,51 +46,134 @@ HEADS = ("semantic", "concat", "baseline")
 @dataclass(frozen=True, init=False)
 class ReaderConfig(Config):
     "How a reader reads."
-    head: str = param("semantic", "what the span head reads: the semantic vector (paper), the encoder's state beside it (released code), or the state alone", choices=HEADS)
+    head: str = param(
+        "semantic",
+        "what the span head reads: the semantic vector (paper), the encoder's state beside it "
+        "(released code), or the state alone", choices=HEADS)
     max_length: int = param(384, "subwords of a window, special tokens included", low=8)
     stride: int = param(128, "subwords of context that neighbouring windows share", low=0)
     query: int = param(64, "subwords of a question that are kept", low=1)
     n_best: int = param(20, "starts and ends that are paired in each window", low=1)
     longest_characters: int = param(LONGEST, "characters of an answer, at most", low=1)
 
+# %% ../nbs/04b_reader.ipynb #88990fd2
+def _check_parts(encoder: nn.Module, tokenizer, s2dm: S2DM | None, config: ReaderConfig):
+    "Raises `ParameterError` if the parts of a reader do not go together."
+    width = states_width(encoder)
+    limit = _limit(encoder, tokenizer)
+    if s2dm is None and config.head != "baseline":
+        raise ParameterError(f"head={config.head!r} needs an S2DM.")
+    if s2dm is not None and config.head == "baseline":
+        raise ParameterError("head='baseline' has no place for an S2DM.")
+    if s2dm is not None and s2dm.config.encoder_width != width:
+        raise ParameterError(
+            f"the S2DM reads states of width {s2dm.config.encoder_width}, this encoder's have "
+            f"{width}; expected the encoder that it was trained on.")
+    if config.max_length > limit:
+        raise ParameterError(f"max_length={config.max_length} is not possible: "
+                             f"this encoder reads {limit} subwords at most.")
+
+# %% ../nbs/04b_reader.ipynb #ff491893
+def _head_width(encoder: nn.Module, s2dm: S2DM | None, head: str) -> int:
+    "Numbers that the span head reads for each subword."
+    if head == "baseline": return states_width(encoder)
+    if head == "semantic": return s2dm.config.latent_width
+    return states_width(encoder) + s2dm.config.latent_width
+
+# %% ../nbs/04b_reader.ipynb #52d1691b
+def _inputs(encoder: nn.Module) -> tuple[str, ...]:
+    "Names of the tensors that an encoder takes."
+    has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
+    return ("input_ids", "attention_mask") + ("token_type_ids",) * has_types
+
 # %% ../nbs/04b_reader.ipynb #43150a43
-class _Networks(nn.Module): # encoder, semantic network, span head
-    def __init__(self, encoder: nn.Module, semantic: nn.Module | None, latent_width: int, head: str, frozen: bool):
+class S2DMReader(nn.Module):
+    """Encoder, S2DM and span head. `reader.answer(question, context)`;
+    `S2DMReader.from_pretrained(folder)`; `reader.save_pretrained(folder)`. Raises `ParameterError`
+    if its parts do not go together."""
+
+    def __init__(
+        self,
+        encoder: nn.Module, # of transformers
+        tokenizer, # its tokenizer
+        s2dm: S2DM | None = None, # trained on this encoder; None for the baseline
+        config: ReaderConfig | None = None, # None: `semantic` with an S2DM, else `baseline`
+        frozen: bool = True, # S2DM stays as it is
+    ):
+        config = config or ReaderConfig(head="semantic" if s2dm else "baseline")
+        _check_parts(encoder, tokenizer, s2dm, config)
         super().__init__()
-        self.encoder, self.semantic, self.kind, width = encoder, semantic, head, states_width(encoder)
-        if semantic is not None: semantic.requires_grad_(not frozen)
-        self.head = nn.Linear(dict(semantic=latent_width, concat=width + latent_width, baseline=width)[head], 2)
-        types = getattr(encoder.config, "type_vocab_size", 0) > 1
-        self.inputs = ("input_ids", "attention_mask") + ("token_type_ids",) * types # that the encoder understands
+        self.encoder = encoder
+        self.semantic = s2dm and s2dm.posteriors.mu_y.requires_grad_(not frozen)
+        self.head = nn.Linear(_head_width(encoder, s2dm, config.head), 2)
+        self.config = config
+        self.s2dm_config = s2dm and s2dm.config
+        self.tokenizer = tokenizer
+        self.split = SpanTokenizer(tokenizer)
+        self.inputs = _inputs(encoder) # that the encoder takes
+        self.facts = {} # what people should know of it: JSON
+        self.base = None # name and revision of an encoder that can be had again
         self.lower_layers = 0 # of whose states a batch may consist
 
-    def features(self, h: Tensor) -> Tensor: # [B,T,d] states -> what the head reads
-        if self.kind == "baseline": return h
-        location = self.semantic(h)
-        if self.kind == "concat": return torch.cat([h, location], -1)
-        return location.shape[-1] ** .5 * F.normalize(widen(location), dim=-1)
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # [B] cross entropies
+        padding = ~batch["attention_mask"].bool()
+        losses = {}
+        for name, scores in zip(("start", "end"), self.scores(batch)):
+            scores = scores.masked_fill(padding, -torch.inf)
+            losses[name] = F.cross_entropy(scores, batch[f"{name}_positions"], reduction="none")
+        return losses
 
-    def keep_lower(self, layers: int): # from now on batches may hold the states of so many lower layers
-        # in a tuple, so that torch does not count the weights of the upper half twice
-        self._upper = (split_layers(self.encoder, layers)[1],)
-        self.lower_layers = layers
+# %% ../nbs/04b_reader.ipynb #31f524cf
+@patch
+def features(
+    self: S2DMReader,
+    h: Tensor, # [B,T,d] states of the encoder
+) -> Tensor: # [B,T,...] what the head reads
+    "The semantic vector, the network's output beside the state, or the state alone."
+    if self.config.head == "baseline": return h
+    location = self.semantic(h)
+    if self.config.head == "concat": return torch.cat([h, location], -1)
+    return location.shape[-1] ** .5 * F.normalize(widen(location), dim=-1)
 
-    def states(self, batch: Mapping[str, Tensor]) -> Tensor: # [B,T,d] the encoder's last hidden states
-        if "states" in batch:
-            lower = batch["states"].to(self.head.weight.dtype)
-            return self._upper[0](inputs_embeds=lower, attention_mask=batch["attention_mask"]).last_hidden_state
-        return self.encoder(**{k: batch[k] for k in self.inputs if k in batch}).last_hidden_state
+# %% ../nbs/04b_reader.ipynb #57ec4ab7
+@patch
+def keep_lower(
+    self: S2DMReader,
+    layers: int, # how many of the lowest do not change
+):
+    "From now on a batch may hold the states of the lower layers."
+    # in a tuple, so that torch does not count the weights of the upper half twice
+    self._upper = (split_layers(self.encoder, layers)[1],)
+    self.lower_layers = layers
 
-    def scores(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
-        read = self.features(self.states(batch))
-        with torch.autocast(read.device.type, enabled=False): return widen(self.head(read.to(self.head.weight.dtype))).unbind(-1)
+# %% ../nbs/04b_reader.ipynb #8df7a6a5
+@patch
+def states(
+    self: S2DMReader,
+    batch: Mapping[str, Tensor], # as `pad_windows` makes it, or with `states` [B,T,d]
+) -> Tensor: # [B,T,d]
+    "The encoder's last hidden states."
+    if "states" not in batch:
+        known = {name: batch[name] for name in self.inputs if name in batch}
+        return self.encoder(**known).last_hidden_state
+    lower = batch["states"].to(self.head.weight.dtype)
+    mask = batch["attention_mask"]
+    return self._upper[0](inputs_embeds=lower, attention_mask=mask).last_hidden_state
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # start, end: [B] cross entropies
-        there = batch["attention_mask"].bool()
-        scores = [s.masked_fill(~there, -torch.inf) for s in self.scores(batch)]
-        return {name: F.cross_entropy(s, batch[f"{name}_positions"], reduction="none") for name, s in zip(("start", "end"), scores)}
+# %% ../nbs/04b_reader.ipynb #18371904
+@patch
+def scores(
+    self: S2DMReader,
+    batch: Mapping[str, Tensor], # as of `states`
+) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
+    "Two scores for each subword."
+    seen = self.features(self.states(batch))
+    with torch.autocast(seen.device.type, enabled=False):
+        both = self.head(seen.to(self.head.weight.dtype))
+        return widen(both).unbind(-1)
 
 # %% ../nbs/04b_reader.ipynb #33ba9b94
+_PAPER = "https://aclanthology.org/2022.acl-long.70"
 _CARD = """---
 library_name: s2dm
 pipeline_tag: question-answering
@@ -89,7 +181,7 @@ tags: [cross-lingual, extractive-question-answering]
 ---
 # {title}
 
-An extractive reader (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-long.70), written by s2dm {version}; head `{head}`.
+An extractive reader (Wu et al., ACL 2022, {paper}), written by s2dm {version}; head `{head}`.
 
     from s2dm.reader import S2DMReader
     reader = S2DMReader.from_pretrained("folder or hub id of this file")
@@ -98,243 +190,352 @@ An extractive reader (Wu et al., ACL 2022, https://aclanthology.org/2022.acl-lon
 {facts}
 """
 
+# %% ../nbs/04b_reader.ipynb #dcb6cc30
+@patch
+def _card(self: S2DMReader, name: str) -> str:
+    "The page of a saved reader."
+    facts = "\n".join(f"- **{what}**: {value}" for what, value in self.facts.items())
+    title = self.facts.get("system", name)
+    head = self.config.head
+    return _CARD.format(title=title, paper=_PAPER, version=__version__, head=head, facts=facts)
 
-def _check_parts(encoder, tokenizer, s2dm, config): # raises ParameterError
-    width, limit = states_width(encoder), _limit(encoder, tokenizer)
-    if (s2dm is None) != (config.head == "baseline"): raise ParameterError(f"head={config.head!r} {'needs an S2DM' if s2dm is None else 'has no place for an S2DM'}.")
-    if s2dm and s2dm.config.encoder_width != width:
-        raise ParameterError(f"the S2DM reads states of width {s2dm.config.encoder_width}, this encoder's have {width}; expected the encoder that it was trained on.")
-    if config.max_length > limit: raise ParameterError(f"max_length={config.max_length} is not possible: this encoder reads {limit} subwords at most.")
+# %% ../nbs/04b_reader.ipynb #33e42699
+def _save_tensors(tensors: dict[str, Tensor], file: Path):
+    "As safetensors, the same bytes each time."
+    # one entry of metadata: the order of several is random
+    with atomic_write(file) as tmp: save_file(tensors, tmp, metadata=dict(format="pt"))
+
+# %% ../nbs/04b_reader.ipynb #23a6b242
+@patch
+def _save_encoder(
+    self: S2DMReader,
+    folder: Path, # of the reader
+) -> dict | None: # what reader.json says of the encoder; None: it is all there
+    "Write encoder and tokenizer, or only the weights that learned."
+    if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
+        with _quiet():
+            self.encoder.save_pretrained(folder / "encoder")
+            self.tokenizer.save_pretrained(folder / "encoder")
+        return None
+    learned = {}
+    for name, parameter in self.encoder.named_parameters():
+        if parameter.requires_grad: learned[name] = parameter.detach().contiguous()
+    _save_tensors(learned, folder / "encoder.safetensors")
+    return dict(self.base, lower_layers=self.lower_layers)
 
 # %% ../nbs/04b_reader.ipynb #acf2ba87
-class _Base(_Networks): # tokenizer, settings, the way to the disk
-    def __init__(
-        self,
-        encoder: nn.Module, # of transformers
-        tokenizer, # its tokenizer
-        s2dm: S2DM | None = None, # trained on this encoder; None for the baseline
-        config: ReaderConfig | None = None, # None: head `semantic` with an S2DM, `baseline` without
-        frozen: bool = True, # S2DM stays as it is
-    ):
-        config = config or ReaderConfig(head="semantic" if s2dm else "baseline")
-        _check_parts(encoder, tokenizer, s2dm, config)
-        super().__init__(encoder, s2dm and s2dm.posteriors.mu_y, s2dm.config.latent_width if s2dm else 0, config.head, frozen)
-        self.config, self.s2dm_config, self.tokenizer, self.split = config, s2dm and s2dm.config, tokenizer, SpanTokenizer(tokenizer)
-        self.facts = {} # what people should know of it: JSON
-        self.base = None # name and revision of the encoder it began with, if it can be loaded again
+@patch
+def _own_weights(self: S2DMReader) -> dict[str, Tensor]:
+    "All but the encoder's."
+    weights = self.state_dict()
+    return {name: w.contiguous() for name, w in weights.items() if not name.startswith("encoder.")}
 
-    def _own(self) -> dict[str, Tensor]: # weights beside the encoder's
-        return {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+# %% ../nbs/04b_reader.ipynb #c54fb6c1
+@patch
+def save_pretrained(
+    self: S2DMReader,
+    folder: str | os.PathLike, # made if missing
+) -> Path: # the folder
+    "Write encoder/, reader.safetensors, README.md and, last, reader.json."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "reader.json").unlink(missing_ok=True)
+    encoder = self._save_encoder(folder)
+    _save_tensors(self._own_weights(), folder / "reader.safetensors")
+    card = self._card(folder.name)
+    with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
+    s2dm = self.s2dm_config and self.s2dm_config.as_dict()
+    about = dict(
+        model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
+        s2dm=s2dm, encoder=encoder, facts=self.facts)
+    write_json(folder / "reader.json", about)
+    return folder
 
-    def _save_encoder(self, folder): # -> what reader.json says of it
-        if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
-            with _quiet():
-                for part in (self.encoder, self.tokenizer): part.save_pretrained(folder / "encoder")
-            return None
-        learned = {k: p.detach().contiguous() for k, p in self.encoder.named_parameters() if p.requires_grad}
-        with atomic_write(folder / "encoder.safetensors") as tmp: save_file(learned, tmp, metadata=dict(format="pt"))
-        return dict(self.base, lower_layers=self.lower_layers)
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike, # made if missing
-    ) -> Path: # the folder
-        "Write encoder/, reader.safetensors, README.md and, last, reader.json."
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "reader.json").unlink(missing_ok=True)
-        encoder = self._save_encoder(folder)
-        with atomic_write(folder / "reader.safetensors") as tmp: save_file(self._own(), tmp, metadata=dict(format="pt")) # one entry: the order of several is random
-        about = dict(title=self.facts.get("system", folder.name), facts="\n".join(f"- **{k}**: {v}" for k, v in self.facts.items()))
-        with atomic_write(folder / "README.md") as tmp: tmp.write_text(_CARD.format(version=__version__, head=self.config.head, **about), encoding="utf-8")
-        s2dm = self.s2dm_config and self.s2dm_config.as_dict()
-        write_json(folder / "reader.json", dict(model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(), s2dm=s2dm, encoder=encoder, facts=self.facts))
-        return folder
-
-# %% ../nbs/04b_reader.ipynb #ea6e333f
-def _folder(name: str | os.PathLike) -> Path: # of a saved reader, downloaded if it is on the hub; raises MissingData
-    if Path(name).is_dir(): return Path(name)
-    if str(name).count("/") != 1: raise MissingData(f"reader {str(name)!r} is no folder and no hub id (owner/name); expected what `save_pretrained` wrote.")
+# %% ../nbs/04b_reader.ipynb #a27a73b5
+def _download(name: str) -> Path:
+    "A reader from the hub, or what was downloaded before. Raises `MissingData`."
     from huggingface_hub import snapshot_download
 
-    wanted = ["reader.*", "encoder.safetensors", "README.md", "encoder/*"]
+    files = ["reader.*", "encoder.safetensors", "README.md", "encoder/*"]
+    fetch = partial(snapshot_download, name, allow_patterns=files, ignore_patterns=["*.py"])
     try:
-        _hub_files(str(name), None)
-        return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.py"]))
-    except Exception as error: # the hub's many errors: no network, no such repository, no right to read it
-        with suppress(Exception): return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*.py"], local_files_only=True))
-        raise MissingData(f"reader {str(name)!r} is no folder here, and the hub does not give it ({type(error).__name__}): is the name right, and is there a network?") from None
+        _hub_files(name, None) # quick where there is no network, unlike the next
+        return Path(fetch())
+    except Exception as error: # the hub's many: no network, no such repository, no right to read it
+        with suppress(Exception): return Path(fetch(local_files_only=True))
+        raise MissingData(
+            f"reader {name!r} is no folder here, and the hub does not give it "
+            f"({type(error).__name__}): is the name right, and is there a network?") from None
 
+# %% ../nbs/04b_reader.ipynb #d9bfeeb2
+def _reader_folder(name: str | os.PathLike) -> Path:
+    "Where a reader's files are, downloaded if it is on the hub. Raises `MissingData`."
+    if Path(name).is_dir(): return Path(name)
+    if str(name).count("/") == 1: return _download(str(name))
+    raise MissingData(f"reader {str(name)!r} is no folder and no hub id (owner/name); "
+                      "expected what `save_pretrained` wrote.")
 
-def _read_about(folder: Path) -> dict: # what reader.json says; raises DataError, MissingData
-    def need(part):
-        if not (folder / part).is_file(): raise MissingData(f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors and encoder/ or encoder.safetensors, as `save_pretrained` writes them.")
-    file = folder / "reader.json"
-    need("reader.json")
-    need("reader.safetensors")
-    try: found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("model_type") != "s2dm_reader": raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
-    if missing := [key for key in ("reader", "s2dm") if key not in found]: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
-    if isinstance(found["reader"], dict) and "longest" in found["reader"]:
+# %% ../nbs/04b_reader.ipynb #ea6e333f
+def _check_about(about, file: Path):
+    "Raises `DataError` if reader.json does not describe a reader that this version can read."
+    if not isinstance(about, dict) or about.get("model_type") != "s2dm_reader":
+        raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
+    missing = [key for key in ("reader", "s2dm") if key not in about]
+    if missing: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    settings = about["reader"]
+    if isinstance(settings, dict) and "longest" in settings:
         raise DataError(
-            f'{file} was written by a version of s2dm that limits answers to {found["reader"]["longest"]} '
-            f'subwords ("longest"); the limit is now given in characters: replace that entry of "reader" by '
-            f'"longest_characters": {LONGEST}, and some of its answers may change.')
-    need("encoder.safetensors" if found.get("encoder") else "encoder/config.json")
-    return found
+            f"{file} was written by a version of s2dm that limits answers to "
+            f'{settings["longest"]} subwords ("longest"); the limit is now given in characters: '
+            f'replace that entry of "reader" by "longest_characters": {LONGEST}, '
+            "and some of its answers may change.")
+
+# %% ../nbs/04b_reader.ipynb #9c53bc3e
+def _need(folder: Path, part: str):
+    "Raises `MissingData` if a file is not there."
+    if (folder / part).is_file(): return
+    raise MissingData(
+        f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors "
+        "and encoder/ or encoder.safetensors, as `save_pretrained` writes them.")
+
+# %% ../nbs/04b_reader.ipynb #cda83170
+def _read_about(folder: Path) -> dict:
+    "What reader.json says. Raises `DataError` if it is broken, `MissingData` if a file is missing."
+    file = folder / "reader.json"
+    _need(folder, "reader.json")
+    _need(folder, "reader.safetensors")
+    try: about = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
+    _check_about(about, file)
+    _need(folder, "encoder.safetensors" if about.get("encoder") else "encoder/config.json")
+    return about
+
+# %% ../nbs/04b_reader.ipynb #9a2ed27f
+def _load_learned(
+    model: nn.Module, # the encoder that a reader began with, changed in place
+    file: Path, # encoder.safetensors
+    name: str, # of the encoder, for the message
+):
+    "Put the weights that learned into their places. Raises `DataError`."
+    try: learned = load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{file} is broken: {error}") from None
+    own = dict(model.named_parameters())
+    wrong = [k for k, w in learned.items() if k not in own or own[k].shape != w.shape]
+    if wrong:
+        raise DataError(
+            f"{file} does not belong to {name}: {wrong[0]} is unknown or has another size.")
+    with torch.no_grad():
+        for key, weight in learned.items(): own[key].copy_(weight)
+    for key, parameter in own.items(): parameter.requires_grad_(key in learned)
 
 # %% ../nbs/04b_reader.ipynb #cda3429e
-def _open_encoder(folder, about, device): # of a saved reader; raises DataError
-    base, file = about.get("encoder"), folder / "encoder.safetensors"
+def _open_encoder(
+    folder: Path, # of a saved reader
+    about: dict, # its reader.json
+    device: str | torch.device | None, # None: a GPU if there is one
+) -> Encoder:
+    "The encoder of a saved reader. Raises `DataError`."
+    base = about.get("encoder")
     if not base:
         encoder = load_encoder(str(folder / "encoder"), device)
         encoder.model.requires_grad_()
         return encoder
     encoder = load_encoder(base["name"], device)
     if encoder.revision != base["revision"]:
-        raise DataError(f"{folder / 'reader.json'}: the reader was trained on {base['name']}, {base['revision']}; here it is {encoder.revision}.")
-    try: learned = load_file(file)
-    except (OSError, safetensors.SafetensorError) as error: raise DataError(f"{file} is broken: {error}") from None
-    own = dict(encoder.model.named_parameters())
-    if wrong := [k for k, v in learned.items() if k not in own or own[k].shape != v.shape]:
-        raise DataError(f"{file} does not belong to {base['name']}: {wrong[0]} is unknown or has another size.")
-    with torch.no_grad():
-        for name, weight in learned.items(): own[name].copy_(weight)
-    for name, parameter in own.items(): parameter.requires_grad_(name in learned)
+        raise DataError(
+            f"{folder / 'reader.json'}: the reader was trained on {base['name']}, "
+            f"{base['revision']}; here it is {encoder.revision}.")
+    _load_learned(encoder.model, folder / "encoder.safetensors", base["name"])
     return encoder
 
+# %% ../nbs/04b_reader.ipynb #f7d890cb
+@patch
+def _load_own(self: S2DMReader, file: Path):
+    "Read the weights of semantic network and head. Raises `DataError`."
+    try:
+        weights = load_file(file)
+        wrong = sorted(weights.keys() ^ self._own_weights().keys())
+        if wrong: raise RuntimeError(
+            f"{wrong[0]} is {'unknown' if wrong[0] in weights else 'missing'}")
+        self.load_state_dict(weights, strict=False) # the encoder has its weights
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DataError(
+            f"{file} does not belong to its reader.json, or is broken: {error}") from None
+
 # %% ../nbs/04b_reader.ipynb #59faf581
-class _Saved(_Base): # the way back
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike, # a folder that `save_pretrained` wrote, or a hub id (owner/name)
-        device: str | torch.device | None = None, # None: a GPU if there is one
-    ) -> "S2DMReader":
-        "A saved reader, in eval mode. Raises `MissingData` if it cannot be had, `DataError` if its files are broken or do not belong together."
-        folder = _folder(name)
-        about, weights = _read_about(folder), folder / "reader.safetensors"
-        try:
-            encoder = _open_encoder(folder, about, device)
-            s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
-            semantic = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False))) # of which one network is kept
-            reader = cls(encoder.model, encoder.split.tokenizer, semantic, ReaderConfig(**about["reader"]))
-        except (ParameterError, TypeError) as error: raise DataError(f"{folder / 'reader.json'}: {error}") from None
-        reader.s2dm_config, reader.facts = s2dm, about.get("facts", {})
-        if base := about.get("encoder"):
-            reader.base = dict(name=base["name"], revision=base["revision"])
-            if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
-        try:
-            own = load_file(weights)
-            if wrong := sorted(own.keys() ^ reader._own().keys()): raise RuntimeError(f"{wrong[0]} is {'unknown' if wrong[0] in own else 'missing'}")
-            reader.load_state_dict(own, strict=False) # the encoder has its weights
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error: raise DataError(f"{weights} does not belong to its reader.json, or is broken: {error}") from None
-        return reader.to(encoder.device).eval()
+@patch(cls_method=True)
+def from_pretrained(
+    cls: S2DMReader, # the class
+    name: str | os.PathLike, # a folder that `save_pretrained` wrote, or a hub id (owner/name)
+    device: str | torch.device | None = None, # None: a GPU if there is one
+) -> S2DMReader:
+    """A saved reader, in eval mode. Raises `MissingData` if it cannot be had, `DataError` if its
+    files are broken or do not belong together."""
+    folder = _reader_folder(name)
+    about = _read_about(folder)
+    try:
+        encoder = _open_encoder(folder, about, device)
+        s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
+        # one of its networks is kept, so it needs no others
+        few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
+        reader = cls(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
+    except (ParameterError, TypeError) as error:
+        raise DataError(f"{folder / 'reader.json'}: {error}") from None
+    reader.s2dm_config = s2dm
+    reader.facts = about.get("facts", {})
+    if base := about.get("encoder"):
+        reader.base = dict(name=base["name"], revision=base["revision"])
+        if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
+    reader._load_own(folder / "reader.safetensors")
+    return reader.to(encoder.device).eval()
 
 # %% ../nbs/04b_reader.ipynb #be547790
-class _Shared(_Saved): # ... and to others
-    def push_to_hub(
-        self,
-        repo: str, # owner/name
-        private: bool = False, # seen by its owner only
-    ) -> str: # its address
-        "Put the reader on the hub. Raises `MissingData` if the hub cannot be reached or does not know you."
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import RepositoryNotFoundError
+@patch
+def push_to_hub(
+    self: S2DMReader,
+    repo: str, # owner/name
+    private: bool = False, # seen by its owner only
+) -> str: # its address
+    """Put the reader on the hub. Raises `MissingData` if the hub cannot be reached or does not know
+    you."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-        with TemporaryDirectory() as folder:
-            try:
-                with suppress(RepositoryNotFoundError): _hub_files(repo, None) # quick where there is no network, unlike the next
-                address = HfApi().create_repo(repo, private=private, exist_ok=True)
-                HfApi().upload_folder(repo_id=repo, folder_path=self.save_pretrained(Path(folder) / repo.split("/")[-1]))
-            except Exception as error: # the hub's many errors
-                why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-                raise MissingData(f"{repo!r} cannot be written on the hub ({why}): is there a network, and have you logged in (`hf auth login`)?") from error
-        return str(address)
+    with TemporaryDirectory() as folder:
+        try:
+            # quick where there is no network, unlike the next
+            with suppress(RepositoryNotFoundError): _hub_files(repo, None)
+            address = HfApi().create_repo(repo, private=private, exist_ok=True)
+            files = self.save_pretrained(Path(folder) / repo.split("/")[-1])
+            HfApi().upload_folder(repo_id=repo, folder_path=files)
+        except Exception as error: # the hub's many errors
+            why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            raise MissingData(
+                f"{repo!r} cannot be written on the hub ({why}): is there a network, "
+                "and have you logged in (`hf auth login`)?") from error
+    return str(address)
+
+# %% ../nbs/04b_reader.ipynb #e7deb2ee
+@patch
+def windows(
+    self: S2DMReader,
+    questions, # a Dataset, or a dict of columns: question, context; answers, lang_question, ...
+    progress: bool = True, # a bar, if it takes more than a second
+) -> Windows:
+    "Questions and contexts as this reader sees them."
+    c = self.config
+    return Windows(self.split, questions, c.max_length, c.stride, c.query, progress)
+
+# %% ../nbs/04b_reader.ipynb #38bd555a
+@patch
+def lower_states(
+    self: S2DMReader,
+    windows: Windows, # of `windows`
+    progress: bool = True, # a bar, if it takes more than a second
+    precision: str = "auto", # auto: bfloat16 where the device multiplies it in hardware
+) -> TextStates | None: # None: no lower layers are frozen
+    """What the frozen lower layers say of windows, computed once and kept on disk.
+    Raises `DataError` if the disk is full."""
+    if not self.lower_layers: return None
+    lower = LowerStates(
+        self.encoder, self.lower_layers, self.base["revision"], precision=precision)
+    return lower.of(windows.lengths, partial(pad_windows, windows), progress)
 
 # %% ../nbs/04b_reader.ipynb #29538cf5
-class _Reading(_Shared): # data sets
-    def windows(
-        self,
-        questions, # a Dataset, or a dict of columns: question, context; answers, lang_question, lang_context
-        progress: bool = True, # a bar, if it takes more than a second
-    ) -> Windows:
-        "Questions and contexts as this reader sees them."
-        c = self.config
-        return Windows(self.split, questions, c.max_length, c.stride, c.query, progress)
+@patch
+def _batch(self: S2DMReader, windows, positions, states) -> dict[str, Tensor]:
+    "Windows, or the states that are kept of them, on the device of the reader."
+    device = self.head.weight.device
+    padded = pad_windows(windows, positions)
+    batch = {name: padded[name].to(device) for name in self.inputs if name in padded}
+    if states is not None: batch["states"] = states.pad(positions).to(device)
+    return batch
 
-    def lower_states(
-        self,
-        windows: Windows, # of `windows`
-        progress: bool = True, # a bar, if it takes more than a second
-        precision: str = "auto", # auto: bfloat16 where the device multiplies it in hardware
-    ) -> TextStates | None: # None: no lower layers are frozen
-        """What the frozen lower layers say of windows, computed once and kept on disk.
-        Raises `DataError` if the disk is full."""
-        if not self.lower_layers: return None
-        lower = LowerStates(
-            self.encoder, self.lower_layers, self.base["revision"], precision=precision)
-        return lower.of(windows.lengths, partial(pad_windows, windows), progress)
-
-    @torch.no_grad()
-    def read(
-        self,
-        windows: Windows, # of `windows`
-        top_k: int = 1, # answers of a question, at most
-        budget: int | None = None, # subwords of a batch, padding included; None: what suits the device
-        progress: bool = True, # a bar, if it takes more than a second
-        states: TextStates | None = None, # of the lower layers, if they are kept: of each window
-    ) -> list[list[Answer]]: # of each question, the best first; none if no span of the context is among the n best
-        "Answer all the questions. Long windows go first, so that memory runs out at once or never."
-        c, device, order, found, training = self.config, self.head.weight.device, [], [], self.training
-        half = torch.autocast(device.type, torch.bfloat16) if has_bfloat16(device.type) else nullcontext()
-        try:
-            self.eval()
-            for at in tqdm(length_batches(windows.lengths.tolist(), budget or usual_budget(device)), desc="reading", unit="batch", delay=1, disable=not progress):
-                batch = pad_windows(windows, at)
-                inputs = {k: batch[k].to(device) for k in self.inputs if k in batch}
-                if states is not None: inputs["states"] = states.pad(at).to(device)
-                with half: scores = self.scores(inputs)
-                found.append(best_spans(*scores, windows, at, c.n_best, c.longest_characters))
-                order += at
-        finally: self.train(training)
-        return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*found))), top_k)
+# %% ../nbs/04b_reader.ipynb #69481b8d
+@patch
+def read(
+    self: S2DMReader,
+    windows: Windows, # of `windows`
+    top_k: int = 1, # answers of a question, at most
+    budget: int | None = None, # subwords of a batch, padding included; None: what suits the device
+    progress: bool = True, # a bar, if it takes more than a second
+    states: TextStates | None = None, # of the lower layers, if they are kept: of each window
+) -> list[list[Answer]]: # of each question, the best first; none if no span is among the n best
+    "Answer all the questions."
+    c = self.config
+    device = self.head.weight.device
+    half = has_bfloat16(device.type)
+    cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+    batches = length_batches(windows.lengths.tolist(), budget or usual_budget(device))
+    bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
+    spans = []
+    training = self.training
+    self.eval()
+    try:
+        for positions in bar:
+            batch = self._batch(windows, positions, states)
+            with torch.no_grad(), cast: scores = self.scores(batch)
+            spans.append(best_spans(*scores, windows, positions, c.n_best, c.longest_characters))
+    finally: self.train(training)
+    order = [window for positions in batches for window in positions]
+    return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*spans))), top_k)
 
 # %% ../nbs/04b_reader.ipynb #050f9aad
-def _texts(value, name) -> list[str]: # raises ParameterError
+def _check_text(text, name: str):
+    "Raises `ParameterError` if it is not a string with something in it."
+    if not isinstance(text, str) or not text.strip():
+        raise ParameterError(f"{name} is {text!r:.60} ({type(text).__name__}); "
+                             "expected a string that is not empty")
+    try: text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(
+            f"{name} holds half a surrogate pair; expected valid Unicode") from None
+
+# %% ../nbs/04b_reader.ipynb #6aede1ff
+def _as_texts(value, name: str) -> list[str]:
+    "One string or many. Raises `ParameterError`."
     if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
-        raise ParameterError(f"{name} is {value!r:.60} ({type(value).__name__}); expected a string or a list of strings")
+        raise ParameterError(f"{name} is {value!r:.60} ({type(value).__name__}); "
+                             "expected a string or a list of strings")
     texts = [value] if isinstance(value, str) else list(value)
-    if not texts: raise ParameterError(f"{name} is an empty {type(value).__name__}; expected at least one string")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip(): raise ParameterError(f"{name} {i} is {text!r:.60} ({type(text).__name__}); expected a string that is not empty")
-        try: text.encode()
-        except UnicodeEncodeError: raise ParameterError(f"{name} {i} holds half a surrogate pair; expected valid Unicode") from None
+    if not texts:
+        raise ParameterError(
+            f"{name} is an empty {type(value).__name__}; expected at least one string")
+    for i, text in enumerate(texts): _check_text(text, f"{name} {i}")
     return texts
 
-# %% ../nbs/04b_reader.ipynb #38618229
-class S2DMReader(_Reading):
-    """Encoder, S2DM and span head. `reader.answer(question, context)`; `S2DMReader.from_pretrained(folder)`; `reader.save_pretrained(folder)`.
-    Raises `ParameterError` if head, S2DM and encoder do not go together."""
+# %% ../nbs/04b_reader.ipynb #e29a672e
+def _pairs(question, context) -> tuple[list[str], list[str]]: # as many of either
+    "Questions and contexts; one of either goes with all of the other. Raises `ParameterError`."
+    questions = _as_texts(question, "question")
+    contexts = _as_texts(context, "context")
+    if len(contexts) == 1: contexts *= len(questions)
+    if len(questions) == 1: questions *= len(contexts)
+    if len(questions) == len(contexts): return questions, contexts
+    raise ParameterError(f"{len(questions)} questions and {len(contexts)} contexts; "
+                         "expected as many, or one of either")
 
-    def answer(
-        self,
-        question: str | Sequence[str], # one question, or many
-        context: str | Sequence[str], # the text with the answer, of any length; one for all questions, or one each
-        top_k: int = 1, # answers of a question, 1 to n_best; there may be fewer
-        language: str | None = None, # of the contexts, ISO 639-1, for XLM's tokenizer; None: not known
-        question_language: str | None = None, # of the questions; None: that of the contexts
-    ) -> list[Answer] | list[list[Answer]]: # of the question; of each, if there are many
-        """The best answers, each with text, first character, the character behind the last, and score. Raises `ParameterError` for what is no text,
-        `MissingData` where a language needs a package that is not installed."""
-        questions, contexts = _texts(question, "question"), _texts(context, "context")
-        if len(contexts) == 1: contexts *= len(questions)
-        if len(questions) == 1: questions *= len(contexts)
-        if len(questions) != len(contexts): raise ParameterError(f"{len(questions)} questions and {len(contexts)} contexts; expected as many, or one of either")
-        if top_k not in range(1, self.config.n_best + 1): raise ParameterError(f"top_k={top_k!r} is not possible; expected 1 to {self.config.n_best}, the reader's n_best")
-        rows = dict(
-            question=questions, context=contexts, lang_context=[language] * len(contexts),
-            lang_question=[question_language or language] * len(questions))
-        answers = self.read(self.windows(rows), top_k)
-        return answers[0] if isinstance(question, str) and isinstance(context, str) else answers
+# %% ../nbs/04b_reader.ipynb #38618229
+@patch
+def answer(
+    self: S2DMReader,
+    question: str | Sequence[str], # one question, or many
+    context: str | Sequence[str], # texts of any length; one for all questions, or one each
+    top_k: int = 1, # answers of a question, 1 to n_best; there may be fewer
+    language: str | None = None, # of the contexts, ISO 639-1, for XLM's tokenizer; None: not known
+    question_language: str | None = None, # of the questions; None: that of the contexts
+) -> list[Answer] | list[list[Answer]]: # of the question; of each, if there are many
+    """The best answers, each with text, first character, the character behind the last, and score.
+    Raises `ParameterError` if something is not a text, `MissingData` where a language needs a
+    package that is not installed."""
+    questions, contexts = _pairs(question, context)
+    if top_k not in range(1, self.config.n_best + 1):
+        raise ParameterError(f"top_k={top_k!r} is not possible; "
+                             f"expected 1 to {self.config.n_best}, the reader's n_best")
+    n = len(questions)
+    rows = dict(question=questions, context=contexts)
+    rows["lang_context"] = [language] * n
+    rows["lang_question"] = [question_language or language] * n
+    answers = self.read(self.windows(rows), top_k)
+    return answers[0] if isinstance(question, str) and isinstance(context, str) else answers
