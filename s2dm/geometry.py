@@ -29,6 +29,10 @@ def _counts(n, samples, seed): # [samples,n] how often each of n pairs is drawn
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, np.full(n, 1 / n), samples).astype(float)
 
+# %% ../nbs/06c_geometry.ipynb #bbafdb33
+def _standard(a): # mean 0 and variance 1, or all zeros
+    return (a - a.mean()) / (a.std() or 1)
+
 # %% ../nbs/06c_geometry.ipynb #9071e9b7
 def pearson_interval(
     x, # [N] numbers
@@ -43,8 +47,8 @@ def pearson_interval(
     y = np.asarray(y, float)
     if len(x) != len(y) or len(x) < 2:
         raise ParameterError(f"{len(x)} and {len(y)} numbers; expected as many, at least two")
-    x = (x - x.mean()) / (x.std() or 1)
-    y = (y - y.mean()) / (y.std() or 1)
+    x = _standard(x)
+    y = _standard(y)
     columns = np.stack([x, y, x * x, y * y, x * y], 1)
     mx, my, xx, yy, xy = (_counts(len(x), samples, seed) @ columns / len(x)).T
     spread = (xx - mx**2).clip(0) * (yy - my**2).clip(0)
@@ -79,6 +83,10 @@ def sts_table(
                         | _correlations(cosine, pairs["score"][:], samples))
     return pd.DataFrame(rows)
 
+# %% ../nbs/06c_geometry.ipynb #7a500342
+def _distance_sums(unit, member): # unit: [N,d] of length 1, member: [N,groups] 0 or 1
+    return member.sum(0) - unit @ (unit.T @ member)
+
 # %% ../nbs/06c_geometry.ipynb #342b233a
 def silhouette(
     x: Tensor, # [N,d] vectors
@@ -94,7 +102,7 @@ def silhouette(
     member = F.one_hot(torch.from_numpy(group), len(names)).double().to(x.device)
     own = member.bool()
     size = member.sum(0)
-    total = size - unit @ (unit.T @ member) # [N,groups] sums of distances
+    total = _distance_sums(unit, member) # [N,groups]
     # without the distance to itself, which is 0 but for a vector of zeros
     a = (total[own] - 1 + unit.square().sum(1)) / (size[group] - 1).clamp(min=1)
     b = (total / size).masked_fill(own, torch.inf).amin(1)
@@ -118,6 +126,12 @@ def pca(
     share = variance[-components:].flip(0).clamp(min=0) / variance.sum().clamp(min=1e-300)
     return centred @ v, share
 
+# %% ../nbs/06c_geometry.ipynb #95f1f5de
+def _check_row(row, columns, where): # a sentence in each language
+    if len(row) != len(columns) or not all(text.strip() for text in row):
+        raise DataError(f"{where}: {len(row)} columns, or an empty one; expected a sentence in "
+                        f"each of {len(columns)} languages")
+
 # %% ../nbs/06c_geometry.ipynb #4b998e47
 def parallel_xnli(
     file: str | Path | None = None, # xnli.15way.orig.tsv; None: the registered one
@@ -131,10 +145,7 @@ def parallel_xnli(
         raise DataError(f"{file}:1: {head[:60]!r}; expected languages separated by tabs, en among "
                         "them, and sentences below")
     rows = [line.split("\t") for line in lines]
-    for n, row in enumerate(rows, 2):
-        if len(row) != len(columns) or not all(text.strip() for text in row):
-            raise DataError(f"{file}:{n}: {len(row)} columns, or an empty one; expected a sentence "
-                            f"in each of {len(columns)} languages")
+    for n, row in enumerate(rows, 2): _check_row(row, columns, f"{file}:{n}")
     return dict(zip(columns, map(list, zip(*rows))))
 
 # %% ../nbs/06c_geometry.ipynb #4340e3b0
@@ -152,7 +163,7 @@ def _geometry_row(x, lang, group, share): # silhouettes and variances
     return dict(silhouette_language=silhouette(x, lang), silhouette_meaning=silhouette(x, group),
                 variance_1=float(share[0]), variance_2=float(share[1]))
 
-
+# %% ../nbs/06c_geometry.ipynb #da77a630
 def _shown_points(about, place, lang, group, shown): # of the first sentences
     kept = group < shown
     # a picture shows no more than four decimals, and the records of many runs stay small

@@ -10,7 +10,7 @@ __all__ = ['ProbeData', 'split_groups', 'probe_data', 'ridge', 'r_squared', 'cla
 
 # %% ../nbs/06b_probes.ipynb #587fe447
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
