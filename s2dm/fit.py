@@ -418,8 +418,8 @@ def clear(self: Checkpoint):
 
 # %% ../nbs/03b_fit.ipynb #299333da
 class Diverged(FloatingPointError):
-    """A term of the loss was infinite, not a number or beyond 1e12, or the gradient not finite; says
-    which, and the step."""
+    """A term of the loss was infinite, not a number or beyond 1e12, or the gradient not finite.
+    Says which, and the step."""
 
 
 def _diverged(

@@ -112,20 +112,27 @@ class PretrainConfig(Config):
         super().__init__(**params)
         object.__setattr__(self, "overrides", self._checked())
 
-    @property
-    def key(self) -> str: # e.g. "s2dm_sp", "s2dm_sp-released-kappa_min=1"
-        "Variant, edition unless it is `paper`, and overrides: the name of the folder."
-        return "-".join([self.system.key, *self.overrides])
+# %% ../nbs/03d_pretrain.ipynb #7f0fd1ea
+@patch(as_prop=True)
+def key(self: PretrainConfig) -> str: # e.g. "s2dm_sp", "s2dm_sp-released-kappa_min=1"
+    "Variant, edition unless it is `paper`, and overrides: the name of the folder."
+    return "-".join([self.system.key, *self.overrides])
 
-    @property
-    def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
-        "Names figures and tables."
-        return self.system.name.replace(self.system.key, self.key)
 
-    def folder(self, stage: str) -> Path: # e.g. "pretrain"
-        "Where the run keeps its record: runs/stage/model/key/seed."
-        there = self.system.folder(stage)
-        return there.parents[1] / self.key / there.name
+@patch(as_prop=True)
+def name(self: PretrainConfig) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
+    "Names figures and tables."
+    return self.system.name.replace(self.system.key, self.key)
+
+
+@patch
+def folder(
+    self: PretrainConfig,
+    stage: str, # e.g. "pretrain"
+) -> Path: # runs/stage/model/key/seed
+    "Where the run keeps its record."
+    there = self.system.folder(stage)
+    return there.parents[1] / self.key / there.name
 
 # %% ../nbs/03d_pretrain.ipynb #5ce40a2a
 @patch
