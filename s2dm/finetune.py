@@ -209,7 +209,8 @@ def new_reader(
     `pretrained_s2dm` raise."""
     # weights that an encoder's files lack are drawn, such as a pooler that nobody reads
     seed_everything(config.seed)
-    encoder = load_encoder(config.model, PartialState(cpu=not torch.cuda.is_available()).device)
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    encoder = load_encoder(config.model, device, layers=config.layer)
     # a kind that cannot be frozen is refused before an S2DM is looked for
     if config.freeze_layers: split_layers(encoder.model, config.freeze_layers)
     s2dm = pretrained_s2dm(config.system, encoder, config.s2dm)
@@ -222,6 +223,7 @@ def new_reader(
     _choose_what_learns(config, reader)
     if config.freeze_layers: reader.keep_lower(config.freeze_layers)
     reader.base = dict(name=encoder.name, revision=encoder.revision)
+    if encoder.layers: reader.base |= dict(layers=encoder.layers)
     reader.facts = _about(config, reader, encoder)
     return reader
 

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from fastcore.basics import patch
 
+# %% ../nbs/03d_pretrain.ipynb #5d0c7a1a
 from s2dm.core import (
     Config, MissingData, ParameterError, RunRecord, atomic_write, check_choice, contains, param,
     seed_everything, write_json,
@@ -371,7 +372,7 @@ def pretrain(
     Raises `DataError` for what cannot be had, `ParameterError` if the folder holds another run."""
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = config.folder("pretrain")
-    encoder = encoder or load_encoder(config.model, state.device)
+    encoder = encoder or load_encoder(config.model, state.device, layers=config.layer)
     dev = selection_data(config)
     cache = FeatureCache(encoder, config.cache_precision)
     wanted = model_settings(config, encoder)
@@ -394,13 +395,16 @@ def pretrain(
     return result
 
 # %% ../nbs/03d_pretrain.ipynb #d1f752c3
+def _config_for(system): # the run 03_pretrain whose S2DM it reads
+    names = ("model", "variant", "edition", "seed", "layer")
+    return PretrainConfig(**{name: getattr(system, name) for name in names})
+
+
 def checkpoint_for(
     system: System, # of a reader; or a configuration that contains one
 ) -> Path:
     "Where the run `03_pretrain` leaves the S2DM of a system."
-    wanted = dict(model=system.model, variant=system.variant)
-    wanted |= dict(edition=system.edition, seed=system.seed)
-    return PretrainConfig(**wanted).folder("pretrain") / "checkpoint"
+    return _config_for(system).folder("pretrain") / "checkpoint"
 
 # %% ../nbs/03d_pretrain.ipynb #287709fb
 def pretrain_missing(
@@ -413,8 +417,7 @@ def pretrain_missing(
     if (checkpoint / "encoder.json").is_file(): return
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.is_main_process: print(f"{checkpoint} is not there: training the S2DM first")
-    wanted = dict(model=system.model, variant=system.variant)
-    pretrain(PretrainConfig(**wanted, edition=system.edition, seed=system.seed))
+    pretrain(_config_for(system))
     state.wait_for_everyone() # the first process still writes
 
 # %% ../nbs/03d_pretrain.ipynb #842417aa

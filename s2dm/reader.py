@@ -340,7 +340,7 @@ def _open_encoder(
         encoder = load_encoder(str(folder / "encoder"), device)
         encoder.model.requires_grad_()
         return encoder
-    encoder = load_encoder(base["name"], device)
+    encoder = load_encoder(base["name"], device, layers=base.get("layers", 0))
     if encoder.revision != base["revision"]:
         raise DataError(
             f"{folder / 'reader.json'}: the reader was trained on {base['name']}, "
@@ -384,7 +384,7 @@ def from_pretrained(
     reader.s2dm_config = s2dm
     reader.facts = about.get("facts", {})
     if base := about.get("encoder"):
-        reader.base = dict(name=base["name"], revision=base["revision"])
+        reader.base = {key: base[key] for key in base if key != "lower_layers"}
         if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
     reader._load_own(folder / "reader.safetensors")
     return reader.to(encoder.device).eval()

@@ -8,8 +8,10 @@ __all__ = ['KINDS', 'TESTS', 'as_sentences', 'TextVectors', 'Remembered', 'corre
            'retrieval_table', 'parallel_treebank', 'parallel_generated', 'parallel_text', 'plot_retrieval']
 
 # %% ../nbs/03c_vectors.ipynb #f0f3a293
-import json, os, warnings
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,135 +34,197 @@ from .synthetic import Synthetic
 from .treebanks import load_sentences
 
 # %% ../nbs/03c_vectors.ipynb #c92cfabc
+def _one_sentence(number, text, language): # text `number`, a string, a sentence or words
+    is_words = isinstance(text, (list, tuple)) and all(isinstance(word, str) for word in text)
+    if not (is_words or isinstance(text, (str, Sentence))):
+        raise ParameterError(f"text {number} is {text!r:.60} ({type(text).__name__}); "
+                             "expected a string, or a list of words")
+    sentence = as_sentence(text)
+    if not sentence.text.strip():
+        raise ParameterError(f"text {number} is empty; expected at least one word")
+    return Sentence(sentence.text, (), sentence.lang or language)
+
+
 def as_sentences(
-    texts: str | Sequence[str | Sentence | Sequence[str]], # a text, or a list of texts, of sentences or of lists of words
+    texts: str | Sequence, # a text, or a list of texts, of sentences or of lists of words
     language: str | None = None, # ISO 639-1, of those that have none; None: not known
 ) -> list[Sentence]: # without words
-    """Texts as the encoder takes them; spaces join words. Raises `ParameterError` for what is no text,
-    for an empty one, and for none at all."""
+    """Texts as the encoder takes them; spaces join words. Raises `ParameterError` for what is no
+    text, for an empty one, and for none at all."""
     if not isinstance(texts, Iterable):
-        raise ParameterError(f"texts are {texts!r:.60} ({type(texts).__name__}); expected a string, or a list")
-    single = isinstance(texts, (str, Sentence))
-    texts = [texts] if single else list(texts)
+        raise ParameterError(f"texts are {texts!r:.60} ({type(texts).__name__}); "
+                             "expected a string, or a list")
+    texts = [texts] if isinstance(texts, (str, Sentence)) else list(texts)
     if not texts: raise ParameterError("there are no texts; expected at least one")
-    return [_as_sentence(n, text, language) for n, text in enumerate(texts)]
-
-
-def _as_sentence(n, text, language):
-    words = isinstance(text, (list, tuple)) and all(isinstance(w, str) for w in text)
-    if not (words or isinstance(text, (str, Sentence))):
-        raise ParameterError(f"text {n} is {text!r:.60} ({type(text).__name__}); expected a string, or a list of words")
-    found = as_sentence(text)
-    if not found.text.strip(): raise ParameterError(f"text {n} is empty; expected at least one word")
-    return Sentence(found.text, (), found.lang or language)
+    return [_one_sentence(number, text, language) for number, text in enumerate(texts)]
 
 # %% ../nbs/03c_vectors.ipynb #7f05614e
 KINDS = ("mean", "y", "z")
 
 
-def _states(sentences, encoder, cache): # -> [N] subwords of each sentence, and a function: positions -> a list of states [S,d]
-    if cache is None:
-        tokenized = encoder.split(sentences)
-        lengths = np.array([len(t.ids) for t in tokenized])
-        def states(at): return encoder([tokenized[i] for i in at]).float().split([lengths[i] for i in at])
-    else:
-        place = cache.encode(sentences)
-        lengths = cache.index["rows"][place]
-        def states(at): return [cache.states(place[i]).float().to(encoder.device) for i in at]
-    full = sum(lengths >= encoder.split.limit - len(encoder.split.prefix) - len(encoder.split.suffix))
-    if full: warnings.warn(f"{full} texts reach the {encoder.split.limit} subwords that {encoder.name} can read; what lies beyond was cut off", stacklevel=4)
+def _warn_of_long(lengths, encoder): # texts that fill the encoder
+    split = encoder.split
+    full = sum(lengths >= split.limit - len(split.prefix) - len(split.suffix))
+    if not full: return
+    warnings.warn(f"{full} texts reach the {split.limit} subwords that {encoder.name} can read; "
+                  "what lies beyond was cut off", stacklevel=5)
+
+
+def _computed(sentences, encoder): # [N] subwords of each; positions -> their states, [S,d] each
+    tokenized = encoder.split(sentences)
+    lengths = np.array([len(t.ids) for t in tokenized])
+    def states(positions):
+        found = encoder([tokenized[i] for i in positions]).float()
+        return found.split([lengths[i] for i in positions])
     return lengths, states
 
 
+def _cached(sentences, encoder, cache): # the same from a cache
+    place = cache.encode(sentences)
+    def states(positions):
+        return [cache.states(place[i]).float().to(encoder.device) for i in positions]
+    return cache.index["rows"][place], states
 
-def _pooled(lengths, states, how, budget): # how: kind -> function of states and mask; -> kind -> [N,...]
-    out = {}
-    for at in length_batches(lengths, budget):
-        h = states(at)
-        mask = pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in h], batch_first=True)
-        h = pad_sequence(h, batch_first=True)
+
+def _states(sentences, encoder, cache): # of the two, the one that is there
+    if cache is None: lengths, states = _computed(sentences, encoder)
+    else: lengths, states = _cached(sentences, encoder, cache)
+    _warn_of_long(lengths, encoder)
+    return lengths, states
+
+# %% ../nbs/03c_vectors.ipynb #995ec9ba
+def _padded(states): # a list of [S,d] -> [B,T,d], and a mask [B,T]
+    there = [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in states]
+    return pad_sequence(states, batch_first=True), pad_sequence(there, batch_first=True)
+
+
+def _pooled(lengths, states, how, budget): # kind -> [N,...]
+    found = {}
+    for positions in length_batches(lengths, budget):
+        h, mask = _padded(states(positions))
         for kind, function in how.items():
             x = function(h, mask)
-            out.setdefault(kind, x.new_empty(len(lengths), x.shape[1]))[at] = x
-    return out
+            if kind not in found: found[kind] = x.new_empty(len(lengths), x.shape[1])
+            found[kind][positions] = x
+    return found
 
 # %% ../nbs/03c_vectors.ipynb #9b5bd3cc
+_IDENTITY = {"revision": "revision", "tokenizer_sha256": "tokenizer"} # key -> what it is
+
+
 def _same_encoder(about: dict, encoder: Encoder, file: Path): # raises DataError
-    for key, what in (("revision", "revision"), ("tokenizer_sha256", "tokenizer")):
-        if about[key] != encoder.record[key]:
-            raise DataError(f"{file}: trained on encoder {about['encoder']!r} with {what} {about[key]}, but {encoder.name!r} here has {encoder.record[key]}; "
-                            "give the right encoder's folder or hub id as `encoder`.")
+    for key, what in _IDENTITY.items():
+        if about[key] == encoder.record[key]: continue
+        raise DataError(
+            f"{file}: trained on encoder {about['encoder']!r} with {what} {about[key]}, but "
+            f"{encoder.name!r} here has {encoder.record[key]}; "
+            "give the right encoder's folder or hub id as `encoder`.")
 
 
 def _read_about(file: Path) -> dict: # what encoder.json says
-    if not file.is_file(): raise MissingData(f"{file} is not there: it says which encoder the model reads, and `s2dm.pretrain.pretrain` writes it beside the model.")
+    if not file.is_file():
+        raise MissingData(f"{file} is not there: it says which encoder the model reads, and "
+                          "`s2dm.pretrain.pretrain` writes it beside the model.")
     try: about = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
-    if missing := [k for k in ("encoder", "revision", "tokenizer_sha256") if not isinstance(about, dict) or k not in about]:
-        raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    known = about if isinstance(about, dict) else {}
+    missing = [key for key in ("encoder", *_IDENTITY) if key not in known]
+    if missing: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
     return about
 
 # %% ../nbs/03c_vectors.ipynb #ebb5b3b6
-class _Vectors:
-    "An encoder, an S2DM on top, and what they say of texts."
+class TextVectors:
+    "Semantic and syntactic vectors of raw text: an encoder with an S2DM on top."
 
     def __init__(
         self,
         encoder: Encoder, # frozen
         model: S2DM | None = None, # trained on it; None: only `mean` is there
-        cache: FeatureCache | None = None, # of the same encoder, to keep features on the disk; None: nothing is kept
+        cache: FeatureCache | None = None, # of the same encoder; None: features are not kept
     ):
         if model and model.config.encoder_width != encoder.width:
-            raise ParameterError(f"the model reads states of width {model.config.encoder_width}, encoder {encoder.name!r} has {encoder.width}; expected the encoder that it was trained on")
-        self.encoder, self.model, self.cache = encoder, model, cache
+            raise ParameterError(
+                f"the model reads states of width {model.config.encoder_width}, encoder "
+                f"{encoder.name!r} has {encoder.width}; "
+                "expected the encoder that it was trained on")
+        self.encoder = encoder
+        self.model = model
+        self.cache = cache
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        texts: str | Sequence[str | Sentence | Sequence[str]], # a text, or a list of texts, sentences or lists of words
-        kinds: Sequence[str] = KINDS, # which vectors
-        budget: int | None = None, # subwords of a batch, padding included; None: what suits the device
-        language: str | None = None, # of the texts, ISO 639-1, for XLM's tokenizer; None: not known
-    ) -> dict[str, Tensor]: # kind -> [N,d] for mean, [N,m] for y and z; on the encoder's device
-        "Vectors of each text. Raises `ParameterError` for what is no text, for an empty one, and for an unknown kind."
-        told = self.encoder.split.splitter.language # None where it does not matter
-        sentences = as_sentences(texts, language)
-        sentences = [s._replace(lang=told(s.lang)) for s in sentences]
-        how = dict(mean=masked_mean)
-        if self.model: how |= dict(y=self.model.semantic, z=self.model.syntactic)
-        for kind in kinds: check_choice(kind, how, "kind")
-        row = {s: i for i, s in enumerate(dict.fromkeys(sentences))}
-        out = _pooled(*_states(list(row), self.encoder, self.cache), {kind: how[kind] for kind in kinds}, budget or usual_budget(self.encoder.device))
-        return {kind: x[[row[s] for s in sentences]] for kind, x in out.items()}
+    def _kinds(self): # kind -> function of states and mask
+        if not self.model: return dict(mean=masked_mean)
+        return dict(mean=masked_mean, y=self.model.semantic, z=self.model.syntactic)
+
+# %% ../nbs/03c_vectors.ipynb #fd23fe39
+@patch
+@torch.no_grad()
+def __call__(
+    self: TextVectors,
+    texts: str | Sequence, # a text, or a list of texts, sentences or lists of words
+    kinds: Sequence[str] = KINDS, # which vectors
+    budget: int | None = None, # subwords of a batch, with padding; None: what suits the device
+    language: str | None = None, # of the texts, ISO 639-1, for XLM's tokenizer; None: not known
+) -> dict[str, Tensor]: # kind -> [N,d] for mean, [N,m] for y and z; on the encoder's device
+    """Vectors of each text. Raises `ParameterError` for what is no text, for an empty one, and for
+    an unknown kind."""
+    told = self.encoder.split.splitter.language # None where it does not matter
+    sentences = [s._replace(lang=told(s.lang)) for s in as_sentences(texts, language)]
+    known = self._kinds()
+    for kind in kinds: check_choice(kind, known, "kind")
+    row = {sentence: i for i, sentence in enumerate(dict.fromkeys(sentences))}
+    lengths, states = _states(list(row), self.encoder, self.cache)
+    how = {kind: known[kind] for kind in kinds}
+    vectors = _pooled(lengths, states, how, budget or usual_budget(self.encoder.device))
+    rows = [row[sentence] for sentence in sentences]
+    return {kind: x[rows] for kind, x in vectors.items()}
 
 # %% ../nbs/03c_vectors.ipynb #2b261de9
-class TextVectors(_Vectors):
-    "Semantic and syntactic vectors of raw text: an encoder with an S2DM on top."
+@patch
+def semantic(
+    self: TextVectors,
+    texts: str | Sequence, # as for a call
+    language: str | None = None, # ISO 639-1
+) -> Tensor: # [N,m]
+    "What the texts mean."
+    return self(texts, ("y",), language=language)["y"]
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike, # what `s2dm.pretrain.pretrain` saved: config.json, model.safetensors, encoder.json
-        encoder: str | Encoder | None = None, # the encoder, if it has moved: a hub id, a folder or the encoder itself; None: as recorded
-        device: str | torch.device | None = None, # None: a GPU if there is one
-    ) -> "TextVectors":
-        "A saved model with its encoder. Raises `DataError` if the encoder is not the one it was trained on, `MissingData` if something is not there."
-        about, model = _read_about(Path(folder) / "encoder.json"), S2DM.from_pretrained(folder)
-        if not isinstance(encoder, Encoder): encoder = load_encoder(encoder or about["encoder"], device)
-        _same_encoder(about, encoder, Path(folder) / "encoder.json")
-        return cls(encoder, model.to(encoder.device))
 
-    def semantic(self, texts, language: str | None = None) -> Tensor: # as for `TextVectors.__call__` -> [N,m]
-        "What the texts mean."
-        return self(texts, ("y",), language=language)["y"]
+@patch
+def syntactic(
+    self: TextVectors,
+    texts: str | Sequence, # as for a call
+    language: str | None = None, # ISO 639-1
+) -> Tensor: # [N,m]
+    "How the texts are built."
+    return self(texts, ("z",), language=language)["z"]
 
-    def syntactic(self, texts, language: str | None = None) -> Tensor: # as for `TextVectors.__call__` -> [N,m]
-        "How the texts are built."
-        return self(texts, ("z",), language=language)["z"]
 
-    def mean(self, texts, language: str | None = None) -> Tensor: # as for `TextVectors.__call__` -> [N,d]
-        "The mean of the encoder's states."
-        return self(texts, ("mean",), language=language)["mean"]
+@patch
+def mean(
+    self: TextVectors,
+    texts: str | Sequence, # as for a call
+    language: str | None = None, # ISO 639-1
+) -> Tensor: # [N,d]
+    "The mean of the encoder's states."
+    return self(texts, ("mean",), language=language)["mean"]
+
+# %% ../nbs/03c_vectors.ipynb #2b261dea
+@patch(cls_method=True)
+def from_pretrained(
+    cls: TextVectors,
+    folder: str | os.PathLike, # what `s2dm.pretrain.pretrain` saved
+    encoder: str | Encoder | None = None, # if it has moved: hub id, folder, or itself
+    device: str | torch.device | None = None, # None: a GPU if there is one
+) -> "TextVectors":
+    """A saved model with its encoder. Raises `DataError` if the encoder is not the one it was
+    trained on, `MissingData` if something is not there."""
+    file = Path(folder) / "encoder.json"
+    about = _read_about(file)
+    model = S2DM.from_pretrained(folder)
+    if not isinstance(encoder, Encoder):
+        encoder = load_encoder(encoder or about["encoder"], device, layers=about.get("layers", 0))
+    _same_encoder(about, encoder, file)
+    return cls(encoder, model.to(encoder.device))
 
 # %% ../nbs/03c_vectors.ipynb #5b1e07c2
 class Remembered:
@@ -168,34 +233,48 @@ class Remembered:
     def __init__(
         self,
         vectors: TextVectors, # what gives them
-    ): self.vectors, self.model, self._known = vectors, vectors.model, {}
+    ):
+        self.vectors = vectors
+        self.model = vectors.model
+        self._known = {} # kinds -> rows of the sentences, vectors of the kinds
 
     def __call__(
         self,
-        texts: Sequence[str | Sentence | Sequence[str]], # as for `TextVectors`
+        texts: Sequence, # as for `TextVectors`
         kinds: Sequence[str] = KINDS, # which vectors
     ) -> dict[str, Tensor]: # kind -> [N,d] for mean, [N,m] for y and z
         "Vectors of each text. Raises what `TextVectors` raises."
         sentences = as_sentences(texts)
-        row, found = self._known.setdefault(tuple(kinds), ({}, {}))
-        if new := [s for s in dict.fromkeys(sentences) if s not in row]:
-            for kind, x in self.vectors(new, kinds).items(): found[kind] = torch.cat([found[kind], x]) if kind in found else x
-            row |= zip(new, range(len(row), len(row) + len(new)))
-        return {kind: found[kind][[row[s] for s in sentences]] for kind in kinds}
+        row, known = self._known.setdefault(tuple(kinds), ({}, {}))
+        new = [s for s in dict.fromkeys(sentences) if s not in row]
+        if new: self._learn(new, kinds, row, known)
+        rows = [row[s] for s in sentences]
+        return {kind: known[kind][rows] for kind in kinds}
+
+    def _learn(self, new, kinds, row, known):
+        for kind, x in self.vectors(new, kinds).items():
+            known[kind] = torch.cat([known[kind], x]) if kind in known else x
+        row |= zip(new, range(len(row), len(row) + len(new)))
 
 # %% ../nbs/03c_vectors.ipynb #d9c034ca
+def _unit(a): # centred, of length 1; zeros if it is constant
+    centred = a - a.mean()
+    norm = np.linalg.norm(centred)
+    return centred / norm if norm > 1e-9 * np.linalg.norm(a) else 0 * a
+
+
+def _pearson(a, b): # later digits depend on where the arrays lie in memory
+    return round(float(_unit(a) @ _unit(b)), 10)
+
+
 def correlation(
     x, # [N] numbers
     y, # [N] numbers
 ) -> tuple[float, float]: # Pearson's and Spearman's correlation, -1 to 1
     "How two series go together; 0 if one of them is constant."
-    def unit(a):
-        centred = a - a.mean()
-        norm = np.linalg.norm(centred)
-        return centred / norm if norm > 1e-9 * np.linalg.norm(a) else 0 * a
-    def pearson(a, b): return round(float(unit(a) @ unit(b)), 10) # later digits depend on where the arrays lie in memory
-    x, y = pd.Series(np.asarray(x, float)), pd.Series(np.asarray(y, float))
-    return pearson(x.values, y.values), pearson(x.rank().values, y.rank().values)
+    x = pd.Series(np.asarray(x, float))
+    y = pd.Series(np.asarray(y, float))
+    return _pearson(x.values, y.values), _pearson(x.rank().values, y.rank().values)
 
 # %% ../nbs/03c_vectors.ipynb #f9b385aa
 def pair_texts(
@@ -203,21 +282,26 @@ def pair_texts(
     side: str, # "a" or "b"
 ) -> list[Sentence]: # of each pair
     "The texts of one side of scored pairs, with their languages."
-    spoken = f"lang_{side}"
-    langs = pairs[spoken][:] if spoken in pairs.column_names else [None] * len(pairs)
-    return [as_sentence(text, lang) for text, lang in zip(pairs[f"text_{side}"][:], langs)]
+    texts = pairs[f"text_{side}"][:]
+    languages = [None] * len(texts)
+    if f"lang_{side}" in pairs.column_names: languages = pairs[f"lang_{side}"][:]
+    return [as_sentence(text, language) for text, language in zip(texts, languages)]
 
 
 def sts_correlations(
     vectors: TextVectors, # what gives vectors
-    pairs: Dataset, # columns text_a, text_b, score; lang_a, lang_b if known, as from `load_similarity`
+    pairs: Dataset, # text_a, text_b, score; lang_a, lang_b if known, as from `load_similarity`
     kinds: Sequence[str] = KINDS, # which vectors
-) -> dict[str, tuple[float, float]]: # kind -> Pearson's and Spearman's correlation of cosine and score
+) -> dict[str, tuple[float, float]]: # kind -> Pearson's and Spearman's correlation with the score
     "How well the cosine of two vectors tells the similarity of two texts (section 5.3)."
-    a, b = (pair_texts(pairs, side) for side in "ab")
-    found = vectors([*a, *b], kinds)
-    cosines = {k: F.cosine_similarity(x[:len(a)].double(), x[len(a):].double()).cpu() for k, x in found.items()}
-    return {k: correlation(cosine, pairs["score"][:]) for k, cosine in cosines.items()}
+    a = pair_texts(pairs, "a")
+    b = pair_texts(pairs, "b")
+    scores = pairs["score"][:]
+    found = {}
+    for kind, x in vectors([*a, *b], kinds).items():
+        cosine = F.cosine_similarity(x[:len(a)].double(), x[len(a):].double())
+        found[kind] = correlation(cosine.cpu(), scores)
+    return found
 
 # %% ../nbs/03c_vectors.ipynb #ff99cd7b
 TESTS = (("zh_sts", "test"), *(("sts2017", track) for track in TRACKS))
@@ -226,7 +310,9 @@ TESTS = (("zh_sts", "test"), *(("sts2017", track) for track in TRACKS))
 def generated_tests() -> tuple[tuple[str, str], ...]: # e.g. ("synthetic", "svo-sov_case")
     "Tests in generated languages: within each, and across, from the source."
     corpus = Synthetic()
-    return tuple(("synthetic", track) for track in [f"{x}-{x}" for x in corpus.languages] + [f"{corpus.source}-{x}" for x in corpus.targets])
+    within = [f"{language}-{language}" for language in corpus.languages]
+    across = [f"{corpus.source}-{language}" for language in corpus.targets]
+    return tuple(("synthetic", track) for track in within + across)
 
 
 def load_scored(
@@ -234,39 +320,56 @@ def load_scored(
     part: str, # likewise, or a track such as "svo-sov_case"
 ) -> Dataset: # text_a, text_b, score
     "Scored pairs of a test."
-    return Synthetic().similarity(*part.split("-"), "test") if corpus == "synthetic" else load_similarity(corpus, part)
+    if corpus != "synthetic": return load_similarity(corpus, part)
+    return Synthetic().similarity(*part.split("-"), "test")
+
+# %% ../nbs/03c_vectors.ipynb #38325a32
+def _all_kinds(vectors): return KINDS if vectors.model else KINDS[:1]
 
 
 def similarity_table(
     vectors: TextVectors, # what gives vectors
     tests: Sequence[tuple[str, str]] = TESTS, # corpus and part of each
-    load=load_scored, # (corpus, part) -> pairs
+    load: Callable = load_scored, # (corpus, part) -> pairs
     kinds: Sequence[str] | None = None, # which vectors; None: all
-) -> pd.DataFrame: # corpus, part, pairs; mean, y, z: Pearson's correlation in percent; *_spearman: Spearman's
+) -> pd.DataFrame: # corpus, part, pairs; mean, y, z: Pearson in percent; *_spearman: Spearman
     "STS by mean-pooled encoder, semantic and syntactic vectors, one row per test."
-    rows, kinds = [], kinds or (KINDS if vectors.model else KINDS[:1])
+    rows = []
     for corpus, part in tests:
         pairs = load(corpus, part)
-        found = sts_correlations(vectors, pairs, kinds)
-        rows.append(dict(corpus=corpus, part=part, pairs=len(pairs)) | {k: 100 * v[0] for k, v in found.items()} | {f"{k}_spearman": 100 * v[1] for k, v in found.items()})
+        found = sts_correlations(vectors, pairs, kinds or _all_kinds(vectors))
+        row = dict(corpus=corpus, part=part, pairs=len(pairs))
+        for kind, (pearson, _) in found.items(): row[kind] = 100 * pearson
+        for kind, (_, spearman) in found.items(): row[f"{kind}_spearman"] = 100 * spearman
+        rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../nbs/03c_vectors.ipynb #5bb4d2fb
+def _hits(queries, candidates, start, block): # expected number of hits of one block of queries
+    similarity = queries[start:start + block] @ candidates.T
+    # the products of equal vectors may differ by rounding
+    best = similarity >= similarity.amax(1, keepdim=True) - 1e-9
+    return (best.diagonal(start).double() / best.sum(1)).sum().item()
+
+
+def _share_found(queries, candidates, block):
+    starts = range(0, len(queries), block)
+    return sum(_hits(queries, candidates, start, block) for start in starts) / len(queries)
+
+
 def retrieval_accuracy(
     a: Tensor, # [N,m] vectors
     b: Tensor, # [N,m] vectors of the translations, in the same order
     block: int = 2048, # rows compared at a time
 ) -> tuple[float, float]: # from a to b and from b to a, 0 to 1
-    "Share of vectors whose nearest neighbour, by cosine, on the other side is their translation. Raises `ParameterError` if there are not as many on both."
-    if a.shape != b.shape or a.dim() != 2 or not len(a): raise ParameterError(f"vectors {tuple(a.shape)} and {tuple(b.shape)}; expected two of [N,m], N at least 1")
-    a, b = F.normalize(a.double(), dim=-1), F.normalize(b.double(), dim=-1)
-    return tuple(sum(_hits(q, c, n, block) for n in range(0, len(q), block)) / len(q) for q, c in ((a, b), (b, a)))
-
-
-def _hits(queries, candidates, start, block): # expected number of hits of one block of queries
-    similarity = queries[start:start + block] @ candidates.T
-    best = similarity >= similarity.amax(1, keepdim=True) - 1e-9 # the products of equal vectors may differ by rounding
-    return (best.diagonal(start).double() / best.sum(1)).sum().item()
+    """Share of vectors whose nearest neighbour, by cosine, on the other side is their translation.
+    Raises `ParameterError` if there are not as many on both."""
+    if a.shape != b.shape or a.dim() != 2 or not len(a):
+        raise ParameterError(f"vectors {tuple(a.shape)} and {tuple(b.shape)}; "
+                             "expected two of [N,m], N at least 1")
+    a = F.normalize(a.double(), dim=-1)
+    b = F.normalize(b.double(), dim=-1)
+    return _share_found(a, b, block), _share_found(b, a, block)
 
 # %% ../nbs/03c_vectors.ipynb #7893a221
 def spoken_texts(
@@ -276,24 +379,40 @@ def spoken_texts(
     return [as_sentence(text, lang) for lang, texts in versions.items() for text in texts]
 
 
+def _check_parallel(versions, pivot): # raises ParameterError
+    check_choice(pivot, tuple(versions), "pivot")
+    for lang, texts in versions.items():
+        if len(texts) == len(versions[pivot]): continue
+        raise ParameterError(f"{len(texts)} texts in {lang}, {len(versions[pivot])} in {pivot}; "
+                             "expected as many, translations in the same place")
+
+# %% ../nbs/03c_vectors.ipynb #4d7d060d
+def _retrieval_row(parts, lang, pivot): # `parts`: kind -> language -> [N,m]
+    row = {}
+    ways = {}
+    for kind, by_lang in parts.items():
+        start, back = retrieval_accuracy(by_lang[pivot], by_lang[lang])
+        ways |= {f"{kind}_from": 100 * start, f"{kind}_to": 100 * back}
+        row[kind] = (100 * start + 100 * back) / 2
+    return row | ways
+
+
 def retrieval_table(
     vectors: TextVectors, # what gives vectors
-    versions: Mapping[str, Sequence], # language -> texts or lists of words; same place, same sentence
+    versions: Mapping[str, Sequence], # language -> texts; same place, same sentence
     pivot: str = "en", # the language that the others are compared with
     kinds: Sequence[str] | None = None, # which vectors; None: all
-) -> pd.DataFrame: # lang, sentences; mean, y, z: accuracy in percent, both directions averaged; *_from, *_to: from the pivot, to the pivot
-    "Translation retrieval by mean-pooled encoder, semantic and syntactic vectors, one row per language. Raises `ParameterError` if lists differ in length."
-    check_choice(pivot, tuple(versions), "pivot")
-    if wrong := [lang for lang, texts in versions.items() if len(texts) != len(versions[pivot])]:
-        raise ParameterError(f"{len(versions[wrong[0]])} texts in {wrong[0]}, {len(versions[pivot])} in {pivot}; expected as many, translations in the same place")
-    found = vectors(spoken_texts(versions), kinds or (KINDS if vectors.model else KINDS[:1]))
-    parts = {kind: dict(zip(versions, x.split(len(versions[pivot])))) for kind, x in found.items()}
+) -> pd.DataFrame: # lang, sentences; mean, y, z in percent; *_from, *_to the pivot
+    """Translation retrieval by mean-pooled encoder, semantic and syntactic vectors, one row per
+    language, both directions averaged. Raises `ParameterError` if lists differ in length."""
+    _check_parallel(versions, pivot)
+    count = len(versions[pivot])
+    found = vectors(spoken_texts(versions), kinds or _all_kinds(vectors))
+    parts = {kind: dict(zip(versions, x.split(count))) for kind, x in found.items()}
     rows = []
     for lang in versions:
         if lang == pivot: continue
-        both = {kind: [100 * share for share in retrieval_accuracy(x[pivot], x[lang])] for kind, x in parts.items()}
-        rows.append(dict(lang=lang, sentences=len(versions[lang])) | {k: sum(v) / 2 for k, v in both.items()}
-                    | {f"{k}_{way}": share for k, v in both.items() for way, share in zip(("from", "to"), v)})
+        rows.append(dict(lang=lang, sentences=count) | _retrieval_row(parts, lang, pivot))
     return pd.DataFrame(rows)
 
 # %% ../nbs/03c_vectors.ipynb #a9863de3
@@ -303,17 +422,24 @@ def parallel_treebank(
 ) -> dict[str, list[str]]: # language -> the text of each sentence; same place, same sentence
     "The sentences of a parallel treebank that are there in every language."
     sentences = load_sentences((collection,), languages)
-    by = pd.Series(sentences["text"][:], [sentences["group"][:], sentences["lang"][:]]).unstack().dropna()
-    return {lang: by[lang].tolist() for lang in by}
-
+    keys = [sentences["group"][:], sentences["lang"][:]]
+    table = pd.Series(sentences["text"][:], keys).unstack().dropna()
+    return {lang: table[lang].tolist() for lang in table}
 
 
 def parallel_generated(
     part: str = "test", # or "dev", "train"
-) -> dict[str, list[str]]: # language, the source first -> the text of each sentence; same place, same sentence
+) -> dict[str, list[str]]: # language, the source first -> texts; same place, same sentence
     "The sentences of the generated treebanks."
     corpus = Synthetic()
     return {lang: corpus.sentences(part, [lang])["text"][:] for lang in corpus.languages}
+
+# %% ../nbs/03c_vectors.ipynb #e40f9e3e
+def _text_files(corpus): # language -> path of its file in the registry
+    files = {}
+    for path, source in REGISTRY.items():
+        if source.corpus == corpus and path.endswith(".txt"): files[Path(path).stem] = path
+    return files
 
 
 def parallel_text(
@@ -321,25 +447,36 @@ def parallel_text(
     languages: Sequence[str] | None = None, # keep only these; None: all
 ) -> dict[str, list[str]]: # language -> texts; same place, same sentence
     "The lines of a parallel corpus of one file per language."
-    files = {Path(path).stem: path for path, source in REGISTRY.items() if source.corpus == check_choice(corpus, ("sib200", "ntrex128"), "corpus") and path.endswith(".txt")}
+    files = _text_files(check_choice(corpus, ("sib200", "ntrex128"), "corpus"))
     for lang in languages or (): check_choice(lang, sorted(files), "languages")
-    return {lang: read_text(fetch(path), crlf=True).removesuffix("\n").split("\n") for lang, path in files.items() if not languages or lang in languages}
+    found = {}
+    for lang, path in files.items():
+        if languages and lang not in languages: continue
+        found[lang] = read_text(fetch(path), crlf=True).removesuffix("\n").split("\n")
+    return found
 
 # %% ../nbs/03c_vectors.ipynb #e7e48b30
+_LABELS = dict(
+    mean="encoder, mean-pooled", y_untrained="y before training", y="semantic, y",
+    z="syntactic, z")
+
+
 def plot_retrieval(
     table: pd.DataFrame, # as from `retrieval_table`
 ) -> tuple: # the figure and its numbers, a DataFrame
     "Accuracy of retrieval by language, a bar for each kind of vector."
-    import matplotlib.pyplot as plt  # here, since most runs draw nothing
+    import matplotlib.pyplot as plt # here, since most runs draw nothing
 
     from s2dm.plots import set_style
 
     set_style()
-    labels = dict(mean="encoder, mean-pooled", y_untrained="y before training", y="semantic, y", z="syntactic, z")
-    kinds = [k for k in labels if k in table]
-    data = table[["lang", "sentences", *kinds]].sort_values("y" if "y" in table else "mean", ascending=False, ignore_index=True)
+    kinds = [kind for kind in _LABELS if kind in table]
+    order = "y" if "y" in table else "mean"
+    data = table[["lang", "sentences", *kinds]]
+    data = data.sort_values(order, ascending=False, ignore_index=True)
     fig, ax = plt.subplots(figsize=(1.5 + .4 * len(data), 3), layout="constrained")
-    data.plot.bar(x="lang", y=kinds, ax=ax, width=.8, rot=0, label=[labels[k] for k in kinds])
+    labels = [_LABELS[kind] for kind in kinds]
+    data.plot.bar(x="lang", y=kinds, ax=ax, width=.8, rot=0, label=labels)
     ax.set(ylim=(0, None), xlabel="", ylabel="retrieved (%)")
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(kinds), loc="lower center", bbox_to_anchor=(.5, 1))
