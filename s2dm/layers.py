@@ -276,7 +276,7 @@ class LowerStates:
         model: nn.Module, # an encoder of transformers, whose lower layers do not change
         layers: int, # how many of them
         revision: str, # which weights exactly
-        folder: str | os.PathLike | None = None, # for files; None: `cache/states/` of the data folder
+        folder: str | os.PathLike | None = None, # for files; None: `cache/states/` of the data
         precision: str = "auto", # auto: bfloat16 where the device multiplies it in hardware
     ):
         self.lower = split_layers(model, layers)[0]
