@@ -74,7 +74,7 @@ def _drawn_means(scores, weights, rng): # [samples] with drawn passages and draw
     drawn = rng.integers(seeds, size=(seeds, weights.shape[0]))
     return np.take_along_axis(means, drawn, 0).mean(0)
 
-
+# %% ../nbs/07e_comparison.ipynb #abf112c8
 def difference(
     system: PassageScores, # of one system
     other: PassageScores, # of another, on the same questions

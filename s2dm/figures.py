@@ -21,7 +21,10 @@ from .core import atomic_write
 from .grammar import Grammar, Word
 from .meanings import draw_passage
 from .plots import save_figure, set_style
-from .results import DATASET_NAMES, LOSSES, MODEL_NAMES, Results, paper_values, prediction_files, read_record, summarise, system_name
+from s2dm.results import (
+    DATASET_NAMES, LOSSES, MODEL_NAMES, Measure, Results, paper_values, prediction_files,
+    read_record, summarise, system_name,
+)
 from .synthetic import SyntheticConfig
 
 # %% ../nbs/07c_figures.ipynb #34c59207
@@ -267,7 +270,7 @@ def figure3(
     numbers: pd.DataFrame, # as from `measures`
 ) -> Figure:
     "Ablation of the losses."
-    table = numbers[(numbers["measure"] == "EM, all languages")]
+    table = numbers[(numbers["measure"] == Measure.EM_ALL)]
     model = next((m for m in ("mbert", *sorted({*table["model"]})) if m in {*table["model"]}), "mbert")
     table = table[table["model"] == model]
     dataset = _one_data(table, "mlqa")

@@ -23,11 +23,17 @@ from .sources import fetch, read_text
 from .vectors import (
     KINDS, TextVectors, correlation, load_scored, pair_texts, retrieval_table, spoken_texts)
 
-# %% ../nbs/06c_geometry.ipynb #9071e9b7
+# %% ../nbs/06c_geometry.ipynb #77a4802a
 @lru_cache(maxsize=1)
-def _counts(n, samples, seed): return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples).astype(float) # [samples,n] how often each is drawn
+def _counts(n, samples, seed): # [samples,n] how often each of n pairs is drawn
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), samples).astype(float)
 
+# %% ../nbs/06c_geometry.ipynb #bbafdb33
+def _standard(a): # mean 0 and variance 1, or all zeros
+    return (a - a.mean()) / (a.std() or 1)
 
+# %% ../nbs/06c_geometry.ipynb #9071e9b7
 def pearson_interval(
     x, # [N] numbers
     y, # [N] numbers
@@ -35,50 +41,74 @@ def pearson_interval(
     confidence: float = .95, # share of the samples within the interval
     seed: int = 0, # of the draw
 ) -> tuple[float, float]: # low, high; -1 to 1
-    "Bootstrap interval of Pearson's correlation over pairs; a sample without variance counts as 0. Raises `ParameterError` for fewer than two pairs."
-    x, y = (np.asarray(a, float) for a in (x, y))
-    if len(x) != len(y) or len(x) < 2: raise ParameterError(f"{len(x)} and {len(y)} numbers; expected as many, at least two")
-    x, y, n = *((a - a.mean()) / (a.std() or 1) for a in (x, y)), len(x)
-    mx, my, xx, yy, xy = (_counts(n, samples, seed) @ np.stack([x, y, x * x, y * y, x * y], 1) / n).T
+    """Bootstrap interval of Pearson's correlation over pairs; a sample without variance counts as
+    0. Raises `ParameterError` for fewer than two pairs."""
+    x = np.asarray(x, float)
+    y = np.asarray(y, float)
+    if len(x) != len(y) or len(x) < 2:
+        raise ParameterError(f"{len(x)} and {len(y)} numbers; expected as many, at least two")
+    x = _standard(x)
+    y = _standard(y)
+    columns = np.stack([x, y, x * x, y * y, x * y], 1)
+    mx, my, xx, yy, xy = (_counts(len(x), samples, seed) @ columns / len(x)).T
     spread = (xx - mx**2).clip(0) * (yy - my**2).clip(0)
     r = np.where(spread > 1e-18, (xy - mx * my) / np.sqrt(spread.clip(1e-18)), 0.0)
     return tuple(np.quantile(r, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist())
 
 # %% ../nbs/06c_geometry.ipynb #ddbfde3b
+def _correlations(cosine, score, samples): # columns of the table, percent
+    names = "pearson", "spearman", "pearson_low", "pearson_high"
+    values = [*correlation(cosine, score), *pearson_interval(cosine, score, samples)]
+    return {name: 100 * value for name, value in zip(names, values)}
+
+# %% ../nbs/06c_geometry.ipynb #7ada5799
 def sts_table(
     vectors: TextVectors, # what gives vectors
     tests: Sequence[tuple[str, str]], # corpus and part of each, such as ("sts2017", "ar-en")
     load=load_scored, # (corpus, part) -> pairs
     samples: int = 2000, # of the bootstrap
-) -> pd.DataFrame: # corpus, part, lang_a, lang_b, kind, pearson, pearson_low, pearson_high, spearman in percent, pairs
-    "Correlation of cosine and people's scores, by test and kind of vector (Figure 5). Raises what `load` raises."
-    rows, kinds = [], KINDS if vectors.model else KINDS[:1]
+) -> pd.DataFrame: # a row for each test and kind of vector
+    """Correlation of cosine and people's scores (Figure 5). Columns: corpus, part, lang_a, lang_b,
+    kind, pairs; in percent pearson, spearman, pearson_low, pearson_high. Raises what `load`
+    raises."""
+    rows = []
     for corpus, part in tests:
         pairs: Dataset = load(corpus, part)
-        a, b = (pair_texts(pairs, side) for side in "ab")
-        score = pairs["score"][:]
-        for kind, x in vectors([*a, *b], kinds).items():
-            cosine = F.cosine_similarity(x[:len(a)].double(), x[len(a):].double()).cpu().numpy()
-            values = [*correlation(cosine, score), *pearson_interval(cosine, score, samples)]
-            rows.append(dict(corpus=corpus, part=part, lang_a=pairs["lang_a"][0], lang_b=pairs["lang_b"][0], kind=kind, pairs=len(a))
-                        | dict(zip(("pearson", "spearman", "pearson_low", "pearson_high"), [100 * v for v in values])))
+        about = dict(corpus=corpus, part=part, lang_a=pairs["lang_a"][0], lang_b=pairs["lang_b"][0])
+        texts = pair_texts(pairs, "a") + pair_texts(pairs, "b")
+        for kind, x in vectors(texts, KINDS if vectors.model else KINDS[:1]).items():
+            a, b = x.double().split(len(pairs))
+            cosine = F.cosine_similarity(a, b).cpu().numpy()
+            rows.append(about | dict(kind=kind, pairs=len(pairs))
+                        | _correlations(cosine, pairs["score"][:], samples))
     return pd.DataFrame(rows)
+
+# %% ../nbs/06c_geometry.ipynb #7a500342
+def _distance_sums(unit, member): # unit: [N,d] of length 1, member: [N,groups] 0 or 1
+    return member.sum(0) - unit @ (unit.T @ member)
 
 # %% ../nbs/06c_geometry.ipynb #342b233a
 def silhouette(
     x: Tensor, # [N,d] vectors
     groups: Sequence, # [N] the group of each, at least two different ones
 ) -> float: # -1 to 1
-    "Mean silhouette by cosine distance; a point alone in its group counts as 0. Raises `ParameterError` if there is but one group."
-    names, at = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2 or len(at) != len(x): raise ParameterError(f"{len(x)} vectors in {len(names)} groups; expected a group for each, and at least two")
-    unit, member = F.normalize(x.double(), dim=-1), F.one_hot(torch.from_numpy(at), len(names)).double().to(x.device)
-    size, own = member.sum(0), member.bool()
-    total = size - unit @ (unit.T @ member) # [N,groups] sums of distances
-    a = (total[own] - 1 + unit.square().sum(1)) / (size[at] - 1).clamp(min=1) # without the distance to itself, which is 0 but for a vector of zeros
+    """Mean silhouette by cosine distance; a point alone in its group counts as 0. Raises
+    `ParameterError` if there is but one group."""
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2 or len(group) != len(x):
+        raise ParameterError(f"{len(x)} vectors in {len(names)} groups; expected a group for each, "
+                             "and at least two")
+    unit = F.normalize(x.double(), dim=-1)
+    member = F.one_hot(torch.from_numpy(group), len(names)).double().to(x.device)
+    own = member.bool()
+    size = member.sum(0)
+    total = _distance_sums(unit, member) # [N,groups]
+    # without the distance to itself, which is 0 but for a vector of zeros
+    a = (total[own] - 1 + unit.square().sum(1)) / (size[group] - 1).clamp(min=1)
     b = (total / size).masked_fill(own, torch.inf).amin(1)
     far = torch.maximum(a, b)
-    return float(torch.where((size[at] > 1) & (far > 1e-9), (b - a) / far, 0.).mean()) # what is left of equal vectors is rounding
+    counts = (size[group] > 1) & (far > 1e-9) # what is left of equal vectors is rounding
+    return float(torch.where(counts, (b - a) / far, 0.).mean())
 
 # %% ../nbs/06c_geometry.ipynb #18eb73e5
 def pca(
@@ -86,68 +116,102 @@ def pca(
     components: int = 2, # how many
 ) -> tuple[Tensor, Tensor]: # [N,components] coordinates, [components] share of the variance, 0 to 1
     "Principal components. Raises `ParameterError` if there are not that many."
-    if min(x.shape) < components: raise ParameterError(f"{components} components of vectors {tuple(x.shape)}; expected at most {min(x.shape)}")
+    if min(x.shape) < components:
+        raise ParameterError(f"{components} components of vectors {tuple(x.shape)}; expected at "
+                             f"most {min(x.shape)}")
     centred = x.double() - x.double().mean(0)
     variance, v = torch.linalg.eigh(centred.T @ centred) # ascending
     v = v[:, -components:].flip(1)
     v *= v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
-    return centred @ v, variance[-components:].flip(0).clamp(min=0) / variance.sum().clamp(min=1e-300)
+    share = variance[-components:].flip(0).clamp(min=0) / variance.sum().clamp(min=1e-300)
+    return centred @ v, share
+
+# %% ../nbs/06c_geometry.ipynb #95f1f5de
+def _check_row(row, columns, where): # a sentence in each language
+    if len(row) != len(columns) or not all(text.strip() for text in row):
+        raise DataError(f"{where}: {len(row)} columns, or an empty one; expected a sentence in "
+                        f"each of {len(columns)} languages")
 
 # %% ../nbs/06c_geometry.ipynb #4b998e47
 def parallel_xnli(
     file: str | Path | None = None, # xnli.15way.orig.tsv; None: the registered one
 ) -> dict[str, list[str]]: # language -> texts; same place, same sentence
-    "The sentences of XNLI-15way. Raises `MissingData` if they cannot be had, `DataError` with file and line for a malformed file."
+    """The sentences of XNLI-15way. Raises `MissingData` if they cannot be had, `DataError` with
+    file and line for a malformed file."""
     file = file or fetch("xnli/XNLI-15way/xnli.15way.orig.tsv")
     head, *lines = read_text(file).removesuffix("\n").split("\n")
-    columns, rows = head.split("\t"), []
-    if "en" not in columns or not lines: raise DataError(f"{file}:1: {head[:60]!r}; expected languages separated by tabs, en among them, and sentences below")
-    for n, line in enumerate(lines, 2):
-        rows.append(line.split("\t"))
-        if len(rows[-1]) != len(columns) or not all(c.strip() for c in rows[-1]): raise DataError(f"{file}:{n}: {len(rows[-1])} columns, or an empty one; expected a sentence in each of {len(columns)} languages")
+    columns = head.split("\t")
+    if "en" not in columns or not lines:
+        raise DataError(f"{file}:1: {head[:60]!r}; expected languages separated by tabs, en among "
+                        "them, and sentences below")
+    rows = [line.split("\t") for line in lines]
+    for n, row in enumerate(rows, 2): _check_row(row, columns, f"{file}:{n}")
     return dict(zip(columns, map(list, zip(*rows))))
 
 # %% ../nbs/06c_geometry.ipynb #4340e3b0
 def some_sentences(
-    versions: Mapping[str, Sequence], # language -> texts or lists of words; same place, same sentence
+    versions: Mapping[str, Sequence], # language -> texts or lists of words, translations in order
     most: int, # how many to keep
 ) -> dict[str, list]: # of each language the same ones
     "Evenly spaced sentences."
     n = min(map(len, versions.values()))
-    at = np.linspace(0, n - 1, min(most, n)).round().astype(int)
-    return {lang: [texts[i] for i in at] for lang, texts in versions.items()}
+    chosen = np.linspace(0, n - 1, min(most, n)).round().astype(int)
+    return {lang: [texts[i] for i in chosen] for lang, texts in versions.items()}
 
+# %% ../nbs/06c_geometry.ipynb #91b0b64e
+def _geometry_row(x, lang, group, share): # silhouettes and variances
+    return dict(silhouette_language=silhouette(x, lang), silhouette_meaning=silhouette(x, group),
+                variance_1=float(share[0]), variance_2=float(share[1]))
 
+# %% ../nbs/06c_geometry.ipynb #da77a630
+def _shown_points(about, place, lang, group, shown): # of the first sentences
+    kept = group < shown
+    # a picture shows no more than four decimals, and the records of many runs stay small
+    x, y = place.cpu().numpy().round(4)[kept].T
+    return pd.DataFrame(about | dict(lang=lang[kept], group=group[kept], x=x, y=y))
+
+# %% ../nbs/06c_geometry.ipynb #c28d8e68
 def geometry_tables(
     vectors: TextVectors, # what gives vectors
-    versions: Mapping[str, Sequence], # language -> texts or lists of words; same place, same sentence
+    versions: Mapping[str, Sequence], # language -> texts or lists of words, translations in order
     corpus: str, # for the tables
     groups: int = 100, # sentences that are compared
     shown: int = 40, # sentences of the picture
-) -> tuple[pd.DataFrame, pd.DataFrame]: # corpus, kind, silhouettes, variances; corpus, kind, lang, group, x, y
-    "Silhouettes by language and by meaning, variance of two components, and the points of Figure 6. Raises `ParameterError` for fewer than two languages or sentences."
-    versions, rows, points = some_sentences(versions, groups), [], []
+) -> tuple[pd.DataFrame, pd.DataFrame]: # a row for each kind of vector; the points of Figure 6
+    """Silhouettes by language and by meaning, and variance of two components: columns corpus, kind,
+    silhouette_language, silhouette_meaning, variance_1, variance_2, sentences, languages. The
+    points: corpus, kind, lang, group, x, y. Raises `ParameterError` for fewer than two languages
+    or sentences."""
+    versions = some_sentences(versions, groups)
     n = len(next(iter(versions.values())))
-    lang, group = np.repeat(list(versions), n), np.tile(np.arange(n), len(versions))
-    for kind, x in vectors(spoken_texts(versions), KINDS if vectors.model else KINDS[:1]).items():
+    lang = np.repeat(list(versions), n)
+    group = np.tile(np.arange(n), len(versions))
+    rows = []
+    points = []
+    found = vectors(spoken_texts(versions), KINDS if vectors.model else KINDS[:1])
+    for kind, x in found.items():
         place, share = pca(x)
-        place = place.cpu().numpy().round(4) # a picture shows no more, and the records of many runs stay small
-        rows.append(dict(corpus=corpus, kind=kind, silhouette_language=silhouette(x, lang), silhouette_meaning=silhouette(x, group),
-                         variance_1=float(share[0]), variance_2=float(share[1]), sentences=n, languages=len(versions)))
-        if kind != "z":
-            kept = group < shown
-            points.append(pd.DataFrame(dict(corpus=corpus, kind=kind, lang=lang[kept], group=group[kept], x=place[kept, 0], y=place[kept, 1])))
+        about = dict(corpus=corpus, kind=kind)
+        rows.append(about | _geometry_row(x, lang, group, share)
+                    | dict(sentences=n, languages=len(versions)))
+        if kind != "z": points.append(_shown_points(about, place, lang, group, shown))
     return pd.DataFrame(rows), pd.concat(points, ignore_index=True)
 
 # %% ../nbs/06c_geometry.ipynb #4dd413da
 def retrieval_rows(
     vectors: TextVectors, # what gives vectors
-    versions: Mapping[str, Sequence], # language -> texts or lists of words; same place, same sentence
+    versions: Mapping[str, Sequence], # language -> texts or lists of words, translations in order
     corpus: str, # for the table
     source: str = "en", # the language that the others are compared with
 ) -> pd.DataFrame: # corpus, lang, kind, to_source, from_source, mean (percent), sentences
-    "Translation retrieval, one row per language and kind of vector. Raises what `retrieval_table` raises."
+    """Translation retrieval, one row per language and kind of vector. Raises what `retrieval_table`
+    raises."""
     table = retrieval_table(vectors, versions, source)
-    kinds = [k for k in KINDS if k in table]
-    return pd.DataFrame([dict(corpus=corpus, lang=row["lang"], kind=k, to_source=row[f"{k}_to"], from_source=row[f"{k}_from"], mean=row[k], sentences=row["sentences"])
-                         for row in table.to_dict("records") for k in kinds])
+    rows = []
+    for row in table.to_dict("records"):
+        for kind in KINDS:
+            if kind not in table: continue
+            rows.append(dict(
+                corpus=corpus, lang=row["lang"], kind=kind, to_source=row[f"{kind}_to"],
+                from_source=row[f"{kind}_from"], mean=row[kind], sentences=row["sentences"]))
+    return pd.DataFrame(rows)

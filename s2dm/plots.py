@@ -19,8 +19,16 @@ def set_style():
     import seaborn as sns  # here, since it takes a second that a run without figures can save
 
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font_scale=1.0)
-    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 150, "savefig.bbox": "tight", "axes.spines.top": False,
-                         "axes.spines.right": False, "grid.linewidth": 0.5, "legend.frameon": False, "svg.hashsalt": "s2dm"})
+    plt.rcParams.update({
+        "figure.dpi": 72,
+        "savefig.dpi": 150,
+        "savefig.bbox": "tight",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.linewidth": .5,
+        "legend.frameon": False,
+        "svg.hashsalt": "s2dm",
+    })
 
 # %% ../nbs/00b_plots.ipynb #ace99182
 def save_figure(
@@ -31,9 +39,18 @@ def save_figure(
 ) -> Path: # the PNG
     "Write `name`.png and, beside it, the numbers as `name`.csv."
     folder = Path(folder or figures_dir())
-    with atomic_write(folder / f"{name}.png") as tmp: fig.savefig(tmp, format="png", metadata={"Software": None})
-    with atomic_write(folder / f"{name}.csv") as tmp: data.to_csv(tmp, index=False, lineterminator="\n")
+    with atomic_write(folder / f"{name}.png") as tmp:
+        fig.savefig(tmp, format="png", metadata={"Software": None})
+    with atomic_write(folder / f"{name}.csv") as tmp:
+        data.to_csv(tmp, index=False, lineterminator="\n")
     return folder / f"{name}.png"
+
+# %% ../nbs/00b_plots.ipynb #e5f15602
+def _rounded(table, digits): # numbers as people read them
+    def rounded(number): return f"{number:.{digits}f}" if pd.notna(number) else ""
+    shown = table.copy()
+    for column in table.select_dtypes("float"): shown[column] = [*map(rounded, table[column])]
+    return shown
 
 # %% ../nbs/00b_plots.ipynb #4f17e3ed
 def save_table(
@@ -44,10 +61,12 @@ def save_table(
 ) -> Path: # the csv
     "Write `table` as `name`.csv, `name`.md and `name`.tex."
     folder = Path(folder or figures_dir())
-    shown = table.copy()
-    for column in shown.select_dtypes("float"): shown[column] = [f"{x:.{digits}f}" if pd.notna(x) else "" for x in shown[column]]
-    text = dict(csv=table.to_csv(index=False, lineterminator="\n"), md=shown.to_markdown(index=False, disable_numparse=True) + "\n",
-                tex=shown.to_latex(index=False, escape=True))
-    for kind, content in text.items():
-        with atomic_write(folder / f"{name}.{kind}") as tmp: tmp.write_text(content, encoding="utf-8")
+    shown = _rounded(table, digits)
+    texts = {
+        "csv": table.to_csv(index=False, lineterminator="\n"),
+        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n",
+        "tex": shown.to_latex(index=False, escape=True),
+    }
+    for kind, text in texts.items():
+        with atomic_write(folder / f"{name}.{kind}") as tmp: tmp.write_text(text, encoding="utf-8")
     return folder / f"{name}.csv"

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'SELECTION', 'NEW', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained', 'model_settings',
-           'pretrain', 'checkpoint_for', 'pretrain_missing', 'plot_curves', 'figures']
+           'pretrain', 'checkpoint_for', 'pretrain_missing', 'curve_data', 'plot_curves', 'figures']
 
 # %% ../nbs/03d_pretrain.ipynb #5d0c7a14
-import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
+from fastcore.basics import patch
 
 from s2dm.core import (
     Config, MissingData, ParameterError, RunRecord, atomic_write, check_choice, contains, param,
@@ -40,78 +41,129 @@ from s2dm.vectors import (
 # %% ../nbs/03d_pretrain.ipynb #c0e87c89
 SYSTEMS = VARIANTS[1:] # all but the baseline
 # what overrides must not touch
-_GIVEN = ("edition", "variant", "encoder_width", "embedding_width", "vocabulary", "decoder_rows", "tags")
+_GIVEN = ("edition", "variant", "encoder_width", "embedding_width", "vocabulary", "decoder_rows",
+          "tags")
 
 
 def _check_variant(name):
-    if name == "baseline": return "baseline is the encoder alone, in which there is nothing to pre-train: choose one of " + ", ".join(SYSTEMS) + "."
+    if name == "baseline":
+        return ("baseline is the encoder alone, in which there is nothing to pre-train: "
+                f"choose one of {', '.join(SYSTEMS)}.")
     check_choice(name, SYSTEMS, "variant")
 
-
+# %% ../nbs/03d_pretrain.ipynb #a6675800
 def _settings(overrides) -> dict[str, str]: # setting -> value; raises ParameterError
-    found = {}
-    for part in overrides:
-        name, there, value = (x.strip() for x in part.partition("="))
-        if not there or name in found: raise ParameterError(f"overrides={part!r} is not possible: expected name=value, separated by commas, each name once, such as kappa_min=1,weight_KL_y=0.01")
-        if name in _GIVEN: raise ParameterError(f"overrides={part!r} is not possible: {name} is decided by the run's own parameters or by the encoder")
-        found[name] = value.replace("+", ",") if name == "losses" else value
-    return found
+    settings = {}
+    for text in overrides:
+        name, equals, value = (x.strip() for x in text.partition("="))
+        if not equals or name in settings:
+            raise ParameterError(
+                f"overrides={text!r} is not possible: expected name=value, separated by commas, "
+                "each name once, such as kappa_min=1,weight_KL_y=0.01")
+        if name in _GIVEN:
+            raise ParameterError(f"overrides={text!r} is not possible: {name} is decided by the "
+                                 "run's own parameters or by the encoder")
+        settings[name] = value.replace("+", ",") if name == "losses" else value
+    return settings
+
+# %% ../nbs/03d_pretrain.ipynb #b9178065
+SELECTION = {
+    "zh_sts": "Chinese STS, dev (no licence stated)", "synthetic": "generated pairs, dev"}
+
+# %% ../nbs/03d_pretrain.ipynb #0baff593
+def _plain(overrides) -> tuple[str, ...]: # in order, with + between losses
+    settings = sorted(_settings(overrides).items())
+    return tuple(f"{name}={value}".replace(",", "+") for name, value in settings)
+
+# %% ../nbs/03d_pretrain.ipynb #eb054bab
+_COLLECTIONS = (*COLLECTIONS, "synthetic")
+_HELP = dict(
+    collections="parallel treebanks to train on; synthetic stands alone",
+    batch_pairs="pairs of a batch (a single network: half of its sentences)",
+    overrides="settings of S2DMConfig as name=value, with + between several losses",
+    languages="languages to train on, paired with English (a single network: those it reads); "
+              "none given: all",
+    memory="sentences of recent batches among which SDL looks for negatives besides the batch",
+    decoder="subwords that the decoder knows: all, or those of the training data",
+    selection="what selects the model and stops early: Pearson's correlation of y on Chinese STS "
+              "(dev), on generated pairs (dev), or nothing")
 
 # %% ../nbs/03d_pretrain.ipynb #1efddbea
-SELECTION = {"zh_sts": "Chinese STS, dev (no licence stated)", "synthetic": "generated pairs, dev"}
-
-
 @dataclass(frozen=True, init=False)
 class PretrainConfig(Config):
     "Parameters of the run 03_pretrain: the system, the training loop's, and these."
     system: System = contains(
         System, variant=param("s2dm_sp", "system: " + ", ".join(SYSTEMS), check=_check_variant))
-    training: FitConfig = contains(
-        FitConfig, epochs=10, learning_rate=5e-5, patience=3)
-    collections: tuple[str, ...] = param(PAPER, "parallel treebanks to train on; synthetic stands alone", choices=(*COLLECTIONS, "synthetic"))
-    languages: tuple[str, ...] = param((), "languages to train on, paired with English (a single network: those it reads); none given: all")
-    batch_pairs: int = param(30, "pairs of a batch (a single network: half of its sentences)", low=1)
-    memory: int = param(0, "sentences of recent batches among which SDL looks for negatives besides the batch", low=0)
-    decoder_vocabulary: str = param("full", "subwords that the decoder knows: all, or those of the training data", choices=("full", "data"))
-    overrides: tuple[str, ...] = param((), "settings of S2DMConfig as name=value, with + between several losses")
-    selection: str = param("zh_sts", "what selects the model and stops early: Pearson's correlation of y on Chinese STS (dev), on generated pairs (dev), or nothing", choices=(*SELECTION, "none"))
-    cache_precision: str = param("float16", "of the encoder's stored states", choices=tuple(PRECISIONS))
+    training: FitConfig = contains(FitConfig, epochs=10, learning_rate=5e-5, patience=3)
+    collections: tuple[str, ...] = param(PAPER, _HELP["collections"], choices=_COLLECTIONS)
+    languages: tuple[str, ...] = param((), _HELP["languages"])
+    batch_pairs: int = param(30, _HELP["batch_pairs"], low=1)
+    memory: int = param(0, _HELP["memory"], low=0)
+    decoder_vocabulary: str = param("full", _HELP["decoder"], choices=("full", "data"))
+    overrides: tuple[str, ...] = param((), _HELP["overrides"])
+    selection: str = param("zh_sts", _HELP["selection"], choices=(*SELECTION, "none"))
+    cache_precision: str = param(
+        "float16", "of the encoder's stored states", choices=tuple(PRECISIONS))
 
     @classmethod
     def presets(cls, chosen): return preset(str(chosen["model"]), "pretrain")
 
     def __init__(self, **params):
         super().__init__(**params)
-        if "synthetic" in self.collections and len(self.collections) > 1: raise ParameterError(f"collections={','.join(self.collections)!r} is not possible: generated treebanks and real ones have no sentences in common.")
-        object.__setattr__(self, "overrides", tuple(f"{k}={v}".replace(",", "+") for k, v in sorted(_settings(self.overrides).items())))
-        self.model_config()
+        object.__setattr__(self, "overrides", self._checked())
 
-    @property
-    def key(self) -> str: # e.g. "s2dm_sp", "s2dm_sp-released-kappa_min=1"
-        "Variant, edition unless it is `paper`, and overrides: the name of the folder."
-        return "-".join([self.system.key, *self.overrides])
+# %% ../nbs/03d_pretrain.ipynb #7f0fd1ea
+@patch(as_prop=True)
+def key(self: PretrainConfig) -> str: # e.g. "s2dm_sp", "s2dm_sp-released-kappa_min=1"
+    "Variant, edition unless it is `paper`, and overrides: the name of the folder."
+    return "-".join([self.system.key, *self.overrides])
 
-    @property
-    def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
-        "Names figures and tables."
-        return self.system.name.replace(self.system.key, self.key)
 
-    def folder(self, stage: str) -> Path: # e.g. "pretrain"
-        "Where the run keeps its record: runs/stage/model/key/seed."
-        there = self.system.folder(stage)
-        return there.parents[1] / self.key / there.name
+@patch(as_prop=True)
+def name(self: PretrainConfig) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
+    "Names figures and tables."
+    return self.system.name.replace(self.system.key, self.key)
 
-    def model_config(self, **settings) -> S2DMConfig: # settings: encoder_width and vocabulary
-        "The model's own configuration. Raises `ParameterError` for overrides that it does not know."
-        return S2DMConfig(edition=self.edition, variant=self.variant, **_settings(self.overrides), **settings)
+
+@patch
+def folder(
+    self: PretrainConfig,
+    stage: str, # e.g. "pretrain"
+) -> Path: # runs/stage/model/key/seed
+    "Where the run keeps its record."
+    there = self.system.folder(stage)
+    return there.parents[1] / self.key / there.name
+
+# %% ../nbs/03d_pretrain.ipynb #5ce40a2a
+@patch
+def model_config(
+    self: PretrainConfig,
+    **settings, # encoder_width and vocabulary
+) -> S2DMConfig:
+    "The model's own configuration. Raises `ParameterError` for overrides that it does not know."
+    chosen = _settings(self.overrides)
+    return S2DMConfig(edition=self.edition, variant=self.variant, **chosen, **settings)
+
+
+@patch
+def _checked(self: PretrainConfig) -> tuple[str, ...]: # overrides, in order; raises ParameterError
+    if "synthetic" in self.collections and len(self.collections) > 1:
+        raise ParameterError(
+            f"collections={','.join(self.collections)!r} is not possible: generated treebanks and "
+            "real ones have no sentences in common.")
+    overrides = _plain(self.overrides)
+    self.model_config()
+    return overrides
 
 # %% ../nbs/03d_pretrain.ipynb #e9f7f0d3
 def _pairs(config, languages=()): # the columns of `load_pairs`
-    if config.collections != ("synthetic",): return load_pairs(config.collections, languages or None)
+    if config.collections != ("synthetic",):
+        return load_pairs(config.collections, languages or None)
     corpus = Synthetic()
-    return corpus.pairs("train", [check_choice(name, corpus.targets, "languages") for name in languages])
+    for name in languages: check_choice(name, corpus.targets, "languages")
+    return corpus.pairs("train", [*languages])
 
-
+# %% ../nbs/03d_pretrain.ipynb #8302449d
 def training_data(
     config: PretrainConfig, # which
     cache: FeatureCache, # of the encoder
@@ -119,9 +171,11 @@ def training_data(
     paired: bool, # pairs, or single sentences?
     embeddings: bool = False, # shall batches have the encoder's input embeddings too?
 ) -> SentenceData: # or PairData
-    """What to train on: pairs, or both sides of the very pairs one by one. What the cache lacks is encoded.
+    """What to train on: pairs, or both sides of the very pairs one by one. What the cache lacks is
+    encoded.
 
-    Raises `DataError` for treebanks that cannot be had, `ParameterError` for languages that are not among them."""
+    Raises `DataError` for treebanks that cannot be had, `ParameterError` for languages that are
+    not among them."""
     if paired:
         pairs = _pairs(config, config.languages)
         return PairData(pairs, cache, losses, config.batch_pairs, config.seed, embeddings)
@@ -131,59 +185,117 @@ def training_data(
     wanted = np.flatnonzero(np.isin(lang, config.languages or lang))
     rows = sides.ravel()
     rows = np.searchsorted(wanted, rows[np.isin(rows, wanted)]) # among the wanted ones
-    return SentenceData(sentences.select(wanted), cache, losses, 2 * config.batch_pairs, config.seed, rows, embeddings)
+    return SentenceData(sentences.select(wanted), cache, losses, 2 * config.batch_pairs,
+                        config.seed, rows, embeddings)
 
-
+# %% ../nbs/03d_pretrain.ipynb #55ea45a4
 def selection_data(
     config: PretrainConfig, # what selects
 ) -> Dataset | None: # columns text_a, text_b, score; None: nothing selects
-    "Chinese STS, development part, on which the paper selects its models (section 4.2), or generated pairs of all languages. Raises `MissingData` if it cannot be had."
+    """Chinese STS, development part, on which the paper selects its models (section 4.2), or
+    generated pairs of all languages. Raises `MissingData` if it cannot be had."""
     if config.selection == "none": return None
     if config.selection == "synthetic":
         corpus = Synthetic()
-        return concatenate_datasets([corpus.similarity(name, name, "dev") for name in corpus.languages])
+        return concatenate_datasets(
+            [corpus.similarity(name, name, "dev") for name in corpus.languages])
     try: return load_similarity("zh_sts", "dev")
-    except MissingData as error: raise MissingData(f"{error} It selects the model; with selection='none' the last weights are kept instead.") from None
+    except MissingData as error:
+        raise MissingData(f"{error} It selects the model; with selection='none' the last weights "
+                          "are kept instead.") from None
+
+# %% ../nbs/03d_pretrain.ipynb #5e00ed87
+_BLANK = "to be completed"
+
+# %% ../nbs/03d_pretrain.ipynb #e4a333ec
+def _completed(card: str, facts: Mapping[str, str]) -> str: # name of an entry -> what it says
+    "Fill in the blanks of a card."
+    for name, fact in facts.items():
+        blank = card.index(_BLANK, card.index(f"- **{name}**"))
+        card = card[:blank] + fact + card[blank + len(_BLANK):]
+    return card
+
+# %% ../nbs/03d_pretrain.ipynb #8f2641c4
+def _origins(config: PretrainConfig) -> list[str]: # each corpus of the run, with its licences
+    corpora = {COLLECTIONS[name][0] for name in config.collections if name != "synthetic"}
+    if not corpora: return ["sentences in generated languages (Apache 2.0, as s2dm)"]
+    origins = []
+    for corpus in sorted(corpora):
+        licences = {source.licence for source in REGISTRY.values() if source.corpus == corpus}
+        origins.append(f"{CORPORA[corpus]['title']} ({', '.join(sorted(licences))})")
+    return origins
+
+# %% ../nbs/03d_pretrain.ipynb #58945ef5
+def _results(config: PretrainConfig, found: Fit) -> str: # of the evaluation that was selected
+    if not len(found.evaluations): return "not measured"
+    best = found.evaluations.loc[found.evaluations["step"] == found.best_step].iloc[-1]
+    corpus = SELECTION[config.selection].partition(" (")[0]
+    scores = [f"{name} {best[name]:.4f} (Pearson, {corpus})" for name in "yz" if name in best]
+    return ", ".join(scores) or "not measured"
 
 # %% ../nbs/03d_pretrain.ipynb #97f6cfc7
-def _card(config: PretrainConfig, model: S2DM, encoder: Encoder, data: SentenceData, found: Fit) -> str: # README.md of the checkpoint
-    corpora = sorted({COLLECTIONS[c][0] for c in config.collections if c != "synthetic"})
-    licences = {c: ", ".join(sorted({s.licence for s in REGISTRY.values() if s.corpus == c})) for c in corpora}
-    origins = [f"{CORPORA[c]['title']} ({licences[c]})" for c in corpora] or ["sentences in generated languages (Apache 2.0, as s2dm)"]
-    best = found.evaluations.loc[found.evaluations["step"] == found.best_step].iloc[-1] if len(found.evaluations) else {}
+def _card(
+    config: PretrainConfig, model: S2DM, encoder: Encoder, data: SentenceData, found: Fit
+) -> str: # README.md of the checkpoint
+    unit = "pairs" if model.config.paired else "sentences"
+    often = "" if model.config.paired else ", each as often as it is in a pair"
+    sources = [f"{len(data):,} {unit}{often}", *_origins(config)]
+    if config.selection != "none": sources.append(f"chosen on {SELECTION[config.selection]}")
     facts = {
-        "Encoder": f"{encoder.name}, {encoder.revision}; `s2dm.vectors.TextVectors.from_pretrained` of this folder loads both and reads plain text",
-        "Training data, and its licence": f"{len(data):,} {'pairs' if model.config.paired else 'sentences, each as often as it is in a pair'}; " + "; ".join(origins)
-                         + (f"; chosen on {SELECTION[config.selection]}" if config.selection != "none" else ""),
-        "Training": f"{found.steps} steps, weights of step {found.best_step}, batches of {data.batch} {'pairs' if model.config.paired else 'sentences'}, "
-                    f"learning rate {config.learning_rate:g}, seed {config.seed}, {found.seconds:.0f} s",
-        "Results": ", ".join(f"{name} {best[name]:.4f} (Pearson, {SELECTION[config.selection].partition(' (')[0]})" for name in ("y", "z") if name in best) or "not measured",
+        "Encoder": f"{encoder.name}, {encoder.revision}; `s2dm.vectors.TextVectors.from_pretrained`"
+                   " of this folder loads both and reads plain text",
+        "Training data, and its licence": "; ".join(sources),
+        "Training": f"{found.steps} steps, weights of step {found.best_step}, "
+                    f"batches of {data.batch} {unit}, learning rate {config.learning_rate:g}, "
+                    f"seed {config.seed}, {found.seconds:.0f} s",
+        "Results": _results(config, found),
         "Limits": "all that are not in the treebanks above",
     }
-    card = model_card(model.config, f"S2DM on {Path(encoder.name).name}")
-    for name, fact in facts.items(): card = re.sub(rf"(?m)^(- \*\*{name}\*\*[^\n]*): to be completed$", lambda m, fact=fact: f"{m[1]}: {fact}", card)
-    return card
+    return _completed(model_card(model.config, f"S2DM on {Path(encoder.name).name}"), facts)
 
 # %% ../nbs/03d_pretrain.ipynb #84381674
 NEW = ("sib200",) # parallel sentences that S2DM has not seen
 
+# %% ../nbs/03d_pretrain.ipynb #c86ab38a
+@dataclass
+class _Measured: # tables of a trained model, and of what it was before
+    trained: Remembered
+    untrained: Remembered
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list) # why, of tests that could not be had
 
-def _tables(vectors: TextVectors, untrained: TextVectors, config: PretrainConfig) -> tuple[dict[str, pd.DataFrame], list[str]]: # tables, and what is missing
-    tables, missing, vectors, untrained = {}, [], Remembered(vectors), Remembered(untrained)
-    def measure(name, table): # one more piece of a table, or a line in `missing`
-        try: part = table(vectors, None).assign(y_untrained=table(untrained, ("y",))["y"])
-        except MissingData as error: return missing.append(str(error))
-        tables[name] = pd.concat([*([tables[name]] if name in tables else []), part], ignore_index=True)
-    generated = config.collections == ("synthetic",)
-    for test in generated_tests() if generated else TESTS: measure("sts", lambda v, kinds, test=test: similarity_table(v, [test], kinds=kinds))
-    if generated:
-        measure("retrieval_synthetic", lambda v, kinds: retrieval_table(v, parallel_generated(), Synthetic().source, kinds))
-        return tables, missing
+    def add(self, name: str, measure: Callable): # measure(vectors, kinds=...) -> a table
+        "One more piece of a table."
+        try:
+            piece = measure(self.trained, kinds=None)
+            untrained = measure(self.untrained, kinds=("y",))
+        except MissingData as error:
+            self.missing.append(str(error))
+            return
+        pieces = [piece.assign(y_untrained=untrained["y"])]
+        if name in self.tables: pieces.insert(0, self.tables[name])
+        self.tables[name] = pd.concat(pieces, ignore_index=True)
+
+# %% ../nbs/03d_pretrain.ipynb #bba91fc5
+def _retrieval(texts: Callable, pivot: str = "en") -> Callable: # texts() -> language -> its texts
+    def measure(vectors, kinds): return retrieval_table(vectors, texts(), pivot, kinds)
+    return measure
+
+# %% ../nbs/03d_pretrain.ipynb #5ce24a77
+def _tables(vectors: TextVectors, untrained: TextVectors, config: PretrainConfig) -> _Measured:
+    found = _Measured(Remembered(vectors), Remembered(untrained))
+    is_generated = config.collections == ("synthetic",)
+    for test in generated_tests() if is_generated else TESTS:
+        found.add("sts", partial(similarity_table, tests=[test]))
+    if is_generated:
+        found.add("retrieval_synthetic", _retrieval(parallel_generated, Synthetic().source))
+        return found
     if "pud" in config.collections:
         languages = sorted({"en", *config.languages}) if config.languages else None
-        measure("retrieval_pud", lambda v, kinds: retrieval_table(v, parallel_treebank("pud", languages), kinds=kinds))
-    for corpus in NEW: measure(f"retrieval_{corpus}", lambda v, kinds, corpus=corpus: retrieval_table(v, parallel_text(corpus), kinds=kinds))
-    return tables, missing
+        found.add("retrieval_pud", _retrieval(partial(parallel_treebank, "pud", languages)))
+    for corpus in NEW:
+        found.add(f"retrieval_{corpus}", _retrieval(partial(parallel_text, corpus)))
+    return found
 
 # %% ../nbs/03d_pretrain.ipynb #7a32213a
 @dataclass
@@ -193,19 +305,26 @@ class Pretrained:
     folder: Path # of the run; checkpoint/ holds the model
     vectors: TextVectors # of the trained model
     fit: Fit # how training went
-    tables: dict[str, pd.DataFrame] # "sts", "retrieval_pud", "retrieval_sib200" or "retrieval_synthetic"; empty in all processes but the first
+    # "sts", "retrieval_pud", "retrieval_sib200" or "retrieval_synthetic"; empty in all processes
+    # but the first
+    tables: dict[str, pd.DataFrame]
     missing: list[str] # tests that could not be had
 
 # %% ../nbs/03d_pretrain.ipynb #e41c7a95
 def _train(config, vectors, siamese, data, dev, folder) -> Fit:
-    def evaluate(): return {kind: pearson for kind, (pearson, _) in sts_correlations(vectors, dev, ("y", "z")).items()}
+    def evaluate():
+        correlations = sts_correlations(vectors, dev, ("y", "z"))
+        return {kind: pearson for kind, (pearson, _) in correlations.items()}
     record = vectors.encoder.record
-    return fit(siamese, data, config, folder, weights=siamese.model.config.weights, evaluate=evaluate if dev else None, metric="y" if dev else None,
-               about={k: record[k] for k in ("revision", "dtype", "tokenizer_sha256")})
+    return fit(
+        siamese, data, config, folder, weights=siamese.model.config.weights,
+        evaluate=evaluate if dev else None, metric="y" if dev else None,
+        about={key: record[key] for key in ("revision", "dtype", "tokenizer_sha256")})
 
-
+# %% ../nbs/03d_pretrain.ipynb #9fc6a74c
 def _save(folder, config, vectors, data, found): # the model, with its encoder's name and its card
-    with atomic_write(folder / "README.md") as tmp: tmp.write_text(_card(config, vectors.model, vectors.encoder, data, found), encoding="utf-8")
+    card = _card(config, vectors.model, vectors.encoder, data, found)
+    with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
     vectors.model.save_pretrained(folder)
     write_json(folder / "encoder.json", vectors.encoder.record)
 
@@ -214,51 +333,65 @@ def model_settings(
     config: PretrainConfig, # of the run
     encoder: Encoder, # whose widths and vocabulary count
 ) -> S2DMConfig:
-    "Settings of the run's model for this encoder. Raises `ParameterError` for overrides that the model does not know."
+    """Settings of the run's model for this encoder. Raises `ParameterError` for overrides that the
+    model does not know."""
     table = encoder.model.get_input_embeddings()
     return config.model_config(
-        encoder_width=encoder.width, embedding_width=table.embedding_dim, vocabulary=table.num_embeddings)
+        encoder_width=encoder.width, embedding_width=table.embedding_dim,
+        vocabulary=table.num_embeddings)
 
-
+# %% ../nbs/03d_pretrain.ipynb #bc4f32f5
 def _new_model(config: PretrainConfig, settings: S2DMConfig, data: SentenceData) -> S2DM:
     "A model with random weights, whose decoder knows the subwords that the configuration wants."
-    if config.decoder_vocabulary == "full" or not {"RL", "CRL"} & set(settings.losses): return S2DM(settings)
+    has_decoder = {"RL", "CRL"} & set(settings.losses)
+    if config.decoder_vocabulary == "full" or not has_decoder: return S2DM(settings)
     subwords = data.subwords()
     model = S2DM(S2DMConfig(**settings.as_dict() | dict(decoder_rows=len(subwords))))
     model.decoder.know(subwords)
     return model
 
 # %% ../nbs/03d_pretrain.ipynb #910d8912
+def _metrics(result, data) -> dict: # what the tables of the report read
+    found = result.fit
+    tables = {name: table.to_dict("records") for name, table in result.tables.items()}
+    return dict(
+        examples=len(data), steps=found.steps, best_step=found.best_step, seconds=found.seconds,
+        encoder=result.vectors.encoder.record, cache=result.vectors.cache.counts,
+        last=found.history.iloc[-1].to_dict(), evaluations=found.evaluations.to_dict("records"),
+        history=found.history.to_dict("list"), **tables, missing=result.missing)
+
+# %% ../nbs/03d_pretrain.ipynb #b3e0eeac
 def pretrain(
     config: PretrainConfig, # everything
     encoder: Encoder | None = None, # None: the one that config.model names
 ) -> Pretrained:
-    """Train S2DM on parallel treebanks (section 3.2), select it on Chinese STS, save it, measure it. Goes on where it was killed. Raises `DataError` for what cannot be
-    had, `ParameterError` if the folder holds another run."""
-    state, folder = PartialState(cpu=not torch.cuda.is_available()), config.folder("pretrain")
+    """Train S2DM on parallel treebanks (section 3.2), select it on Chinese STS, save it, measure
+    it. Goes on where it was killed.
+
+    Raises `DataError` for what cannot be had, `ParameterError` if the folder holds another run."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    folder = config.folder("pretrain")
     encoder = encoder or load_encoder(config.model, state.device)
-    dev, cache = selection_data(config), FeatureCache(encoder, config.cache_precision)
+    dev = selection_data(config)
+    cache = FeatureCache(encoder, config.cache_precision)
     wanted = model_settings(config, encoder)
-    data = training_data(config, cache, wanted.losses, wanted.paired, wanted.e_level == "embeddings")
+    embeddings = wanted.e_level == "embeddings"
+    data = training_data(config, cache, wanted.losses, wanted.paired, embeddings)
     seed_everything(config.seed)
     siamese = Siamese(_new_model(config, wanted, data), config.memory)
     vectors = TextVectors(encoder, siamese.model.to(encoder.device), cache)
     with RunRecord(folder, config) if state.is_main_process else nullcontext() as record:
         found = _train(config, vectors, siamese, data, dev, folder)
-    result = Pretrained(config.name, folder, vectors, found, {}, [])
-    if record:
-        _save(folder / "checkpoint", config, vectors, data, found)
-        seed_everything(config.seed)  # the weights from which the training started
-        result.tables, result.missing = _tables(vectors, TextVectors(encoder, S2DM(wanted).to(encoder.device), cache), config)
-        record.save(_metrics(result, data))
+    result = Pretrained(config.name, folder, vectors, found, tables={}, missing=[])
+    if not record: return result
+    _save(folder / "checkpoint", config, vectors, data, found)
+    seed_everything(config.seed)  # the weights from which the training started
+    untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
+    measured = _tables(vectors, untrained, config)
+    result.tables = measured.tables
+    result.missing = measured.missing
+    record.save(_metrics(result, data))
     return result
-
-
-def _metrics(result, data) -> dict: # what the tables of the report read
-    f = result.fit
-    return dict(examples=len(data), steps=f.steps, best_step=f.best_step, seconds=f.seconds, encoder=result.vectors.encoder.record, cache=result.vectors.cache.counts,
-                last=f.history.iloc[-1].to_dict(), evaluations=f.evaluations.to_dict("records"), history=f.history.to_dict("list"),
-                **{name: table.to_dict("records") for name, table in result.tables.items()}, missing=result.missing)
 
 # %% ../nbs/03d_pretrain.ipynb #d1f752c3
 def checkpoint_for(
@@ -269,7 +402,7 @@ def checkpoint_for(
     wanted |= dict(edition=system.edition, seed=system.seed)
     return PretrainConfig(**wanted).folder("pretrain") / "checkpoint"
 
-
+# %% ../nbs/03d_pretrain.ipynb #287709fb
 def pretrain_missing(
     system: System, # of a reader; or a configuration, whose `s2dm` may name a folder
 ):
@@ -285,6 +418,21 @@ def pretrain_missing(
     state.wait_for_everyone() # the first process still writes
 
 # %% ../nbs/03d_pretrain.ipynb #842417aa
+_DEV = "development STS (Pearson)"
+
+
+def curve_data(
+    found: Fit, # as from `fit`
+) -> pd.DataFrame: # step, panel, value; part: training or development
+    "The numbers of the curves, one a row."
+    train = found.history.drop(columns=["epoch", "learning_rate"])
+    train = train.melt("step", var_name="panel")
+    tests = train[:0]
+    if len(found.evaluations): tests = found.evaluations.melt("step", var_name="panel")
+    parts = [train.assign(part="training"), tests.assign(part=_DEV)]
+    return pd.concat(parts, ignore_index=True)
+
+# %% ../nbs/03d_pretrain.ipynb #94311cf4
 def plot_curves(
     found: Fit, # as from `fit`
 ) -> tuple: # the figure and its numbers, a DataFrame
@@ -294,25 +442,35 @@ def plot_curves(
     from s2dm.plots import set_style
 
     set_style()
-    train = found.history.drop(columns=["epoch", "learning_rate"]).melt("step", var_name="panel")
-    tests = found.evaluations.melt("step", var_name="panel") if len(found.evaluations) else train[:0]
-    data = pd.concat([train.assign(part="training"), tests.assign(part="development STS (Pearson)")], ignore_index=True)
-    panels = [*train["panel"].unique(), *(["development STS (Pearson)"] if len(tests) else [])]
-    rows = -(-len(panels) // 4)
+    data = curve_data(found)
+    train = data[data["part"] == "training"]
+    tests = data[data["part"] == _DEV]
+    panels = [*train["panel"].unique()]
+    rows = -(-(len(panels) + (len(tests) > 0)) // 4)
     fig, axes = plt.subplots(rows, 4, figsize=(10, 2 * rows), layout="constrained", squeeze=False)
-    for ax, panel in zip(axes.flat, panels):
-        lines = tests.groupby("panel") if panel not in {*train["panel"]} else [(None, train[train["panel"] == panel])]
-        for label, line in lines: ax.plot(line["step"], line["value"], "-" if label is None else "o-", ms=3, label=label)
+    axes = [*axes.flat]
+    for ax, panel in zip(axes, panels):
+        line = train[train["panel"] == panel]
+        ax.plot(line["step"], line["value"], "-", ms=3)
         ax.set_title(panel)
-        if len(tests) and panel == panels[-1]: ax.legend()
-    for ax in list(axes.flat)[len(panels):]: ax.remove()
+    used = len(panels)
+    if len(tests):
+        for label, line in tests.groupby("panel"):
+            axes[used].plot(line["step"], line["value"], "o-", ms=3, label=label)
+        axes[used].set_title(_DEV)
+        axes[used].legend()
+        used += 1
+    for ax in axes[used:]: ax.remove()
     fig.supxlabel("step")
     return fig, data
 
-
+# %% ../nbs/03d_pretrain.ipynb #0f10ab92
 def figures(
     result: Pretrained, # as from `pretrain`
 ) -> dict[str, tuple]: # name -> figure and its numbers; empty in all processes but the first
     "Loss curves, and retrieval by language."
     if not result.tables: return {}
-    return {"curves": plot_curves(result.fit)} | {name: plot_retrieval(table) for name, table in result.tables.items() if name.startswith("retrieval")}
+    drawn = {"curves": plot_curves(result.fit)}
+    for name, table in result.tables.items():
+        if name.startswith("retrieval"): drawn[name] = plot_retrieval(table)
+    return drawn

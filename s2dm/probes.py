@@ -9,13 +9,17 @@ __all__ = ['ProbeData', 'split_groups', 'probe_data', 'ridge', 'r_squared', 'cla
            'probe_table', 'predictability']
 
 # %% ../nbs/06b_probes.ipynb #587fe447
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import ParameterError, check_choice
@@ -30,24 +34,34 @@ from .treebanks import tree_distances
 class ProbeData:
     "Vectors and labels of sentences and of their words."
     sentences: Dataset # with the columns of `load_sentences`
-    words: dict[str, Tensor] # kind (encoder, y, z) -> [W,d] float32, the words of all sentences one after the other
+    words: dict[str, Tensor] # kind (encoder, y, z) -> [W,d] float32, sentence after sentence
     means: dict[str, Tensor] # kind (mean, y, z) -> [N,d] float32
     start: np.ndarray # [N+1] where each sentence's words begin, and the end
     train: np.ndarray # [N] bool: sentences to train on
-    begun: np.ndarray | None = None # [W] bool: words that have a subword, and so a vector; None: all
+    begun: np.ndarray | None = None # [W] bool: words with a subword, and so a vector; None: all
 
     @property
     def there(self) -> np.ndarray: # [W] bool
         "Which words have a vector."
         return np.ones(self.start[-1], bool) if self.begun is None else self.begun
 
-    def column(self, name: str) -> np.ndarray: # [W] a label of each word
-        "A column with one entry per word."
-        return np.concatenate([np.asarray(x) for x in self.sentences[name][:]])
+# %% ../nbs/06b_probes.ipynb #5a0bb2da
+@patch
+def column(
+    self: ProbeData,
+    name: str, # of a column of the sentences with an entry for each word
+) -> np.ndarray: # [W]
+    "A label of each word."
+    return np.concatenate([np.asarray(x) for x in self.sentences[name][:]])
 
-    def of_sentences(self, flags) -> np.ndarray: # [N] -> [W]
-        "A value of each sentence, for each of its words."
-        return np.repeat(np.asarray(flags), np.diff(self.start))
+
+@patch
+def of_sentences(
+    self: ProbeData,
+    flags, # [N] a value of each sentence
+) -> np.ndarray: # [W]
+    "The value of its sentence, for each word."
+    return np.repeat(np.asarray(flags), np.diff(self.start))
 
 # %% ../nbs/06b_probes.ipynb #a418792a
 def split_groups(
@@ -56,12 +70,40 @@ def split_groups(
     seed: int = 0, # of the split
 ) -> np.ndarray: # [N] bool, true: training
     "Training and test part that share no group. Raises `ParameterError` for fewer than two groups."
-    names, at = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2: raise ParameterError(f"{len(names)} groups of sentences; expected at least two, one for training and one for test")
-    train = np.random.default_rng(seed).permutation(len(names)) < min(max(1, round(share * len(names))), len(names) - 1)
-    return train[at]
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ParameterError(f"{len(names)} groups of sentences; expected at least two, one for "
+                             "training and one for test")
+    wanted = min(max(1, round(share * len(names))), len(names) - 1)
+    is_train = np.random.default_rng(seed).permutation(len(names)) < wanted
+    return is_train[group]
 
 # %% ../nbs/06b_probes.ipynb #71d80cb9
+def _subword_vectors(model, batch): # kind -> [N,T,d], zeros in padding
+    vectors = dict(encoder=blank(batch.h, batch.mask))
+    if model is None: return vectors
+    vectors["y"] = model.semantic(batch.h, batch.mask, "token")
+    vectors["z"] = model.syntactic(batch.h, batch.mask, "token")
+    return vectors
+
+# %% ../nbs/06b_probes.ipynb #573c6070
+def _put(vectors, kind, n, rows, x): # n rows of zeros are made when a kind is first seen
+    if kind not in vectors: vectors[kind] = torch.zeros(n, x.shape[-1])
+    vectors[kind][rows] = x
+
+# %% ../nbs/06b_probes.ipynb #4fe31e12
+def _add(data, model, some, batch): # the vectors of some sentences
+    has_word = batch.word_mask.cpu()
+    numbers = data.start[some][:, None] + np.arange(has_word.shape[1])
+    place = torch.from_numpy(numbers)[has_word]
+    data.begun[place.numpy()] = True
+    for kind, x in _subword_vectors(model, batch).items():
+        of_words = at_words(x, batch.first, batch.word_mask).float().cpu()[has_word]
+        _put(data.words, kind, data.start[-1], place, of_words)
+        mean = (x.sum(1) / batch.mask.sum(1, keepdim=True)).float().cpu()
+        _put(data.means, "mean" if kind == "encoder" else kind, len(data.train), some, mean)
+
+# %% ../nbs/06b_probes.ipynb #2b88cc4a
 @torch.no_grad()
 def probe_data(
     sentences: Dataset, # as from `load_sentences`, or `Synthetic().sentences`
@@ -70,24 +112,18 @@ def probe_data(
     share: float = .7, # of the groups, for training
     seed: int = 0, # of the split
 ) -> ProbeData:
-    "Vectors of words and sentences, with their labels."
-    at = cache.encode(labelled_sentences(sentences))
-    whole = np.flatnonzero((cache.lost[at] == 0) & (cache.index["unaligned"][at] == 0))
-    sentences, at = sentences.select(whole), at[whole]
-    count, words, means = cache.index["words"][at], {}, {}
-    start, device = np.cumsum([0, *count]), next(model.parameters()).device if model else "cpu"
-    begun = np.zeros(start[-1], bool)
-    for rows in length_batches(cache.index["rows"][at], usual_budget(device)):
-        batch = collate([cache[i] for i in at[rows]]).to(device)
-        there = batch.word_mask.cpu()
-        place = torch.from_numpy(start[rows][:, None] + np.arange(there.shape[1]))[there]
-        begun[place.numpy()] = True
-        found = dict(encoder=blank(batch.h, batch.mask)) | (dict(y=model.semantic(batch.h, batch.mask, "token"), z=model.syntactic(batch.h, batch.mask, "token")) if model else {})
-        for kind, x in found.items():
-            words.setdefault(kind, torch.zeros(start[-1], x.shape[-1]))[place] = at_words(x, batch.first, batch.word_mask).float().cpu()[there]
-            mean = "mean" if kind == "encoder" else kind
-            means.setdefault(mean, torch.empty(len(at), x.shape[-1]))[rows] = (x.sum(1) / batch.mask.sum(1, keepdim=True)).float().cpu()
-    return ProbeData(sentences, words, means, start, split_groups(sentences["group"][:], share, seed), begun)
+    "Vectors of words and sentences, with their labels. Raises what `split_groups` raises."
+    rows = cache.encode(labelled_sentences(sentences))
+    whole = np.flatnonzero((cache.lost[rows] == 0) & (cache.index["unaligned"][rows] == 0))
+    sentences = sentences.select(whole)
+    rows = rows[whole]
+    start = np.cumsum([0, *cache.index["words"][rows]])
+    train = split_groups(sentences["group"][:], share, seed)
+    data = ProbeData(sentences, {}, {}, start, train, np.zeros(start[-1], bool))
+    device = next(model.parameters()).device if model else "cpu"
+    for some in length_batches(cache.index["rows"][rows], usual_budget(device)):
+        _add(data, model, some, collate([cache[i] for i in rows[some]]).to(device))
+    return data
 
 # %% ../nbs/06b_probes.ipynb #cd6e4c0e
 def ridge(
@@ -96,26 +132,44 @@ def ridge(
     unseen: Tensor, # [M,d] inputs to predict from
     penalty: float = .1, # on standardised weights, per example
 ) -> Tensor: # [M,k] float64
-    "Least squares with a ridge and an intercept, in closed form. Raises `ParameterError` if there is nothing to train on."
-    if not len(x) or len(x) != len(y): raise ParameterError(f"{len(x)} inputs and {len(y)} outputs; expected as many, and at least one")
-    x, y, unseen, least = x.double(), y.double(), unseen.double(), 1e-9 * float(x.abs().max().clamp(min=1e-30))
-    mean, bias = x.mean(0), y.mean(0)
+    """Least squares with a ridge and an intercept, in closed form. Raises `ParameterError` if there
+    is nothing to train on."""
+    if not len(x) or len(x) != len(y):
+        raise ParameterError(f"{len(x)} inputs and {len(y)} outputs; expected as many, and at "
+                             "least one")
+    x = x.double()
+    y = y.double()
+    least = 1e-9 * float(x.abs().max().clamp(min=1e-30))
+    mean = x.mean(0)
+    bias = y.mean(0)
     x = x - mean
     gram = x.T @ x
-    scale = (gram.diagonal() / len(x)).sqrt().clamp(min=least)[:, None]
-    weight = torch.linalg.solve(gram / (scale * scale.T) + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - bias) / scale) / scale
-    return (unseen - mean) @ weight + bias
+    scale = (gram.diagonal() / len(x)).sqrt().clamp(min=least)[:, None] # standard deviations
+    small = penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(gram / (scale * scale.T) + small, x.T @ (y - bias) / scale) / scale
+    return (unseen.double() - mean) @ weight + bias
 
-
+# %% ../nbs/06b_probes.ipynb #f05644a5
 def r_squared(
     predicted: Tensor, # [M,k]
     gold: Tensor, # [M,k]
 ) -> float: # 100: perfect; 0: as good as the mean, or nothing varies; may be negative
     "Share of the variance that is predicted, in percent."
-    error, variance = (float((gold.double() - x).square().sum()) for x in (predicted, gold.double().mean(0)))
+    error = float((gold.double() - predicted).square().sum())
+    variance = float((gold.double() - gold.double().mean(0)).square().sum())
     return 100 * (1 - error / variance) if variance > 1e-12 else 0.0
 
 # %% ../nbs/06b_probes.ipynb #a301d46d
+def _scores_of_classes(x, gram, small, labels, unseen): # names of the classes, [M,C] their scores
+    names, number = np.unique(labels, return_inverse=True)
+    member = torch.eye(len(names), dtype=x.dtype)[number]
+    size = member.sum(0)[:, None]
+    means = member.T @ x / size
+    within = (gram - means.T @ (means * size)) / len(x) # the covariance within classes
+    weight = torch.linalg.solve(within + small, means.T)
+    return names, unseen @ weight - (means.T * weight).sum(0) / 2 + member.mean(0).log()
+
+# %% ../nbs/06b_probes.ipynb #3b135565
 def classify(
     x: Tensor, # [N,d]
     labels: np.ndarray, # [N] class of each, or [N,K] of K tasks
@@ -123,23 +177,19 @@ def classify(
     penalty: float = 1e-3, # on the covariance, as a share of the mean variance
 ) -> np.ndarray: # [M] or [M,K] the predicted classes
     "Classes by linear discriminants, in closed form."
-    x, unseen = x.double(), unseen.double()
-    centre = x.mean(0)
-    x, unseen = x - centre, unseen - centre
+    centre = x.double().mean(0)
+    x = x.double() - centre
+    unseen = unseen.double() - centre
     gram = x.T @ x
-    ridge = (penalty * gram.trace() / x.numel()).clamp(min=1e-30) * torch.eye(x.shape[1], dtype=x.dtype)
+    least = (penalty * gram.trace() / x.numel()).clamp(min=1e-30)
+    small = least * torch.eye(x.shape[1], dtype=x.dtype)
+    best = []
+    for column in labels.reshape(len(labels), -1).T:
+        names, scores = _scores_of_classes(x, gram, small, column, unseen)
+        best.append(names[scores.argmax(1).numpy()])
+    return best[0] if labels.ndim == 1 else np.stack(best, 1)
 
-    def one(labels):
-        names, at = np.unique(labels, return_inverse=True)
-        member = torch.eye(len(names), dtype=x.dtype)[at]
-        size = member.sum(0)[:, None]
-        means = member.T @ x / size
-        weight = torch.linalg.solve((gram - means.T @ (means * size)) / len(x) + ridge, means.T)
-        return names[(unseen @ weight - (means.T * weight).sum(0) / 2 + member.mean(0).log()).argmax(1).numpy()]
-
-    return one(labels) if labels.ndim == 1 else np.stack([one(column) for column in labels.T], 1)
-
-
+# %% ../nbs/06b_probes.ipynb #c6e15bbc
 def majority(
     labels: np.ndarray, # [N] to train on
     unseen: np.ndarray, # [M] to be guessed
@@ -155,37 +205,64 @@ def control_labels(
     seed: int = 0, # of the draw
 ) -> np.ndarray: # [N,...] the label of the type
     "Random labels that depend on the type alone (Hewitt and Liang 2019)."
-    _, at = np.unique(np.asarray(types), return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(len(labels), size=at.max() + 1)
-    return np.asarray(labels)[drawn][at]
+    _, number = np.unique(np.asarray(types), return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(len(labels), size=number.max() + 1)
+    return np.asarray(labels)[drawn][number]
 
 # %% ../nbs/06b_probes.ipynb #78dcb3ae
+class _Split(NamedTuple):
+    "What a probe is trained on, and what it is tested on."
+    task: str # for the table
+    train: np.ndarray # [N] bool
+    test: np.ndarray # [N] bool
+
+
+def _with_control(types, labels, seed): # [N,2,...]
+    return np.stack([labels, control_labels(types, labels, seed)], 1)
+
+# %% ../nbs/06b_probes.ipynb #877f7621
 def _row(level, task, of, metric, score, control, chance): # of the table
-    return dict(level=level, task=task, of=of, metric=metric, score=score, control=control, selectivity=score - control, chance=chance)
+    return dict(level=level, task=task, of=of, metric=metric, score=score, control=control,
+                selectivity=score - control, chance=chance)
 
+# %% ../nbs/06b_probes.ipynb #18d45341
+def _class_row(level, kind, x, labels, split): # labels: [N,2]
+    gold = labels[split.test]
+    said = classify(x[split.train], labels[split.train], x[split.test])
+    score, control = (100 * np.mean(said == gold, 0)).tolist()
+    chance = majority(labels[split.train, 0], gold[:, 0])
+    return _row(level, split.task, kind, "accuracy", score, control, chance)
 
-def _accuracy(x, labels, unseen, gold): # labels [N,2], gold [M,2] -> percent, of task and control
-    return (100 * np.mean(classify(x, labels, unseen) == gold, 0)).tolist()
+# %% ../nbs/06b_probes.ipynb #2b89ace5
+def _number_row(level, kind, x, numbers, split): # numbers: [N,2]
+    predicted = ridge(x[split.train], numbers[split.train], x[split.test])
+    score = r_squared(predicted[:, 0], numbers[split.test, 0])
+    control = r_squared(predicted[:, 1], numbers[split.test, 1])
+    return _row(level, split.task, kind, "r2", score, control, 0.0)
 
+# %% ../nbs/06b_probes.ipynb #990d307b
+def _places(data): # [W] place of each word in its sentence, 0 to 1
+    return np.concatenate([np.linspace(0, 1, n) for n in np.diff(data.start)])
 
+# %% ../nbs/06b_probes.ipynb #5d3392ff
 def word_probes(
     data: ProbeData, # vectors and labels
     source: str, # the language of which the probes for unseen languages are trained
     seed: int = 0, # of the control tasks
 ) -> list[dict]: # rows of the table
     "Parts of speech and places of words."
-    forms, upos, rows = data.column("forms"), data.column("upos"), []
+    forms = data.column("forms")
     train = data.of_sentences(data.train) & data.there
     test = data.of_sentences(~data.train) & data.there
     known = data.of_sentences(np.asarray(data.sentences["lang"][:]) == source)
-    place = np.concatenate([np.linspace(0, 1, n) for n in np.diff(data.start)])[:, None]
-    tags, both = np.stack([upos, control_labels(forms, upos, seed)], 1), torch.from_numpy(np.concatenate([place, control_labels(forms, place, seed)], 1))
+    splits = [_Split("upos", train, test), _Split("upos, unseen", train & known, test & ~known)]
+    splits = [split for split in splits if split.train.any() and split.test.any()]
+    tags = _with_control(forms, data.column("upos"), seed)
+    places = torch.from_numpy(_with_control(forms, _places(data), seed))
+    rows = []
     for kind, x in data.words.items():
-        for task, seen, new in (("upos", train, test), ("upos, unseen", train & known, test & ~known)):
-            if not seen.any() or not new.any(): continue
-            rows.append(_row("token", task, kind, "accuracy", *_accuracy(x[seen], tags[seen], x[new], tags[new]), majority(upos[seen], upos[new])))
-        found = ridge(x[train], both[train], x[test])
-        rows.append(_row("token", "position", kind, "r2", *(r_squared(found[:, i], both[test, i]) for i in (0, 1)), 0.0))
+        rows += [_class_row("token", kind, x, tags, split) for split in splits]
+        rows.append(_number_row("token", kind, x, places, _Split("position", train, test)))
     return rows
 
 # %% ../nbs/06b_probes.ipynb #5702a626
@@ -196,7 +273,41 @@ def squared_distances(
     square = points.square().sum(-1)
     return (square[:, :, None] + square[:, None] - 2 * points @ points.mT).clamp(min=0)
 
+# %% ../nbs/06b_probes.ipynb #0ccb952e
+def _both(mask): # [N,S,S] bool: pairs of words that count
+    return mask[:, :, None] & mask[:, None]
 
+
+def _pair_numbers(mask): # the two words of each pair, among all words that count
+    number = (mask.flatten().cumsum(0) - 1).view_as(mask)
+    sentence, i, j = _both(mask).triu(1).nonzero(as_tuple=True)
+    return number[sentence, i], number[sentence, j]
+
+# %% ../nbs/06b_probes.ipynb #c712ec81
+def _squares(points, pairs): # of the lengths of [W,k], or of the distances of pairs
+    if pairs is None: return points.square().sum(-1)
+    i, j = pairs
+    return (points.index_select(0, i) - points.index_select(0, j)).square().sum(-1)
+
+# %% ../nbs/06b_probes.ipynb #34e1de97
+def _fit_probe(words, pairs, gold, rank, steps, penalty): # [W,d] -> [d,rank]
+    start = torch.randn(words.shape[-1], rank, generator=torch.Generator().manual_seed(0))
+    B = start.div_(2 * rank**.5).requires_grad_()
+    offset = torch.zeros((), requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [B, offset], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure():
+        solver.zero_grad()
+        squares = _squares(words @ B, pairs)
+        loss = F.smooth_l1_loss(squares + offset, gold) + penalty * B.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad(): solver.step(closure)
+    return B.detach()
+
+# %% ../nbs/06b_probes.ipynb #f492a181
 def structural_probe(
     x: Tensor, # [N,S,d] the words of sentences
     mask: Tensor, # [N,S] bool, the words that count
@@ -205,27 +316,16 @@ def structural_probe(
     steps: int = 40, # of L-BFGS
     penalty: float = 1e-3, # on the squared weights
 ) -> Tensor: # [d,rank] B, for the same x
-    "Fit |B h|^2 to depths, or |B (h - h')|^2 to distances, up to an offset, by a loss that is linear where it is far (section 3.2, Eq. 8 and 10)."
-    pairs = target.dim() == 3
-    there = mask[:, :, None] & mask[:, None] & torch.ones(target.shape[1:], dtype=torch.bool).triu(1) if pairs else mask
-    words, gold, place = x[mask], target[there].float(), (mask.flatten().cumsum(0) - 1).view_as(mask) # padding would cost more than the words
-    n, *both = there.nonzero(as_tuple=True)
-    scale = words.std(0).clamp(min=1e-6 * float(x.abs().max().clamp(min=1e-30))) * x.shape[-1]**.5 # L-BFGS likes directions of one size
-    inputs, (i, j) = words / scale, [place[n, k] for k in both] if pairs else (None, None)
-    B = torch.randn(x.shape[-1], rank, generator=torch.Generator().manual_seed(0)).div_(2 * rank**.5).requires_grad_()
-    offset = torch.zeros((), requires_grad=True)
-    solver = torch.optim.LBFGS([B, offset], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure():
-        solver.zero_grad()
-        points = inputs @ B
-        found = (points.index_select(0, i) - points.index_select(0, j) if pairs else points).square().sum(-1)
-        loss = torch.nn.functional.smooth_l1_loss(found + offset, gold) + penalty * B.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad(): solver.step(closure)
-    return B.detach() / scale[:, None]
+    """Fit |B h|^2 to depths, or |B (h - h')|^2 to distances, up to an offset, by a loss that is
+    linear where it is far (section 3.2, Eq. 8 and 10)."""
+    of_depths = target.dim() == 2
+    pairs = None if of_depths else _pair_numbers(mask)
+    gold = target[mask if of_depths else _both(mask).triu(1)].float()
+    words = x[mask]
+    least = 1e-6 * float(x.abs().max().clamp(min=1e-30))
+    # L-BFGS likes directions of one size
+    scale = words.std(0).clamp(min=least) * x.shape[-1]**.5
+    return _fit_probe(words / scale, pairs, gold, rank, steps, penalty) / scale[:, None]
 
 # %% ../nbs/06b_probes.ipynb #b12d2bcc
 def ranks(
@@ -237,16 +337,21 @@ def ranks(
     ordered = x.sort(-1).values
     return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True) + 1) / 2
 
+# %% ../nbs/06b_probes.ipynb #f007ba5d
+def _centred_ranks(x, mask): # zeros where nothing counts
+    rank = blank(ranks(x, mask), mask)
+    mean = rank.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+    return rank.sub(mean).masked_fill(~mask, 0)
 
+# %% ../nbs/06b_probes.ipynb #1809df39
 def spearman(
     x: Tensor, # [...,S]
     y: Tensor, # [...,S]
     mask: Tensor, # [...,S] bool, those that count
 ) -> Tensor: # [...] -1 to 1; nan where fewer than two count or one side is constant
     "Spearman's correlation of each row."
-    a, b = (blank(ranks(v, mask), mask) for v in (x, y))
-    n = mask.sum(-1, keepdim=True)
-    a, b = (v.sub(v.sum(-1, keepdim=True) / n).masked_fill(~mask, 0) for v in (a, b))
+    a = _centred_ranks(x, mask)
+    b = _centred_ranks(y, mask)
     return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()
 
 # %% ../nbs/06b_probes.ipynb #0e060aa5
@@ -256,15 +361,21 @@ def spanning_trees(
 ) -> Tensor: # [N,S,S] bool, symmetric: edges
     "Minimum spanning trees, of all sentences at once (Prim)."
     N, S = mask.shape
-    rows, edges = torch.arange(N), torch.zeros(N, S, S, dtype=torch.bool)
+    sentence = torch.arange(N)
+    edges = torch.zeros(N, S, S, dtype=torch.bool)
     inside = torch.zeros_like(mask)
-    inside[rows, mask.int().argmax(1)] = True # begin with the first word
+    inside[sentence, mask.int().argmax(1)] = True # begin with the first word
     for _ in range(S - 1):
-        reach = distance.masked_fill(~(inside[:, :, None] & (mask & ~inside)[:, None, :]), torch.inf).flatten(1)
-        best, at = reach.min(1)
-        i, j, new = at // S, at % S, best < torch.inf
-        edges[rows[new], i[new], j[new]] = edges[rows[new], j[new], i[new]] = True
-        inside[rows[new], j[new]] = True
+        outside = mask & ~inside
+        is_reach = inside[:, :, None] & outside[:, None, :]
+        nearest, pair = distance.masked_fill(~is_reach, torch.inf).flatten(1).min(1)
+        grows = nearest < torch.inf
+        n = sentence[grows]
+        i = pair[grows] // S
+        j = pair[grows] % S
+        edges[n, i, j] = True
+        edges[n, j, i] = True
+        inside[n, j] = True
     return edges
 
 # %% ../nbs/06b_probes.ipynb #ac54fb5e
@@ -278,15 +389,57 @@ class Trees:
     train: Tensor # [N] bool
 
 
-def _heads(coins) -> list[int]: # of the control task: 1-based, 0 for the root
+def _padded(rows, dtype): # arrays of one, or of two equal dimensions, side by side
+    longest = max(map(len, rows))
+    padded = np.zeros((len(rows), *[longest] * rows[0].ndim), dtype)
+    for target, row in zip(padded, rows): target[tuple(map(slice, row.shape))] = row
+    return torch.from_numpy(padded)
+
+# %% ../nbs/06b_probes.ipynb #1bd99001
+def _words_of_trees(data): # of each sentence: numbers of the words that take part
+    has_vector = np.split(data.there, data.start[1:-1])
+    return [np.flatnonzero((np.array(tags) != "PUNCT") & flags)
+            for tags, flags in zip(data.sentences["upos"][:], has_vector)]
+
+# %% ../nbs/06b_probes.ipynb #6d701e3a
+def _chosen(data, words, seed, longest, most): # which sentences are taken, in order
+    fitting = [i for i, numbers in enumerate(words) if 3 <= len(numbers) <= longest]
+    if not fitting:
+        raise ParameterError(f"no sentence of 3 to {longest} words, punctuation left out")
+    order = np.random.default_rng(seed).permutation(fitting)
+    train = [i for i in order if data.train[i]]
+    test = [i for i in order if not data.train[i]]
+    return sorted(train[:most] + test[:most])
+
+# %% ../nbs/06b_probes.ipynb #d9675815
+def _real_trees(data, chosen, words): # depths and distances of the words of each sentence
+    heads = data.sentences["heads"][:]
+    depths = data.sentences["depths"][:]
+    depth = [np.asarray(depths[i])[words[i]] for i in chosen]
+    distance = [tree_distances(heads[i])[np.ix_(words[i], words[i])] for i in chosen]
+    return depth, distance
+
+# %% ../nbs/06b_probes.ipynb #6673386e
+def _control_heads(coins) -> list[int]: # 1-based, 0 for the root
     n = len(coins)
-    return [0] + [1 if first else n for first in coins[1:-1]] + [1] * (n > 1)
+    heads = [1 if coin else n for coin in coins]
+    heads[0] = 0
+    if n > 1: heads[-1] = 1
+    return heads
 
-
-def _padded(rows, shape, dtype): # arrays side by side
-    out = np.zeros((len(rows), *shape), dtype)
-    for target, row in zip(out, rows): target[tuple(map(slice, row.shape))] = row
-    return torch.from_numpy(out)
+# %% ../nbs/06b_probes.ipynb #b2ede3e9
+def _control_trees(data, chosen, words, seed): # as `_real_trees`
+    forms = data.sentences["forms"][:]
+    types = sorted({form for sentence in forms for form in sentence})
+    coins = np.random.default_rng(seed).integers(2, size=len(types)).tolist()
+    coin = dict(zip(types, coins))
+    depths = control_labels(data.column("forms"), data.column("depths"), seed)
+    depth = [depths[data.start[i] + words[i]] for i in chosen]
+    distance = []
+    for i in chosen:
+        heads = _control_heads([coin[forms[i][number]] for number in words[i]])
+        distance.append(tree_distances(heads))
+    return depth, distance
 
 # %% ../nbs/06b_probes.ipynb #0b8ca86a
 def trees(
@@ -296,22 +449,17 @@ def trees(
     most: int = 400, # sentences for training, and for test
 ) -> tuple[Trees, Trees]: # real ones, and those of the control task
     "Trees without punctuation. Raises `ParameterError` if no sentence has three words."
-    forms, upos, heads, depths = (data.sentences[c][:] for c in ("forms", "upos", "heads", "depths"))
-    there = np.split(data.there, data.start[1:-1])
-    kept = [np.flatnonzero((np.array(tags) != "PUNCT") & some) for tags, some in zip(upos, there)]
-    some = [i for i, k in enumerate(kept) if 3 <= len(k) <= longest]
-    order = np.random.default_rng(seed).permutation(some) if some else []
-    some = sorted([i for i in order if data.train[i]][:most] + [i for i in order if not data.train[i]][:most])
-    if not some: raise ParameterError(f"no sentence of 3 to {longest} words, punctuation left out")
-    coin = dict(zip(types := sorted({w for f in forms for w in f}), np.random.default_rng(seed).integers(2, size=len(types)).tolist()))
-    S, both = max(len(kept[i]) for i in some), []
-    at, mask = ([data.start[i] + kept[i] for i in some], S), ([np.ones(len(kept[i]), bool) for i in some], S)
-    types = control_labels(data.column("forms"), data.column("depths"), seed)
-    for real in (True, False):
-        distance = [tree_distances(heads[i])[np.ix_(kept[i], kept[i])] if real else tree_distances(_heads([coin[forms[i][k]] for k in kept[i]])) for i in some]
-        depth = [np.asarray(depths[i])[kept[i]] if real else types[data.start[i] + kept[i]] for i in some]
-        both.append(Trees(_padded(at[0], (S,), np.int64), _padded(mask[0], (S,), bool), _padded(depth, (S,), np.float32), _padded(distance, (S, S), np.float32),
-                          torch.from_numpy(data.train[some])))
+    words = _words_of_trees(data)
+    chosen = _chosen(data, words, seed, longest, most)
+    at = _padded([data.start[i] + words[i] for i in chosen], np.int64)
+    mask = _padded([np.ones(len(words[i])) for i in chosen], bool)
+    train = torch.from_numpy(data.train[chosen])
+    real = _real_trees(data, chosen, words)
+    control = _control_trees(data, chosen, words, seed)
+    both = []
+    for depth, distance in (real, control):
+        depth = _padded(depth, np.float32)
+        both.append(Trees(at, mask, depth, _padded(distance, np.float32), train))
     return tuple(both)
 
 # %% ../nbs/06b_probes.ipynb #702f1741
@@ -322,15 +470,38 @@ def tree_scores(
 ) -> dict[str, float]: # depth: Spearman; distance: Spearman; uuas; percent
     "How well predicted depths and distances fit, over the test sentences."
     test = ~t.train
-    gold, mask, distance, depth = t.distance[test], t.mask[test], distance[test], depth[test]
-    both = mask[:, :, None] & mask[:, None, :]
+    gold = t.distance[test]
+    mask = t.mask[test]
+    distance = distance[test]
+    both = _both(mask)
     others = both & ~torch.eye(mask.shape[1], dtype=torch.bool)
     by_word = spearman(distance, gold, others).masked_fill(~mask, torch.nan)
-    edges, upper = both & (gold == 1), torch.ones(gold.shape[1:], dtype=torch.bool).triu(1)
-    uuas = (spanning_trees(distance, mask) & edges & upper).sum() / (edges & upper).sum().clamp(min=1)
-    return dict(depth=100 * float(spearman(depth, t.depth[test], mask).nanmean().nan_to_num()), distance=100 * float(by_word.nanmean(1).nanmean().nan_to_num()), uuas=100 * float(uuas))
+    edges = (both & (gold == 1)).triu(1)
+    right = (spanning_trees(distance, mask) & edges).sum()
+    by_sentence = spearman(depth[test], t.depth[test], mask)
+    return dict(depth=100 * float(by_sentence.nanmean().nan_to_num()),
+                distance=100 * float(by_word.nanmean(1).nanmean().nan_to_num()),
+                uuas=100 * float(right / edges.sum().clamp(min=1)))
 
 # %% ../nbs/06b_probes.ipynb #7c97efed
+_TREE_TASKS = dict(
+    depth=("depth", "spearman"), distance=("distance", "spearman"), uuas=("distance", "uuas"))
+
+
+def _chance_scores(t): # of the chain of words
+    line = torch.arange(t.mask.shape[1], dtype=torch.float32)
+    chain = (line - line[:, None]).abs().expand_as(t.distance)
+    return tree_scores(t, torch.zeros_like(t.depth), chain) | dict(depth=0.0)
+
+# %% ../nbs/06b_probes.ipynb #b957c2a0
+def _probe_scores(t, x, rank): # x: [N,S,d]
+    train = t.train
+    B = structural_probe(x[train], t.mask[train], t.depth[train], rank)
+    depth = (x @ B).square().sum(-1)
+    B = structural_probe(x[train], t.mask[train], t.distance[train], rank)
+    return tree_scores(t, depth, squared_distances(x @ B))
+
+# %% ../nbs/06b_probes.ipynb #ae872767
 def tree_probes(
     data: ProbeData, # vectors and labels
     seed: int = 0, # of the control task and of which sentences are taken
@@ -338,16 +509,15 @@ def tree_probes(
 ) -> list[dict]: # rows of the table
     "Depth and distance in the tree, by structural probes."
     real, control = trees(data, seed)
-    line, some = torch.arange(real.mask.shape[1], dtype=torch.float32), real.train
-    chance = tree_scores(real, torch.zeros_like(real.depth), (line - line[:, None]).abs().expand_as(real.distance)) | dict(depth=0.0)
+    chance = _chance_scores(real)
     rows = []
     for kind, x in data.words.items():
-        scores, x = [], blank(x[real.at], real.mask)
-        for t in (real, control):
-            probes = [structural_probe(x[some], t.mask[some], y[some], rank) for y in (t.depth, t.distance)]
-            scores.append(tree_scores(t, (x @ probes[0]).square().sum(-1), squared_distances(x @ probes[1])))
-        for name, task, metric in (("depth", "depth", "spearman"), ("distance", "distance", "spearman"), ("uuas", "distance", "uuas")):
-            rows.append(_row("token", task, kind, metric, scores[0][name], scores[1][name], chance[name]))
+        x = blank(x[real.at], real.mask)
+        score = _probe_scores(real, x, rank)
+        by_coins = _probe_scores(control, x, rank)
+        for name, (task, metric) in _TREE_TASKS.items():
+            numbers = score[name], by_coins[name], chance[name]
+            rows.append(_row("token", task, kind, metric, *numbers))
     return rows
 
 # %% ../nbs/06b_probes.ipynb #99d96dbf
@@ -355,30 +525,52 @@ _ORDERS = {"object": ("obj",), "adjective": ("amod",), "adposition": ("case",)}
 _CONTENT = ("NOUN", "VERB", "ADJ", "PROPN")
 
 
+def _stands_first(relations, deprels, heads): # of a sentence: 1, 0 or -1
+    for i, (relation, head) in enumerate(zip(deprels, heads), 1):
+        if relation.partition(":")[0] in relations: return int(i < head)
+    return -1
+
+
 def dependent_first(
     sentences: Dataset, # with deprels and heads
     relations: Sequence[str], # such as ("obj",)
 ) -> np.ndarray: # [N] 1: the first of them stands before its head; 0: after; -1: there is none
     "Where a kind of dependent stands."
-    def one(deprels, heads):
-        return next((int(i < h) for i, (r, h) in enumerate(zip(deprels, heads), 1) if r.partition(":")[0] in relations), -1)
-    return np.array([one(d, h) for d, h in zip(sentences["deprels"][:], sentences["heads"][:])])
+    pairs = zip(sentences["deprels"][:], sentences["heads"][:])
+    return np.array([_stands_first(relations, deprels, heads) for deprels, heads in pairs])
 
+# %% ../nbs/06b_probes.ipynb #a930b355
+def _bags(sentences, source): # group -> the content words of its source version
+    columns = [sentences[column][:] for column in ("group", "lang", "forms", "upos")]
+    bags = {}
+    for group, lang, forms, upos in zip(*columns):
+        if lang != source: continue
+        bags[group] = {form.lower() for form, tag in zip(forms, upos) if tag in _CONTENT}
+    return bags
 
+# %% ../nbs/06b_probes.ipynb #aeaebc70
+def _frequent(bags, least, most): # words that enough sentences have and lack, the frequent first
+    count = Counter(word for bag in bags.values() for word in bag)
+    words = [word for word, n in count.items() if least <= n <= len(bags) - least]
+    return sorted(words, key=lambda word: (-count[word], word))[:most]
+
+# %% ../nbs/06b_probes.ipynb #c7a13138
 def content_words(
     sentences: Dataset, # with group, lang, forms, upos
     source: str, # language whose words are asked for
     least: int = 5, # sentences that have the word, and that have not
     most: int = 100, # words
 ) -> np.ndarray: # [N,K] 0 or 1; rows without a source version are -1
-    "Which content words the source version of each sentence has. Raises `ParameterError` if the source is not there or no word is frequent enough."
+    """Which content words the source version of each sentence has. Raises `ParameterError` if the
+    source is not there or no word is frequent enough."""
     check_choice(source, sorted(set(sentences["lang"][:])), "source")
-    bags = {g: {w.lower() for w, t in zip(f, u) if t in _CONTENT}
-            for g, lang, f, u in zip(*(sentences[c][:] for c in ("group", "lang", "forms", "upos"))) if lang == source}
-    count = pd.Series([w for bag in bags.values() for w in bag]).value_counts()
-    words = sorted(sorted(count.index[(count >= least) & (count <= len(bags) - least)]), key=lambda w: -count[w])[:most]
-    if not words: raise ParameterError(f"no content word of {source!r} occurs in at least {least} of {len(bags)} sentences")
-    return np.array([[w in bags[g] for w in words] if g in bags else [-1] * len(words) for g in sentences["group"][:]], int)
+    bags = _bags(sentences, source)
+    words = _frequent(bags, least, most)
+    if not words:
+        raise ParameterError(f"no content word of {source!r} occurs in at least {least} of "
+                             f"{len(bags)} sentences")
+    has = {group: [word in bag for word in words] for group, bag in bags.items()}
+    return np.array([has.get(group, [-1] * len(words)) for group in sentences["group"][:]], int)
 
 # %% ../nbs/06b_probes.ipynb #50516ead
 def roc_area(
@@ -388,75 +580,128 @@ def roc_area(
     "Area under the ROC curve, averaged over columns that have both classes."
     gold = gold.bool()
     rank = torch.from_numpy(pd.DataFrame(scores.numpy()).rank().to_numpy(copy=True))
-    yes, no = gold.sum(0), (~gold).sum(0)
+    yes = gold.sum(0)
+    no = (~gold).sum(0)
     area = ((rank * gold).sum(0) - yes * (yes + 1) / 2) / (yes * no)
     return 100 * float(area[(yes > 0) & (no > 0)].mean())
 
 # %% ../nbs/06b_probes.ipynb #6c0e4b1d
-def _orders(data, first, seed): # task -> [N,2] what stands first, and for the control task
-    found = {}
+def _order_labels(data, first, seed): # task -> [N,2] what stands first, and for the control task
+    labels = {}
     for task, relations in _ORDERS.items():
         gold = dependent_first(data.sentences, relations)
-        found[task] = np.stack([gold, control_labels(first, gold, seed).clip(0)], 1)
-    return found
+        labels[task] = _with_control(first, gold, seed)
+        labels[task][:, 1] = labels[task][:, 1].clip(0)
+    return labels
 
+# %% ../nbs/06b_probes.ipynb #70e5d4cf
+def _order_splits(data, task, gold): # for all languages; for unseen ones, each in its turn
+    train = data.train & (gold >= 0)
+    test = ~data.train & (gold >= 0)
+    lang = np.asarray(data.sentences["lang"][:])
+    turns = [_Split(f"{task}, unseen", train & (lang != name), test & (lang == name))
+             for name in sorted(set(lang))]
+    return [_Split(task, train, test)], turns
 
-def _order_rows(data, kind, x, orders): # with all languages and with unseen ones
-    rows, lang = [], np.asarray(data.sentences["lang"][:])
-    for task, y in orders.items():
-        gold, there = y[:, 0], y[:, 0] >= 0
-        for unseen in (False, True):
-            seen = [(data.train & there & (lang != name), ~data.train & there & (lang == name)) for name in sorted(set(lang))] if unseen else [(data.train & there, ~data.train & there)]
-            seen = [(a, b) for a, b in seen if b.any() and len(set(gold[a])) == 2]
-            if not seen: continue
-            right = 100 * np.concatenate([classify(x[a], y[a], x[b]) == y[b] for a, b in seen]).mean(0)
-            said = np.concatenate([np.full(b.sum(), majority(gold[a], gold[b])) for a, b in seen]).mean()
-            rows.append(_row("sentence", f"{task}, unseen" if unseen else task, kind, "accuracy", *right.tolist(), float(said)))
-    return rows
+# %% ../nbs/06b_probes.ipynb #e1c81215
+def _order_row(kind, x, labels, splits): # None if nothing can be learnt or tested
+    right = []
+    chance = []
+    for split in splits:
+        gold = labels[split.test]
+        seen = labels[split.train]
+        if not len(gold) or len(set(seen[:, 0])) != 2: continue
+        right.append(classify(x[split.train], seen, x[split.test]) == gold)
+        chance.append(np.full(len(gold), majority(seen[:, 0], gold[:, 0])))
+    if not right: return None
+    score, control = (100 * np.concatenate(right).mean(0)).tolist()
+    chance = float(np.concatenate(chance).mean())
+    return _row("sentence", splits[0].task, kind, "accuracy", score, control, chance)
+
+# %% ../nbs/06b_probes.ipynb #22da4371
+def _order_rows(data, kind, x, orders): # of all orders
+    rows = []
+    for task, labels in orders.items():
+        for splits in _order_splits(data, task, labels[:, 0]):
+            rows.append(_order_row(kind, x, labels, splits))
+    return [row for row in rows if row is not None]
+
+# %% ../nbs/06b_probes.ipynb #f2e075a8
+def _content_splits(data, source, has_source): # for all languages; for all but the source
+    train = data.train & has_source
+    test = ~data.train & has_source
+    is_source = np.asarray(data.sentences["lang"][:]) == source
+    return [_Split("content", train, test),
+            _Split("content, unseen", train & is_source, test & ~is_source)]
 
 # %% ../nbs/06b_probes.ipynb #efee8156
+def _content_rows(data, kind, x, words, splits): # words: [N,2,K]
+    rows = []
+    for split in splits:
+        if not split.test.any(): continue
+        gold = words[split.test]
+        predicted = ridge(x[split.train], words[split.train].flatten(1), x[split.test])
+        predicted = predicted.unflatten(1, (2, -1))
+        score = roc_area(predicted[:, 0], gold[:, 0])
+        control = roc_area(predicted[:, 1], gold[:, 1])
+        rows.append(_row("sentence", split.task, kind, "auc", score, control, 50.0))
+    return rows
+
+# %% ../nbs/06b_probes.ipynb #7bbb49fb
 def sentence_probes(
     data: ProbeData, # vectors and labels
     source: str, # language whose content words are asked for
     seed: int = 0, # of the control tasks
 ) -> list[dict]: # rows of the table
     "Language, order, length and content of sentences. Raises what `content_words` raises."
-    s, train, rows = data.sentences, data.train, []
-    lang, first, content = np.asarray(s["lang"][:]), [f[0] for f in s["forms"][:]], content_words(s, source)
-    languages, length = np.stack([lang, control_labels(first, lang, seed)], 1), np.diff(data.start).astype(float)
-    lengths, words = (torch.from_numpy(np.stack([y, control_labels(first, y, seed)], 1)) for y in (length, content.clip(0))) # [N,2], [N,2,K]
-    orders, a, b = _orders(data, first, seed), train & (content[:, 0] >= 0), ~train & (content[:, 0] >= 0)
+    content = content_words(data.sentences, source)
+    first = [forms[0] for forms in data.sentences["forms"][:]]
+    lang = np.asarray(data.sentences["lang"][:])
+    languages = _with_control(first, lang, seed)
+    lengths = _with_control(first, np.diff(data.start).astype(float), seed)
+    words = torch.from_numpy(_with_control(first, content.clip(0), seed)) # [N,2,K]
+    orders = _order_labels(data, first, seed)
+    splits = _content_splits(data, source, content[:, 0] >= 0)
+    rows = []
     for kind, x in data.means.items():
-        if len(set(lang)) > 1: rows.append(_row("sentence", "language", kind, "accuracy", *_accuracy(x[train], languages[train], x[~train], languages[~train]), majority(lang[train], lang[~train])))
+        language = _Split("language", data.train, ~data.train)
+        if len(set(lang)) > 1: rows.append(_class_row("sentence", kind, x, languages, language))
         rows += _order_rows(data, kind, x, orders)
-        found = ridge(x[train], lengths[train], x[~train])
-        rows.append(_row("sentence", "length", kind, "r2", *(r_squared(found[:, i], lengths[~train, i]) for i in (0, 1)), 0.0))
-        for task, seen, new in (("content", a, b), ("content, unseen", a & (lang == source), b & (lang != source))):
-            if not new.any(): continue
-            found = ridge(x[seen], words[seen].flatten(1), x[new]).unflatten(1, (2, -1))
-            rows.append(_row("sentence", task, kind, "auc", *(roc_area(found[:, i], words[new, i]) for i in (0, 1)), 50.0))
+        length = _Split("length", data.train, ~data.train)
+        rows.append(_number_row("sentence", kind, x, torch.from_numpy(lengths), length))
+        rows += _content_rows(data, kind, x, words, splits)
     return rows
 
 # %% ../nbs/06b_probes.ipynb #faf59009
 def probe_table(
     data: ProbeData, # vectors and labels
-    source: str, # language whose content words are asked for, and of which probes for unseen languages are trained
+    source: str, # language of the content words, and of the probes for unseen languages
     seed: int = 0, # of the control tasks
 ) -> pd.DataFrame: # level, task, of, metric, score, control, selectivity, chance (percent)
     "What each variable holds."
-    return pd.DataFrame(word_probes(data, source, seed) + tree_probes(data, seed) + sentence_probes(data, source, seed))
+    rows = word_probes(data, source, seed) + tree_probes(data, seed)
+    return pd.DataFrame(rows + sentence_probes(data, source, seed))
 
 # %% ../nbs/06b_probes.ipynb #4de71bc6
+def _predicted(vectors, train, suffix): # rows: y and z from each kind of vector
+    rows = []
+    for source, x in vectors.items():
+        targets = {kind: y for kind, y in vectors.items() if kind in ("y", "z") and kind != source}
+        widths = [y.shape[1] for y in targets.values()]
+        seen = torch.cat([y[train] for y in targets.values()], 1)
+        predicted = ridge(x[train], seen, x[~train]).split(widths, 1)
+        for (kind, y), found in zip(targets.items(), predicted):
+            share = r_squared(found, y[~train])
+            rows.append({"from": source + suffix, "to": kind + suffix, "r2": share})
+    return rows
+
+# %% ../nbs/06b_probes.ipynb #79f2624a
 def predictability(
     data: ProbeData, # vectors, of an S2DM
 ) -> pd.DataFrame: # from, to, r2 (percent; of sentences, and of words where the names say so)
-    "Share of the variance of one variable that another predicts linearly, over sentences of other meanings."
-    rows = []
+    """Share of the variance of one variable that another predicts linearly, over sentences of other
+    meanings."""
     words = {kind: x[torch.from_numpy(data.there)] for kind, x in data.words.items()}
-    seen = data.of_sentences(data.train)[data.there]
-    for vectors, train, suffix in ((data.means, data.train, ""), (words, seen, ", words")):
-        for a, x in vectors.items():
-            others = {b: y for b, y in vectors.items() if a != b and b in ("y", "z")}
-            found = ridge(x[train], torch.cat([y[train] for y in others.values()], 1), x[~train]).split([y.shape[1] for y in others.values()], 1)
-            rows += [{"from": a + suffix, "to": b + suffix, "r2": r_squared(r, y[~train])} for (b, y), r in zip(others.items(), found)]
+    train = data.of_sentences(data.train)[data.there]
+    rows = _predicted(data.means, data.train, "") + _predicted(words, train, ", words")
     return pd.DataFrame(rows, columns=["from", "to", "r2"])

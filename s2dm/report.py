@@ -16,9 +16,9 @@ import pandas as pd
 from .core import atomic_write, figures_dir, runs_dir
 from .figures import all_figures, write_figure
 from s2dm.results import (
-    DATASET_NAMES, MODEL_NAMES, ReportConfig, Results, against_baseline, collect, compare,
-    control_of, experiment, main_effects, measures, open_records, save_records, summarise,
-    system_name,
+    DATASET_NAMES, MODEL_NAMES, Measure, ReportConfig, Results, against_baseline, collect, compare,
+    control_of, experiment, main_effects, measures, open_records, probe_name, save_records,
+    summarise, system_name,
 )
 from .tables import ALPHA, Cell, Table, all_tables, p_text, system_order, write_table
 from .tables import _number
@@ -76,16 +76,20 @@ def _changes(numbers, wanted): # sentences on these measures, main systems again
     return found
 
 # %% ../nbs/07d_report.ipynb #e569b6e7
-_PROBES = ("language (sentence, accuracy)", "upos (token, accuracy)", "depth (token, spearman)", "distance (token, uuas)", "content (sentence, auc)")
+_PROBES = (
+    probe_name("language", "sentence", "accuracy"), probe_name("upos", "token", "accuracy"),
+    probe_name("depth", "token", "spearman"), probe_name("distance", "token", "uuas"),
+    probe_name("content", "sentence", "auc"))
+_SILHOUETTES = (Measure.SILHOUETTE_LANGUAGE, Measure.SILHOUETTE_MEANING)
 
 
 def _separation(numbers): # sentences
     table, found = numbers[numbers["of"].isin(["mean", "y", "z"])], []
     told = _told(table)[:1]
-    table = table[table["system"].isin(told) & ~table["measure"].str.startswith("silhouette")]
-    table = table[(table["measure"] != "probe") | table["data"].isin(_PROBES)]
+    table = table[table["system"].isin(told) & ~table["measure"].isin(_SILHOUETTES)]
+    table = table[(table["measure"] != Measure.PROBE) | table["data"].isin(_PROBES)]
     test = compare(table.rename(columns=dict(system="unit", of="system")), lambda kind, there: "z" if kind == "y" else None, ("model", "measure", "data", "unit"))
-    rank = {name: i for i, name in enumerate(("STS, Pearson", "translation retrieval", "probe"))}
+    rank = {name: i for i, name in enumerate((Measure.STS, Measure.RETRIEVAL, Measure.PROBE))}
     test = test.sort_values("measure", key=lambda c: c.map(rank), kind="stable")
     mean = table.groupby(["model", "measure", "data", "system", "of"])["value"].mean()
     for row in test.to_dict("records"):
@@ -93,13 +97,13 @@ def _separation(numbers): # sentences
         digits = 2 if values.abs().max() <= 1.5 else 1
         _, text = in_words(row, "", digits)
         vectors = ", ".join(f"{name} {_number(values[of], digits)}" for of, name in (("y", "y"), ("z", "z"), ("mean", "encoder")) if of in values)
-        what = f"linear probe for {row['data']}" if row["measure"] == "probe" else f"{row['measure']}, {DATASET_NAMES.get(row['data'], row['data'])}"
+        what = f"linear probe for {row['data']}" if row["measure"] == Measure.PROBE else f"{row['measure']}, {DATASET_NAMES.get(row['data'], row['data'])}"
         found.append(f"{system_name(row['unit'])}: {what} ({MODEL_NAMES.get(row['model'], row['model'])} encoder): {vectors}; y less z {text}.")
     return found
 
 # %% ../nbs/07d_report.ipynb #7538e49c
 def _losses(numbers): # sentences
-    test = main_effects(numbers, (("EM, zero-shot", ""), ("STS, Pearson", "y"), ("STS, Pearson", "z")))
+    test = main_effects(numbers, ((Measure.EM_ZERO_SHOT, ""), (Measure.STS, "y"), (Measure.STS, "z")))
     found = []
     for row in test.to_dict("records"):
         told, text = in_words(row)
@@ -122,8 +126,8 @@ def findings(
 ) -> list[Finding]:
     "What was found, question by question, in sentences made of the numbers."
     effects = _losses(numbers) or ["Not known: the ablations of Figure 3 were not run (`make reproduce-full` runs them, on the embedded encoder)."]
-    boundaries = ("answers that are constituents", "violations", "boundary errors")
-    return [Finding("Does zero-shot reading change?", _changes(numbers, ("EM, zero-shot", "F1, zero-shot")) or ["No reader was evaluated: run 04_finetune and 05_evaluate."]),
+    boundaries = (Measure.CONSTITUENTS, Measure.VIOLATIONS, Measure.BOUNDARY_ERRORS)
+    return [Finding("Does zero-shot reading change?", _changes(numbers, (Measure.EM_ZERO_SHOT, Measure.F1_ZERO_SHOT)) or ["No reader was evaluated: run 04_finetune and 05_evaluate."]),
             Finding("Do answers respect constituents more often?", _changes(numbers, boundaries) or ["Not analysed: run 06_analyse."]),
             Finding("Do y and z separate?", _separation(numbers) or ["Not analysed: run 06_analyse."]),
             Finding("Which losses matter?", effects + _reach(results))]
@@ -141,7 +145,7 @@ def headline(
     edition: str = "paper", # of the systems that name none
 ) -> str:
     "The whole result in two sentences."
-    table = numbers[numbers["measure"] == "EM, zero-shot"]
+    table = numbers[numbers["measure"] == Measure.EM_ZERO_SHOT]
     if not len(table[table["system"] == "s2dm_sp"]): return "No S2DM_SP was evaluated yet, so nothing can be said of zero-shot reading. Whether y and z separate is " + ("in the tables." if len(_separation(numbers)) else "not known either.")
     places = [*table.loc[table["system"] == "s2dm_sp", ["model", "data"]].drop_duplicates().itertuples(index=False, name=None)]
     model, data = min(places, key=lambda p: (p[0] != "mbert", p[1] != "xquad")) # the paper's first, if there
@@ -149,7 +153,7 @@ def headline(
     mean = table.groupby("system")["value"].mean()
     first = (f"S2DM_SP{f' (edition {edition})' * (edition != 'paper')} reaches {mean['s2dm_sp']:.1f} zero-shot EM on {DATASET_NAMES.get(data, data)} ({MODEL_NAMES.get(model, model)} encoder): " +
              "; ".join(_phrase(compare(table, reference), name) for reference, name in _HELD) + ".")
-    sts = numbers[(numbers["measure"] == "STS, Pearson") & (numbers["system"] == "s2dm_sp") & (numbers["model"] == model)].groupby("of")["value"].mean().reindex(["y", "z", "mean"])
+    sts = numbers[(numbers["measure"] == Measure.STS) & (numbers["system"] == "s2dm_sp") & (numbers["model"] == model)].groupby("of")["value"].mean().reindex(["y", "z", "mean"])
     second = (f"Similarity of meaning across languages correlates at {_number(sts['y'])} with y, {_number(sts['z'])} with z and {_number(sts['mean'])} with the encoder's mean (Pearson, percent)."
               if sts.notna().all() else "Whether y and z separate was not analysed.")
     return f"{first} {second}"

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'OPTIONAL', 'STAGES', 'CONFIDENCE', 'LOSSES', 'experiments',
            'experiment', 'ReportConfig', 'system_name', 'source_of', 'shown_as', 'control_of', 'read_record', 'Results',
-           'collect', 'prediction_files', 'save_records', 'open_records', 'interval', 'paired', 'holm',
-           'counted_violations', 'measures', 'summarise', 'compare', 'against_baseline', 'main_effects', 'paper_values']
+           'collect', 'prediction_files', 'save_records', 'open_records', 'interval', 'paired', 'holm', 'Measure',
+           'counted_violations', 'probe_name', 'measures', 'summarise', 'compare', 'against_baseline', 'main_effects',
+           'paper_values']
 
 # %% ../nbs/07a_results.ipynb #d58ca8f7
 import json, lzma, re, tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -303,6 +305,29 @@ def holm(
     order = p.dropna().sort_values()
     return (order * np.arange(len(order), 0, -1)).cummax().clip(upper=1.).reindex(p.index)
 
+# %% ../nbs/07a_results.ipynb #b2e94f17
+class Measure(str, Enum):
+    "What a run has one number of. The value is the label that people read."
+    EM_ALL = "EM, all languages"
+    F1_ALL = "F1, all languages"
+    EM_ZERO_SHOT = "EM, zero-shot"
+    F1_ZERO_SHOT = "F1, zero-shot"
+    EM_SOURCE = "EM, source"
+    F1_SOURCE = "F1, source"
+    CONSTITUENTS = "answers that are constituents"
+    VIOLATIONS = "violations"
+    BOUNDARY_ERRORS = "boundary errors"
+    WRONG_PLACE = "wrong place"
+    DECODING_GAIN = "EM gained by decoding constituents"
+    STS = "STS, Pearson"
+    RETRIEVAL = "translation retrieval"
+    SILHOUETTE_LANGUAGE = "silhouette by language"
+    SILHOUETTE_MEANING = "silhouette by meaning"
+    PROBE = "probe"
+    PREDICTABILITY = "predictability"
+
+    def __str__(self): return self.value
+
 # %% ../nbs/07a_results.ipynb #24f4facc
 def _averages(scores): # model, system, seed, data, measure, value
     same, rows = scores[scores["context"] == scores["question"]], []
@@ -310,8 +335,8 @@ def _averages(scores): # model, system, seed, data, measure, value
         languages, source = {*part["context"]}, source_of(dataset)
         for (system, seed), run in part.groupby(["system", "seed"], sort=True):
             run = run.set_index("context")
-            sets = {"all languages": languages, "zero-shot": languages - {source}, "source": languages & {source}}
-            rows += [dict(model=model, system=system, seed=seed, data=dataset, measure=f"{metric.upper()}, {name}", value=run.loc[sorted(wanted), metric].mean())
+            sets = {"all": languages, "zero_shot": languages - {source}, "source": languages & {source}}
+            rows += [dict(model=model, system=system, seed=seed, data=dataset, measure=Measure[f"{metric}_{name}".upper()], value=run.loc[sorted(wanted), metric].mean())
                      for name, wanted in sets.items() for metric in ("em", "f1") if wanted and wanted <= {*run.index}]
     return pd.DataFrame(rows, columns=[*_RUN, "data", "measure", "value"])
 
@@ -328,6 +353,15 @@ def _targets(table): # rows whose language is not the source of their data
     return table[table["lang"] != table["dataset"].map(source_of)]
 
 
+def probe_name(
+    task: str, # what is told from a vector; one, or a column of them
+    level: str, # token or sentence
+    metric: str, # accuracy, spearman, uuas or auc
+) -> str: # such as "upos (token, accuracy)"
+    "What the data of `Measure.PROBE` are called."
+    return task + " (" + level + ", " + metric + ")"
+
+
 _PARSERS = {"corenlp": 0, "gold": 1} # the paper's; by construction
 
 
@@ -337,19 +371,19 @@ def _first_parser(table): # one parser for each data set
 
 
 #: measure -> table, its rows, what names the data, what names the vector, value
-_DERIVED: dict[str, tuple[str, Callable, str, str | None, str]] = {
-    "answers that are constituents": ("constituents", lambda t: _first_parser(_targets(t[t["of"] == "predicted"])), "dataset", None, "spans_constituent"),
-    "violations": (
+_DERIVED: dict[Measure, tuple[str, Callable, str, str | None, str]] = {
+    Measure.CONSTITUENTS: ("constituents", lambda t: _first_parser(_targets(t[t["of"] == "predicted"])), "dataset", None, "spans_constituent"),
+    Measure.VIOLATIONS: (
         "violations", lambda t: counted_violations(_targets(t)), "dataset", None, "violations"),
-    "boundary errors": ("boundaries", _targets, "dataset", None, "boundary_errors"),
-    "wrong place": ("boundaries", _targets, "dataset", None, "wrong_place"),
-    "EM gained by decoding constituents": ("decoding", lambda t: _targets(t).assign(gain=lambda x: x["em_constituents"] - x["em"]), "dataset", None, "gain"),
-    "STS, Pearson": ("sts", lambda t: t[t["lang_a"] != t["lang_b"]], "corpus", "kind", "pearson"),
-    "translation retrieval": ("retrieval", lambda t: t, "corpus", "kind", "mean"),
-    "silhouette by language": ("geometry", lambda t: t, "corpus", "kind", "silhouette_language"),
-    "silhouette by meaning": ("geometry", lambda t: t, "corpus", "kind", "silhouette_meaning"),
-    "probe": ("probes", lambda t: t.assign(task=t["task"] + " (" + t["level"] + ", " + t["metric"] + ")"), "task", "of", "score"),
-    "predictability": ("predictability", lambda t: t.assign(pair=t["to"] + " from " + t["from"]), "pair", None, "r2"),
+    Measure.BOUNDARY_ERRORS: ("boundaries", _targets, "dataset", None, "boundary_errors"),
+    Measure.WRONG_PLACE: ("boundaries", _targets, "dataset", None, "wrong_place"),
+    Measure.DECODING_GAIN: ("decoding", lambda t: _targets(t).assign(gain=lambda x: x["em_constituents"] - x["em"]), "dataset", None, "gain"),
+    Measure.STS: ("sts", lambda t: t[t["lang_a"] != t["lang_b"]], "corpus", "kind", "pearson"),
+    Measure.RETRIEVAL: ("retrieval", lambda t: t, "corpus", "kind", "mean"),
+    Measure.SILHOUETTE_LANGUAGE: ("geometry", lambda t: t, "corpus", "kind", "silhouette_language"),
+    Measure.SILHOUETTE_MEANING: ("geometry", lambda t: t, "corpus", "kind", "silhouette_meaning"),
+    Measure.PROBE: ("probes", lambda t: t.assign(task=probe_name(t["task"], t["level"], t["metric"])), "task", "of", "score"),
+    Measure.PREDICTABILITY: ("predictability", lambda t: t.assign(pair=t["to"] + " from " + t["from"]), "pair", None, "r2"),
 }
 
 # %% ../nbs/07a_results.ipynb #b13ea832
@@ -421,7 +455,7 @@ def _effect(by, loss): # per seed
 
 def main_effects(
     table: pd.DataFrame, # as from `measures`
-    wanted: tuple[tuple[str, str], ...] | None = None, # measures and vectors, such as ("STS, Pearson", "y"); None: all
+    wanted: tuple[tuple[Measure, str], ...] | None = None, # measures and vectors, such as (Measure.STS, "y"); None: all
 ) -> pd.DataFrame: # model, data, measure, of, loss, difference, low, high, p, pairs; p_holm: p corrected for the losses
     "What each loss adds, over all systems with and without it."
     rows = []

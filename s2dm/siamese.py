@@ -7,12 +7,14 @@ __all__ = ['distinct_sentences', 'grouped_batches', 'SentenceData', 'PairData', 
 
 # %% ../nbs/03a_siamese.ipynb #5fcc0751
 from collections.abc import Collection, Sequence
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from . import losses as L
@@ -26,18 +28,35 @@ from .treebanks import UPOS, tree_distances
 _LABELS = ("group", "lang", "text", "forms", "upos", "heads", "depths")
 
 
+def _check_columns(rows: Dataset, required: Collection[str], what: str, loader: str):
+    missing = sorted(set(required) - set(rows.column_names))
+    if missing:
+        raise ParameterError(
+            f"{what} lack the columns {', '.join(missing)}; expected those of `{loader}`")
+
+# %% ../nbs/03a_siamese.ipynb #fd82b818
+def _side(
+    pairs: Dataset,
+    end: str, # "s" for the sources, "t" for the translations
+) -> Dataset: # one side of the pairs, with the columns of sentences; the group belongs to both
+    names = {}
+    for column in pairs.column_names:
+        if column.endswith(f"_{end}"): names[column] = column.removesuffix(f"_{end}")
+    return pairs.select_columns(["group", *names]).rename_columns(names)
+
+# %% ../nbs/03a_siamese.ipynb #528520ea
 def distinct_sentences(
     pairs: Dataset, # as from `load_pairs`
-) -> tuple[Dataset, np.ndarray]: # its sentences, each once, with the columns of `load_sentences`; [P,2] the row of each pair's source and translation
-    "Take pairs apart."
-    if missing := {f"{c}_{end}" for c in ("sentence_id", *_LABELS[1:]) for end in "st"} - set(pairs.column_names):
-        raise ParameterError(f"pairs lack the columns {', '.join(sorted(missing))}; expected those of `load_pairs`")
-    def side(end): # group belongs to both
-        mine = {c: c.removesuffix(f"_{end}") for c in pairs.column_names if c.endswith(f"_{end}")}
-        return pairs.select_columns(["group", *mine]).rename_columns(mine)
+) -> tuple[Dataset, np.ndarray]: # sentences; [P,2] the row of each pair's source and translation
+    """Take pairs apart: the sentences, each once, with the columns of `load_sentences`. Raises
+    `ParameterError` for columns that are missing."""
+    required = product(("sentence_id", *_LABELS[1:]), "st")
+    _check_columns(pairs, [f"{column}_{end}" for column, end in required], "pairs", "load_pairs")
     ids = np.array(pairs["sentence_id_s"][:] + pairs["sentence_id_t"][:])
     _, first, row = np.unique(ids, return_index=True, return_inverse=True)
-    return Dataset(concatenate_datasets([side("s"), side("t")]).with_format("arrow")[:].take(pa.array(first))), row.reshape(2, -1).T
+    sides = concatenate_datasets([_side(pairs, "s"), _side(pairs, "t")])
+    sentences = Dataset(sides.with_format("arrow")[:].take(pa.array(first)))
+    return sentences, row.reshape(2, -1).T
 
 # %% ../nbs/03a_siamese.ipynb #04dc4c4d
 def grouped_batches(
@@ -47,60 +66,95 @@ def grouped_batches(
     pool: int = 50, # batches that are sorted together
 ) -> list[list[int]]: # positions, each exactly once
     "Shuffled batches of similar length, the same for the same seed."
-    rng, lengths = np.random.default_rng(seed), np.asarray(lengths)
-    order, batches = rng.permutation(len(lengths)), []
+    rng = np.random.default_rng(seed)
+    lengths = np.asarray(lengths)
+    order = rng.permutation(len(lengths))
+    batches = []
     for n in range(0, len(order), size * pool):
-        part = order[n:n + size * pool]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[i:i + size].tolist() for i in range(0, len(part), size)]
+        examples = order[n:n + size * pool]
+        examples = examples[np.argsort(lengths[examples], kind="stable")]
+        batches += [examples[i:i + size].tolist() for i in range(0, len(examples), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../nbs/03a_siamese.ipynb #a2178fe4
+class _WordLabels: # of all words of all sentences, one sentence behind the other
+    def __init__(self, sentences: Dataset):
+        columns = sentences.with_format("arrow")
+        def flat(name): return pc.list_flatten(columns[name][:])
+        self.heads = np.asarray(flat("heads"), np.int64)
+        self.depths = np.asarray(flat("depths"), np.int64)
+        self.tags = np.asarray(pc.index_in(flat("upos"), pa.array(UPOS)), np.int64)
+        counts = pc.list_value_length(columns["heads"][:]).to_pylist()
+        self.start = np.cumsum([0, *counts]) # of each sentence; and the end of the last
+        self.trees = {} # row -> distances
+
+# %% ../nbs/03a_siamese.ipynb #595892af
+@patch
+def padded(self: _WordLabels, labels: np.ndarray, rows: np.ndarray, width: int) -> Tensor:
+    "[N,W] int64: labels of these sentences' first words; 0 where there is no word."
+    positions = self.start[rows, None] + np.arange(width)
+    is_word = positions < self.start[rows + 1, None]
+    return torch.from_numpy(np.where(is_word, labels[np.where(is_word, positions, 0)], 0))
+
+# %% ../nbs/03a_siamese.ipynb #38dfa297
+@patch
+def tree(self: _WordLabels, row: int) -> Tensor: # [S,S] int16, distances between words
+    if row not in self.trees:
+        heads = self.heads[self.start[row]:self.start[row + 1]]
+        self.trees[row] = torch.from_numpy(tree_distances(heads).astype(np.int16))
+    return self.trees[row]
+
+# %% ../nbs/03a_siamese.ipynb #707b9c0c
+@patch
+def distances(self: _WordLabels, rows: np.ndarray, width: int) -> Tensor: # [N,W,W] int16
+    padded = torch.zeros(len(rows), width, width, dtype=torch.int16)
+    for matrix, row in zip(padded, rows.tolist()):
+        tree = self.tree(row)
+        matrix[:len(tree), :len(tree)] = tree
+    return padded
+
+# %% ../nbs/03a_siamese.ipynb #662ef925
 class _Labelled: # sentences with features and labels; called with rows, it gives a batch
     def __init__(self, sentences: Dataset, cache: FeatureCache, losses: Collection[str]):
-        if missing := set(_LABELS) - set(sentences.column_names):
-            raise ParameterError(f"sentences lack the columns {', '.join(sorted(missing))}; expected those of `load_sentences`")
-        if not len(sentences): raise ParameterError("there are no sentences to train on; expected at least one")
-        self.cache, self.losses, self.at = cache, set(losses), cache.encode(labelled_sentences(sentences))
-        self.lengths = cache.index["rows"][self.at]
+        _check_columns(sentences, _LABELS, "sentences", "load_sentences")
+        if not len(sentences):
+            raise ParameterError("there are no sentences to train on; expected at least one")
+        self.cache = cache
+        self.losses = set(losses)
+        self.places = cache.encode(labelled_sentences(sentences)) # in the cache
+        self.lengths = cache.index["rows"][self.places] # in subwords
         self.group = np.unique(sentences["group"][:], return_inverse=True)[1]
-        columns = sentences.with_format("arrow")
-        heads, depths, tags = (pc.list_flatten(columns[name][:]) for name in ("heads", "depths", "upos")) # of all words, one sentence behind the other
-        self.labels = {name: np.asarray(x, np.int64) for name, x in dict(heads=heads, depths=depths, tags=pc.index_in(tags, pa.array(UPOS))).items()}
-        self.start, self.trees = np.cumsum([0, *pc.list_value_length(columns["heads"][:]).to_pylist()]), {}
+        self.labels = _WordLabels(sentences)
 
     def __call__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        batch = collate([self.cache[i] for i in self.at[rows]])._asdict() | dict(group=torch.from_numpy(self.group[rows]))
-        at = self.start[rows, None] + np.arange(batch["first"].shape[1])
-        words = at < self.start[rows + 1, None]
-        for name, loss in (("tags", "POS"), ("depths", "STL_depth")):
-            if loss in self.losses: batch[name] = torch.from_numpy(np.where(words, self.labels[name][np.where(words, at, 0)], 0))
-        if "STL_distance" in self.losses:
-            batch["distances"] = torch.zeros(*at.shape, at.shape[1], dtype=torch.int16)
-            for matrix, row in zip(batch["distances"], rows.tolist()):
-                tree = self.tree(row)
-                matrix[:len(tree), :len(tree)] = tree
+        features = [self.cache[place] for place in self.places[rows]]
+        batch = collate(features)._asdict()
+        batch["group"] = torch.from_numpy(self.group[rows])
+        width = batch["first"].shape[1]
+        labels = self.labels
+        if "POS" in self.losses: batch["tags"] = labels.padded(labels.tags, rows, width)
+        if "STL_depth" in self.losses: batch["depths"] = labels.padded(labels.depths, rows, width)
+        if "STL_distance" in self.losses: batch["distances"] = labels.distances(rows, width)
         return batch
-
-    def tree(self, row: int) -> Tensor: # [S,S] int16
-        if row not in self.trees: self.trees[row] = torch.from_numpy(tree_distances(self.labels["heads"][self.start[row]:self.start[row + 1]]).astype(np.int16))
-        return self.trees[row]
 
 # %% ../nbs/03a_siamese.ipynb #4d008afa
 class SentenceData:
-    "Labelled sentences for `fit`: batches of sentences of similar length, for the single networks (section 5.2)."
+    """Labelled sentences for `fit`: batches of sentences of similar length, for the single networks
+    (section 5.2)."""
 
     def __init__(
         self,
         sentences: Dataset, # as from `load_sentences`
         cache: FeatureCache, # of the encoder; what it lacks is encoded now
-        losses: Collection[str] = L.TERMS["s2dm_single_sp"], # terms to be trained with: labels that none of them needs are left out
+        losses: Collection[str] = L.TERMS["s2dm_single_sp"], # that train: only their labels count
         batch: int = 60, # sentences of a batch
         seed: int = 0, # of the order
-        rows: np.ndarray | None = None, # [E] int, the row of `sentences` of each example; None: each row once
+        rows: np.ndarray | None = None, # [E] int, row of each example; None: each row once
         embeddings: bool = False, # shall batches have the encoder's input embeddings too?
     ):
-        self.sentences, self.batch, self.seed = _Labelled(sentences, cache, losses), batch, seed
+        self.sentences = _Labelled(sentences, cache, losses)
+        self.batch = batch
+        self.seed = seed
         self.rows = np.arange(len(sentences)) if rows is None else rows
         self.lengths = self.sentences.lengths[self.rows] # of each example
         self.table = None # [V,de]
@@ -108,33 +162,51 @@ class SentenceData:
 
     def __len__(self): return len(self.lengths)
 
-    def plan(self, epoch: int) -> list[list[int]]: # positions of examples, each exactly once
-        "Batches of an epoch; always the same for the same seed and epoch."
-        return grouped_batches(self.lengths, self.batch, (self.seed, epoch))
+# %% ../nbs/03a_siamese.ipynb #1904b280
+@patch
+def plan(
+    self: SentenceData,
+    epoch: int, # from 0
+) -> list[list[int]]: # positions of examples, each exactly once
+    "Batches of an epoch; always the same for the same seed and epoch."
+    return grouped_batches(self.lengths, self.batch, (self.seed, epoch))
 
-    def load(self, positions: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]: # what `S2DM.loss_terms` needs
-        """A batch: h [N,T,d], mask, ids [N,T], first, word_mask [N,W], group [N] and, for the losses that need them,
-        tags, depths [N,W], distances [N,W,W]; if wanted, e [N,T,de], the encoder's input embeddings of `ids`."""
-        return self._batch(self.rows[np.asarray(positions)])
+# %% ../nbs/03a_siamese.ipynb #5254008a
+@patch
+def load(
+    self: SentenceData,
+    positions: Sequence[int], # of examples
+    generator: torch.Generator | None = None, # not used: nothing here is random
+) -> dict[str, Tensor]: # what `S2DM.loss_terms` needs
+    """A batch: h [N,T,d], mask, ids [N,T], first, word_mask [N,W], group [N] and, for the losses
+    that need them, tags, depths [N,W], distances [N,W,W]; if wanted, e [N,T,de], the encoder's
+    input embeddings of `ids`."""
+    return self._batch(self.rows[np.asarray(positions)])
 
-    def _batch(self, rows: np.ndarray) -> dict[str, Tensor]: # of these rows of `sentences`
-        batch = self.sentences(rows)
-        return batch if self.table is None else batch | dict(e=self.table[batch["ids"]].float())
+# %% ../nbs/03a_siamese.ipynb #57981927
+@patch
+def _batch(self: SentenceData, rows: np.ndarray) -> dict[str, Tensor]: # of these sentences
+    batch = self.sentences(rows)
+    if self.table is not None: batch["e"] = self.table[batch["ids"]].float()
+    return batch
 
-    def subwords(self) -> Tensor: # sorted
-        "Ids of the subwords that occur in the sentences."
-        cache = self.sentences.cache
-        return torch.cat([cache[i].ids for i in np.unique(self.sentences.at)]).unique()
+# %% ../nbs/03a_siamese.ipynb #612cb2ed
+@patch
+def subwords(self: SentenceData) -> Tensor: # sorted
+    "Ids of the subwords that occur in the sentences."
+    cache = self.sentences.cache
+    return torch.cat([cache[place].ids for place in np.unique(self.sentences.places)]).unique()
 
 # %% ../nbs/03a_siamese.ipynb #96ebea5e
 class PairData(SentenceData):
-    "Labelled sentence pairs for `fit`: batches of pairs of similar length, the sources first, then their translations."
+    """Labelled sentence pairs for `fit`: batches of pairs of similar length, the sources first,
+    then their translations."""
 
     def __init__(
         self,
         pairs: Dataset, # as from `load_pairs`
         cache: FeatureCache, # of the encoder; what it lacks is encoded now
-        losses: Collection[str] = L.TERMS["s2dm_sp"], # terms to be trained with: labels that none of them needs are left out
+        losses: Collection[str] = L.TERMS["s2dm_sp"], # that train: only their labels count
         batch: int = 30, # pairs of a batch
         seed: int = 0, # of the order
         embeddings: bool = False, # shall batches have the encoder's input embeddings too?
@@ -143,13 +215,18 @@ class PairData(SentenceData):
         super().__init__(sentences, cache, losses, batch, seed, embeddings=embeddings)
         self.lengths = self.lengths[self.pair].max(1)
 
-    def load(self, positions: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Tensor]: # N = 2B; what `S2DM.loss_terms` needs
+    def load(
+        self,
+        positions: Sequence[int], # of B pairs
+        generator: torch.Generator | None = None, # not used: nothing here is random
+    ) -> dict[str, Tensor]: # N = 2B; what `S2DM.loss_terms` needs
         "A batch as `SentenceData.load` gives it, of both sides of the pairs."
         return self._batch(self.pair[np.asarray(positions)].T.ravel())
 
 # %% ../nbs/03a_siamese.ipynb #40130875
 class Siamese(nn.Module):
-    "An S2DM that makes loss terms of a batch, and remembers sentences as negatives for the batches to come."
+    """An S2DM that makes loss terms of a batch, and remembers sentences as negatives for the
+    batches to come."""
 
     def __init__(
         self,
@@ -157,13 +234,17 @@ class Siamese(nn.Module):
         memory: int = 0, # sentences of recent batches to remember, for SDL; 0: the batch alone
     ):
         super().__init__()
-        self.model, self.memory = model, memory if "SDL" in model.config.losses else 0
-        if self.memory:
-            self.register_buffer("vectors", torch.zeros(memory, model.config.latent_width)) # [C,m]
-            self.register_buffer("groups", torch.full((memory,), -1)) # [C]
-            self.register_buffer("next", torch.zeros((), dtype=torch.long)) # the slot to be overwritten next
+        self.model = model
+        self.memory = memory if "SDL" in model.config.losses else 0
+        if not self.memory: return
+        self.register_buffer("vectors", torch.zeros(memory, model.config.latent_width)) # [C,m]
+        self.register_buffer("groups", torch.full((memory,), -1)) # [C]
+        self.register_buffer("next", torch.zeros((), dtype=torch.long)) # slot to be overwritten
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]: # term -> [B] per pair, or [N] per sentence
+    def forward(
+        self,
+        batch: dict[str, Tensor], # as from `PairData.load`
+    ) -> dict[str, Tensor]: # term -> [B] per pair, or [N] per sentence
         "Each term of the objective, unweighted."
         latents = self.model(batch["h"], batch["mask"])
         if not self.memory: return self.model.loss_terms(batch, latents)
@@ -171,8 +252,13 @@ class Siamese(nn.Module):
         if self.training: self._remember(latents.compared.detach(), batch["group"])
         return terms
 
-    def _remember(self, vectors, group): # the last of them, if there are more than there is room for
-        vectors, group = vectors[-self.memory:], group[-self.memory:]
-        slots = (self.next + torch.arange(len(group), device=group.device)) % self.memory
-        self.vectors[slots], self.groups[slots] = vectors.to(self.vectors.dtype), group
-        self.next.add_(len(group)).remainder_(self.memory)
+# %% ../nbs/03a_siamese.ipynb #16aa1e64
+@patch
+def _remember(self: Siamese, vectors: Tensor, group: Tensor):
+    # the last of them, if there are more than there is room for
+    vectors = vectors[-self.memory:]
+    group = group[-self.memory:]
+    slots = (self.next + torch.arange(len(group), device=group.device)) % self.memory
+    self.vectors[slots] = vectors.to(self.vectors.dtype)
+    self.groups[slots] = group
+    self.next.add_(len(group)).remainder_(self.memory)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOWHERE', 'Subwords', 'tighten', 'TextSplitter', 'align_words', 'Sentence', 'as_sentence', 'word_spans',
-           'labelled_sentences', 'alignment_table', 'words_of_subwords', 'words_of_all', 'first_subwords']
+           'labelled_sentences', 'alignment_table', 'words_of_all', 'words_of_subwords', 'first_subwords']
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a03
 import inspect
@@ -28,25 +28,42 @@ class Subwords(NamedTuple):
     start: np.ndarray # [S] int32, its first character; ascending
     end: np.ndarray # [S] int32, the character behind its last; ascending, end >= start
 
+# %% ../nbs/01g_subwords.ipynb #43fd3440
+def _skip_forward(flags): # [n] bool -> [n+1], from each place the next character without the flag
+    n = len(flags)
+    place = np.where(np.append(flags, False), n, np.arange(n + 1))
+    return np.minimum.accumulate(place[::-1])[::-1]
+
+
+def _skip_back(flags): # [n] bool -> [n+1], from each place behind the last one without the flag
+    n = len(flags)
+    place = np.where(np.append(False, flags), 0, np.arange(n + 1))
+    return np.maximum.accumulate(place)
+
 # %% ../nbs/01g_subwords.ipynb #c4475099
 def tighten(
     text: str, # what was split
     start, # [S] int, first characters as the tokenizer reports them
     end, # [S] int, ends as the tokenizer reports them
 ) -> tuple[np.ndarray, np.ndarray]: # [S] int32 each, ascending
-    "Spans without white space at their ends, with the combining marks that follow, in ascending order."
-    n, place = len(text), np.arange(len(text) + 1)
-    def after(flags): return np.minimum.accumulate(np.where(np.append(flags, False), n, place)[::-1])[::-1] # the next character that has no flag
+    """Spans without white space at their ends, with the combining marks that follow, in ascending
+    order."""
+    n = len(text)
     space = np.fromiter(map(str.isspace, text), bool, n)
-    before = np.maximum.accumulate(np.where(np.append(False, space), 0, place)) # behind the last character that is no space
-    start, end = np.maximum.accumulate(after(space)[start]), before[end]
+    start = np.maximum.accumulate(_skip_forward(space)[start])
+    end = _skip_back(space)[end]
     if not text.isascii():
         mark = np.fromiter((unicodedata.category(c)[0] == "M" for c in text), bool, n)
-        end = np.maximum(end, np.minimum(after(mark)[end], np.append(start[1:], n)))
-    return start.astype(np.int32), np.maximum.accumulate(np.maximum(start, end)).astype(np.int32)
+        next_start = np.append(start[1:], n)
+        end = np.maximum(end, np.minimum(_skip_forward(mark)[end], next_start))
+    end = np.maximum.accumulate(np.maximum(start, end))
+    return start.astype(np.int32), end.astype(np.int32)
 
 # %% ../nbs/01g_subwords.ipynb #842c0856
 _MARKERS = re.compile(r"^(?:##|▁|Ġ)|(?:</w>|@@)$")
+
+
+def _plain(pieces): return [_MARKERS.sub("", piece) for piece in pieces]
 
 
 def _parts(word: str) -> list[str]: # letters together, each punctuation mark and each symbol alone
@@ -54,21 +71,32 @@ def _parts(word: str) -> list[str]: # letters together, each punctuation mark an
     for c in word:
         if unicodedata.category(c)[0] in "PS": parts += [c, ""]
         else: parts[-1] += c
-    return [p for p in parts if p]
+    return [part for part in parts if part]
 
 
-def _join(parts, at) -> Subwords: # the subwords of parts of a text, each of which begins at its character
+def _join(parts, at) -> Subwords: # of parts of a text, each of which begins at its character
     if not parts: return Subwords(*[np.zeros(0, np.int32)] * 3)
-    ids, start, end = zip(*parts)
-    return Subwords(np.concatenate(ids), *(np.concatenate([x + a for x, a in zip(side, at)]) for side in (start, end)))
+    start = [part.start + first for part, first in zip(parts, at)]
+    end = [part.end + first for part, first in zip(parts, at)]
+    ids = [part.ids for part in parts]
+    return Subwords(*map(np.concatenate, (ids, start, end)))
+
+# %% ../nbs/01g_subwords.ipynb #e1441713
+def _characters(plain, forms): # subwords, and forms that spell the same -> [S] starts, [S] ends
+    owner = np.repeat(np.arange(len(forms) + 1), [*map(len, forms), 1])
+    ends = np.cumsum([len(piece) for piece in plain], dtype=int)
+    start = owner[np.append(0, ends)[:-1]] if plain else ends
+    some = np.diff(ends, prepend=0) > 0
+    return start, np.where(some, owner[ends - 1] + 1, start)
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a06
-_SEGMENTERS = ("zh", "th") # languages that XLM's tokenizer cuts into words with the help of packages
+_SEGMENTERS = ("zh", "th") # languages that XLM's tokenizer cuts into words with a package's help
 _PACKAGES = "pip install rjieba pythainlp"
 
 
 def _takes_language(tokenizer) -> bool: # XLM's alone does
-    return "lang" in inspect.signature(getattr(tokenizer, "_tokenize", str)).parameters
+    split = getattr(tokenizer, "_tokenize", None)
+    return split is not None and "lang" in inspect.signature(split).parameters
 
 
 def _usual_language(tokenizer, lang: str | None) -> str: # that the tokenizer is told
@@ -87,56 +115,48 @@ def _pieces(tokenizer, text: str, lang: str) -> list[str]: # raises MissingData
             f"not there ({error}); install it once: `{_PACKAGES}`") from error
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a07
-class _Words: # a slow tokenizer's subwords of words, each asked for once in each language
+class _Words: # a slow tokenizer's subwords of words, in each language
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.by_language = _takes_language(tokenizer)
         self.forms = {}
         self.known = {}
 
-    def _tokens(self, text, lang):
+    def tokens(self, text, lang):
         if self.by_language: return _pieces(self.tokenizer, text, lang)
         return self.tokenizer.tokenize(text)
 
-    def _plain(self, pieces): return [_MARKERS.sub("", p) for p in pieces]
-
-    def _form(self, c, lang): # what the tokenizer makes of a character
+    def form(self, c, lang): # what the tokenizer makes of a character
         if (c, lang) not in self.forms:
-            self.forms[c, lang] = "".join(self._plain(self._tokens(c, lang)))
+            self.forms[c, lang] = "".join(_plain(self.tokens(c, lang)))
         return self.forms[c, lang]
 
     def __call__(self, word: str, lang: str | None = None) -> Subwords:
         lang = _usual_language(self.tokenizer, lang) if self.by_language else None
-        if (word, lang) not in self.known: self.known[word, lang] = self._align(word, lang)
+        if (word, lang) not in self.known: self.known[word, lang] = _align(self, word, lang)
         return self.known[word, lang]
 
-    def _align(self, word, lang):
-        pieces = self._tokens(word, lang)
-        forms = [self._form(c, lang) for c in word]
-        plain = self._plain(pieces)
-        ids = np.array(self.tokenizer.convert_tokens_to_ids(pieces), np.int32)
-        if "".join(plain) == "".join(forms):
-            # the character behind each character of the forms
-            owner = np.repeat(np.arange(len(word) + 1), [*map(len, forms), 1])
-            ends = np.cumsum([len(p) for p in plain], dtype=int)
-            start = owner[np.append(0, ends)[:-1]] if pieces else ends
-            some = np.diff(ends, prepend=0) > 0
-            return Subwords(ids, start, np.where(some, owner[ends - 1] + 1, start))
-        parts = _parts(word)
-        if len(parts) == 1: return Subwords(ids, np.zeros_like(ids), np.full_like(ids, len(word)))
-        return _join([self(p, lang) for p in parts], np.cumsum([0, *map(len, parts)]))
+# %% ../nbs/01g_subwords.ipynb #d87ed30f
+def _align(words: _Words, word, lang) -> Subwords: # by forms, or else by parts, or else as a whole
+    pieces = words.tokens(word, lang)
+    plain = _plain(pieces)
+    forms = [words.form(c, lang) for c in word]
+    ids = np.array(words.tokenizer.convert_tokens_to_ids(pieces), np.int32)
+    if "".join(plain) == "".join(forms): return Subwords(ids, *_characters(plain, forms))
+    parts = _parts(word)
+    if len(parts) == 1: return Subwords(ids, np.zeros_like(ids), np.full_like(ids, len(word)))
+    return _join([words(part, lang) for part in parts], np.cumsum([0, *map(len, parts)]))
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a09
-def _tighten_all(texts, spans, counts): # spans of all subwords of texts -> [S] starts, [S] ends
-    # one long text: a space keeps the texts apart
-    base = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
-    shift = np.repeat(base, counts)
-    last = np.repeat(base + [len(text) for text in texts], counts)
+def _tighten_all(texts, spans, counts): # [S,2] spans of the subwords of all texts -> starts, ends
+    first = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
+    shift = np.repeat(first, counts)
+    last = np.repeat(first + [len(text) for text in texts], counts)
     start, end = tighten(" ".join(texts), *(spans + shift[:, None]).T)
     # what stands for nothing does not move to the next text
     return tuple((np.minimum(x, last) - shift).astype(np.int32) for x in (start, end))
 
-
+# %% ../nbs/01g_subwords.ipynb #9b1921bf
 def _split_fast(tokenizer, texts):
     split = tokenizer(
         texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
@@ -146,17 +166,18 @@ def _split_fast(tokenizer, texts):
     start, end = _tighten_all(texts, spans, counts)
     ids = np.array(list(chain.from_iterable(split["input_ids"])), np.int32)
     ends = np.cumsum(counts)[:-1]
-    return [Subwords(*x) for x in zip(*(np.split(part, ends) for part in (ids, start, end)))]
+    parts = [np.split(part, ends) for part in (ids, start, end)]
+    return [Subwords(*part) for part in zip(*parts)]
 
-
-def _split_slow(words: _Words, texts, languages):
-    found = []
+# %% ../nbs/01g_subwords.ipynb #b064df95
+def _split_slow(words: _Words, texts, languages): # each text at its white space
+    split = []
     for text, lang in zip(texts, languages):
         places = [*re.finditer(r"\S+", text)]
-        parts = [words(w.group(), lang) for w in places]
-        ids, start, end = _join(parts, [w.start() for w in places])
-        found.append(Subwords(ids, *tighten(text, start, end)))
-    return found
+        parts = [words(place.group(), lang) for place in places]
+        ids, start, end = _join(parts, [place.start() for place in places])
+        split.append(Subwords(ids, *tighten(text, start, end)))
+    return split
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a11
 class TextSplitter:
@@ -191,46 +212,56 @@ class TextSplitter:
         needs a package that is not installed, `ParameterError` if there are not as many languages
         as texts."""
         if languages is None: languages = [None] * len(texts)
-        if len(languages) != len(texts):
-            counts = f"{len(languages)} languages for {len(texts)} texts"
-            raise ParameterError(f"{counts}; expected as many")
-        out = []
-        shown = dict(unit="text", desc="splitting", delay=1, disable=not progress)
-        with tqdm(total=len(texts), **shown) as bar:
+        _check_lengths(texts, languages)
+        split = []
+        with tqdm(total=len(texts), desc="splitting", delay=1, disable=not progress) as bar:
             for i in range(0, len(texts), 500):
                 some = list(texts[i:i + 500])
-                if self._words: out += _split_slow(self._words, some, languages[i:i + 500])
-                else: out += _split_fast(self.tokenizer, some)
+                if self._words: split += _split_slow(self._words, some, languages[i:i + 500])
+                else: split += _split_fast(self.tokenizer, some)
                 bar.update(len(some))
-        return out
+        return split
 
-# %% ../nbs/01g_subwords.ipynb #7c5ff4cd
-def _options(text, forms, i, at): # ways on from word i at `at`: words taken, where their text ends
-    if forms[i] and text.startswith(forms[i], at): yield 1, at + len(forms[i])
-    space = re.compile(r"\S*").match(text, at).end()
-    while space > at and unicodedata.category(text[space - 1])[0] == "P": space -= 1
-    # all up to a space or punctuation, or a part of it, up to the next word
-    for whole in (True, False):
-        # one word would be no contraction, but another text
-        for n in range(2, min(5, len(forms) - i) + 1):
-            rest = forms[i + n] if i + n < len(forms) else ""
-            end = space if whole else text.find(rest, at + 1, space) if rest else -1
-            if end > at and _contracted(text[at:end], forms[i:i + n]): yield n, end
+# %% ../nbs/01g_subwords.ipynb #7e6c4c1b
+def _check_lengths(texts, languages):
+    if len(languages) == len(texts): return
+    raise ParameterError(f"{len(languages)} languages for {len(texts)} texts; expected as many")
 
-
-def _plain(c): return unicodedata.normalize("NFD", c.casefold())[:1] # without accent
+# %% ../nbs/01g_subwords.ipynb #d692b96f
+def _letter(c): return unicodedata.normalize("NFD", c.casefold())[:1] # without accent
 
 
 def _contracted(surface, forms): # could these words look like that?
-    first = _plain(surface[0]) == _plain(forms[0][:1])
-    last = _plain(surface[-1]) == _plain(forms[-1][-1:])
+    first = _letter(surface[0]) == _letter(forms[0][:1])
+    last = _letter(surface[-1]) == _letter(forms[-1][-1:])
     if not (first or last): return False # they share the first or the last letter
     if surface not in forms: return True # it is not simply one of them
     # but Czech aby may be aby and by
     return surface == forms[0] != forms[-1] and surface.endswith(forms[-1])
 
+# %% ../nbs/01g_subwords.ipynb #7c5ff4cd
+def _end_of_word(text, at): # what stands there, without space or punctuation behind it
+    end = re.compile(r"\S*").match(text, at).end()
+    while end > at and unicodedata.category(text[end - 1])[0] == "P": end -= 1
+    return end
+
+# %% ../nbs/01g_subwords.ipynb #334534a1
+def _contractions(text, forms, i, at): # numbers of words from word i on, and where they might end
+    end = _end_of_word(text, at)
+    numbers = range(2, min(5, len(forms) - i) + 1) # one would be no contraction, but another text
+    for n in numbers: yield n, end
+    for n in numbers:
+        following = forms[i + n] if i + n < len(forms) else ""
+        if following: yield n, text.find(following, at + 1, end)
+
+
+def _options(text, forms, i, at): # ways on from word i at `at`: words taken, where their text ends
+    if forms[i] and text.startswith(forms[i], at): yield 1, at + len(forms[i])
+    for n, end in _contractions(text, forms, i, at):
+        if end > at and _contracted(text[at:end], forms[i:i + n]): yield n, end
+
 # %% ../nbs/01g_subwords.ipynb #5b0f2a30
-def _one_by_one(text, forms): # where the search would begin; None if it would have to go on
+def _one_by_one(text, forms): # spans; None if the words do not simply follow each other
     spans = []
     at = 0
     for form in forms:
@@ -240,41 +271,52 @@ def _one_by_one(text, forms): # where the search would begin; None if it would h
         at += len(form)
     return None if text[at:].strip() else spans
 
+# %% ../nbs/01g_subwords.ipynb #2db39508
+def _skip_space(text, at): return len(text) - len(text[at:].lstrip())
 
+
+def _search(text, forms): # a path to the end, or None; the most words that any path took
+    path = [(0, _skip_space(text, 0))]
+    untried = [_options(text, forms, *path[0])] # of each step
+    seen = set()
+    best = 0
+    while path: # depth first
+        taken, end = next(untried[-1], (0, 0))
+        if not taken:
+            path.pop()
+            untried.pop()
+            continue
+        step = (path[-1][0] + taken, _skip_space(text, end))
+        if step in seen: continue
+        seen.add(step)
+        if step == (len(forms), len(text)): return [*path, step], best
+        best = max(best, step[0])
+        if step[0] < len(forms):
+            path.append(step)
+            untried.append(_options(text, forms, *step))
+    return None, best
+
+# %% ../nbs/01g_subwords.ipynb #9d9f555c
 def _spans(path, text): # of each word
     spans = []
     for (i, at), (j, stop) in zip(path, path[1:]):
-        spans += [(at, at + len(text[at:stop].rstrip()))] * (j - i)
+        end = at + len(text[at:stop].rstrip())
+        spans += [(at, end)] * (j - i)
     return spans
 
-# %% ../nbs/01g_subwords.ipynb #9d9f555c
+
 def align_words(
     text: str, # a sentence
     forms: Sequence[str], # its words
     where: str = "text", # for the message
 ) -> list[tuple[int, int]]: # start and end of each word; words of a contraction share theirs
     """The characters of words. Raises `DataError` if words and text do not belong together."""
-    def start(at): return at + len(text[at:]) - len(text[at:].lstrip())
     if not forms: raise DataError(f"{where}: there are no words; expected at least one")
     if spans := _one_by_one(text, forms): return spans
-    seen = set()
-    best = 0
-    path = [(0, start(0), _options(text, forms, 0, start(0)))] # word, character, what is untried
-    while path: # depth first
-        i, at, options = path[-1]
-        n, end = next(options, (0, 0))
-        if not n:
-            path.pop()
-            continue
-        state = (i + n, start(end))
-        if state in seen: continue
-        seen.add(state)
-        if state == (len(forms), len(text)):
-            return _spans([step[:2] for step in path] + [state], text)
-        best = max(best, i + n)
-        if i + n < len(forms): path.append((*state, _options(text, forms, *state)))
-    if best == len(forms): problem = "something follows the last word"
-    else: problem = f"word {best + 1}, {forms[best]!r}, does not follow"
+    path, best = _search(text, forms)
+    if path: return _spans(path, text)
+    problem = "something follows the last word"
+    if best < len(forms): problem = f"word {best + 1}, {forms[best]!r}, does not follow"
     raise DataError(f"{where}: {problem}; expected the words of {text[:60]!r}, in order")
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a16
@@ -329,40 +371,46 @@ def alignment_table(
     columns = ["lang", "sentences", "words", "unaligned_sentences", "unaligned_words"]
     return pd.DataFrame(counts, columns=columns).groupby("lang", as_index=False).sum()
 
+# %% ../nbs/01g_subwords.ipynb #339da729
+def _begins_in(start, end, words): # [S] and [S] of subwords, [W,2] of words, ascending -> [S] word
+    found = np.full(len(start), -1)
+    if not len(words): return found
+    begin, stop = words.T
+    last = np.searchsorted(begin, start, "right") - 1 # the last word that begins there or before
+    first = np.searchsorted(begin, begin[last.clip(0)], "left") # of a contraction the first
+    inside = (begin[first] <= start) & (start < stop[first]) & (end > start)
+    found[inside] = first[inside]
+    return found
+
 # %% ../nbs/01g_subwords.ipynb #5b0f2a21
+def words_of_all(
+    subwords: Sequence[Subwords], # of each text
+    spans: Sequence[Sequence[tuple[int, int]]], # of each text the characters of its words
+) -> list[np.ndarray]: # of each text, as from `words_of_subwords`
+    "Which word each subword belongs to, of many texts."
+    counts = [len(s.ids) for s in subwords]
+    numbers = [len(words) for words in spans]
+    words = np.array([*chain.from_iterable(spans)], int).reshape(-1, 2)
+    ends = [s.end[-1] for s in subwords if len(s.ids)]
+    room = 2 + max([0, *ends, *words[:, 1]]) # for each text, and the place in front
+    front = np.arange(len(counts)) * room
+    own = np.repeat(front, numbers)[:, None]
+    words = np.where(words < 0, own, own + words + 1)
+    shift = np.repeat(front, counts) + 1
+    start = np.concatenate([s.start for s in subwords]) + shift
+    end = np.concatenate([s.end for s in subwords]) + shift
+    found = _begins_in(start, end, words)
+    before = np.repeat(np.cumsum([0, *numbers])[:-1], counts) # words of the texts before
+    found = np.where(found < 0, -1, found - before).astype(np.int32)
+    return np.split(found, np.cumsum(counts)[:-1])
+
+# %% ../nbs/01g_subwords.ipynb #a806d8a0
 def words_of_subwords(
     subwords: Subwords, # of a text
     spans: Sequence[tuple[int, int]], # [W] characters of its words, ascending
 ) -> np.ndarray: # [S] int32, the word that each begins in; -1: in none
     "Which word each subword belongs to."
     return words_of_all([subwords], [spans])[0]
-
-
-def words_of_all(
-    subwords: Sequence[Subwords], # of each text
-    spans: Sequence[Sequence[tuple[int, int]]], # of each text the characters of its words
-) -> list[np.ndarray]: # of each text, as from `words_of_subwords`
-    "The same of many texts at once, as if they stood one behind the other."
-    counts = [len(s.ids) for s in subwords]
-    words = [len(w) for w in spans]
-    begin, end = np.array([*chain.from_iterable(spans), (0, 0)], int).T
-    begin, end = begin[:-1], end[:-1]
-    last = [s.end[-1] for s in subwords if len(s.ids)]
-    size = 2 + max([0, *last, *end]) # of each text, with room for `NOWHERE`
-    own = np.repeat(np.arange(len(words)) * size, words)
-    # what is nowhere has no characters
-    begin, end = (np.where(begin < 0, own, own + x + 1) for x in (begin, end))
-    shift = np.repeat(np.arange(len(counts)) * size, counts) + 1
-    start = np.concatenate([s.start for s in subwords]) + shift
-    some = np.concatenate([s.end for s in subwords]) + shift > start
-    found = np.full(len(start), -1, np.int32)
-    if len(begin):
-        at = np.searchsorted(begin, start, "right") - 1 # the last word that begins there or before
-        at = np.searchsorted(begin, begin[at.clip(0)], "left") # of a contraction the first
-        inside = (begin[at] <= start) & (start < end[at]) & some
-        before = np.repeat(np.cumsum([0, *words])[:-1], counts) # words of the texts before
-        found[inside] = (at - before)[inside]
-    return np.split(found, np.cumsum(counts)[:-1])
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a28
 def first_subwords(

@@ -37,6 +37,7 @@ _SMALL = dict(
     data="synthetic/train", dev="synthetic/dev")
 _FAST = dict(epochs=3, learning_rate=1e-3)
 
+# %% ../nbs/00d_systems.ipynb #00d5009b
 ENCODERS = {
     "small": Preset(
         "embedded",
@@ -117,7 +118,7 @@ def _usual_head(variant, edition):
     if variant == "baseline": return "baseline"
     return "concat" if edition == "released" else "semantic"
 
-
+# %% ../nbs/00d_systems.ipynb #00d5010f
 @dataclass(frozen=True, init=False)
 class ReadingSystem(System):
     "What is fine-tuned: a system, what its span head reads, and the control."

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .core import atomic_write
-from .results import (DATASET_NAMES, MODEL_NAMES, Results, against_baseline, compare,
+from .results import (DATASET_NAMES, MODEL_NAMES, Measure, Results, against_baseline, compare,
                           control_of, counted_violations, experiments, main_effects, paper_values, source_of,
                           summarise, system_name)
 
@@ -112,8 +112,9 @@ def graded(
     "EM and F1 of each system, data set and language, with interval and test."
     same = results.scores[results.scores["context"] == results.scores["question"]].rename(columns=dict(context="lang"))
     long = same.melt([*_PLACE[:4], "seed"], ["em", "f1"], "metric", "value") if len(same) else pd.DataFrame(columns=[*_PLACE, "seed", "value"])
-    average = numbers[numbers["measure"].isin(["EM, all languages", "F1, all languages"])].rename(columns=dict(data="dataset"))
-    average = average.assign(lang="avg", metric=average["measure"].str[:2].str.lower())[long.columns] if len(average) else long[:0]
+    metrics = {Measure.EM_ALL: "em", Measure.F1_ALL: "f1"}
+    average = numbers[numbers["measure"].isin([*metrics])].rename(columns=dict(data="dataset"))
+    average = average.assign(lang="avg", metric=average["measure"].map(metrics))[long.columns] if len(average) else long[:0]
     long = pd.concat([p for p in (long, average) if len(p)] or [long], ignore_index=True)
     mean = summarise(long, tuple(_PLACE)).rename(columns=dict(mean="ours"))
     test = compare(long, against_baseline, ("model", *_PLACE[2:])).rename(columns=dict(low="difference_low", high="difference_high"))
@@ -287,7 +288,7 @@ def p_text(
 # %% ../nbs/07b_tables.ipynb #8fca78cf
 def versus_table(
     numbers: pd.DataFrame, # as from `measures`
-    wanted: Iterable[str], # measures
+    wanted: Iterable[Measure], # what is compared
     name: str, # of the files
     title: str, # heading
     caption: str, # what to know
@@ -337,7 +338,7 @@ def losses_table(
     numbers: pd.DataFrame, # as from `measures`
 ) -> Table:
     "What each loss adds to scores and vectors."
-    wanted = (("EM, zero-shot", ""), ("F1, zero-shot", ""), ("boundary errors", ""), ("STS, Pearson", "y"), ("STS, Pearson", "z"), ("translation retrieval", "y"))
+    wanted = ((Measure.EM_ZERO_SHOT, ""), (Measure.F1_ZERO_SHOT, ""), (Measure.BOUNDARY_ERRORS, ""), (Measure.STS, "y"), (Measure.STS, "z"), (Measure.RETRIEVAL, "y"))
     data = main_effects(numbers, wanted)
     blocks = []
     for (model, measure, of, dataset), part in data.groupby(["model", "measure", "of", "data"], sort=True):
@@ -482,8 +483,8 @@ def geometry_table(
     return Table("geometry", title, caption, data, [("", pd.DataFrame(cells))])
 
 # %% ../nbs/07b_tables.ipynb #836985f2
-BOUNDARIES = ("answers that are constituents", "violations", "boundary errors", "wrong place", "EM gained by decoding constituents")
-SCORES = ("EM, zero-shot", "F1, zero-shot", "EM, source")
+BOUNDARIES = (Measure.CONSTITUENTS, Measure.VIOLATIONS, Measure.BOUNDARY_ERRORS, Measure.WRONG_PLACE, Measure.DECODING_GAIN)
+SCORES = (Measure.EM_ZERO_SHOT, Measure.F1_ZERO_SHOT, Measure.EM_SOURCE)
 
 
 def boundary_values(
@@ -493,7 +494,7 @@ def boundary_values(
     said = paper_values("in_text").set_index(["quantity", "system"])["value"]
     consistent, name = "bipar_zh_test_answers_spanning_constituents", "bipar_en2zh_violations_among_monolingually_correct"
     best, gain = said[consistent, "s2dm_sp"], said[f"{consistent}_gain_over_mbert", "s2dm_sp"]
-    paper = [("violations", s, said[name, {"baseline": "mbert"}.get(s, s)]) for s in _MAIN] + [("answers that are constituents", "s2dm_sp", best), ("answers that are constituents", "baseline", best - gain)]
+    paper = [(Measure.VIOLATIONS, s, said[name, {"baseline": "mbert"}.get(s, s)]) for s in _MAIN] + [(Measure.CONSTITUENTS, "s2dm_sp", best), (Measure.CONSTITUENTS, "baseline", best - gain)]
     ours = summarise(numbers[numbers["measure"].isin(BOUNDARIES[:2]) & (numbers["data"] == "bipar") & (numbers["model"] == "mbert")], ("measure", "system"))
     data = pd.DataFrame(paper, columns=["measure", "system", "paper"]).merge(ours.rename(columns=dict(mean="ours")), "left", on=["measure", "system"])
     data["note"] = np.where(data["ours"].isna(), "not analysed: needs mBERT's runs on BiPaR and a constituency parser (profile paper)", "")

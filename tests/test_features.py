@@ -460,7 +460,7 @@ def test_the_loop_trains_on_them(tmp_path, tokenizers, splits):
     model = Reader(len(tokenizers["cased"]))
     fit(
         model, TrainingBatches(windows, 16),
-        TinyConfig(epochs=25, learning_rate=1e-2, precision="float32"), tmp_path / "run")
+        TinyConfig(epochs=40, learning_rate=1e-2, precision="float32"), tmp_path / "run")
     order = [i for b in length_batches(windows.lengths, 512) for i in b]
     model.eval()
     with torch.no_grad():

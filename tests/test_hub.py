@@ -35,7 +35,9 @@ class Hub(BaseHTTPRequestHandler):
         self.server.requests.append(f"{method} /{path}")
         try: answer, headers = self._find(path, body)
         except FileNotFoundError:
-            answer, headers = b"{}", {"X-Error-Code": "RepoNotFound"}
+            there = (self.server.folder / "/".join(path.split("/")[:2])).is_dir()
+            answer = b"{}" # as the hub says it: no such file, or no such repository
+            headers = {"X-Error-Code": "EntryNotFound" if there else "RepoNotFound"}
         self.send_response(404 if "X-Error-Code" in headers else 200)
         for name, value in headers.items(): self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer)))
@@ -45,6 +47,7 @@ class Hub(BaseHTTPRequestHandler):
     def _find(self, path, body):
         parts = path.split("/")
         api = parts[0] == "api"
+        if len(parts) < (4 if api else 2): raise FileNotFoundError(path)
         owner, name = parts[2:4] if api else parts[:2]
         what = parts[4] if api and len(parts) > 4 else ""
         repo = self.server.folder / owner / name
@@ -205,7 +208,8 @@ def test_a_tokenizer_that_other_software_left_out_is_fetched_or_named(hub, tmp_p
     code = "from transformers import AutoModel; AutoModel.from_pretrained('owner/bert')"
     env = os.environ | dict(HF_HOME=str(tmp_path), HF_ENDPOINT=hub.url)
     command = [sys.executable, "-c", code]
-    subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
+    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0, out.stderr
     folder = tmp_path / "hub/models--owner--bert/snapshots" / COMMIT
     assert (folder / "model.safetensors").exists() and not (folder / "tokenizer.json").exists()
     with pytest.raises(AssertionError, match="DataError.*lacks the tokenizer's vocab.txt"):

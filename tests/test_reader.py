@@ -26,8 +26,9 @@ import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import mbert_tokenizer
 from s2dm.features import SpanTokenizer, pad_windows
-from s2dm.reader import HEADS, ReaderConfig, S2DMReader
+from s2dm.reader import ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
+from s2dm.systems import HEADS
 from s2dm.toy import toy_bert, toy_reader, toy_s2dm
 
 CONTEXT = "Zürich liegt am See. Er sagte: Nein, und ging… nach Hause. " * 6

@@ -16,8 +16,8 @@ from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.figures import all_figures, boundary_example, draw_tree, figure1, figure5, figure6
 from s2dm.report import findings, headline, report, unlike
 from s2dm.results import (
-    ReportConfig, collect, compare, control_of, against_baseline, holm, interval, main_effects,
-    measures, paired, shown_as, summarise)
+    Measure, ReportConfig, against_baseline, collect, compare, control_of, holm, interval,
+    main_effects, measures, paired, shown_as, summarise)
 from s2dm.synthetic import SyntheticConfig
 from s2dm.tables import (
     all_tables,
@@ -117,17 +117,17 @@ def test_holm_against_the_definition():
 def test_measures_by_hand(runs, several):
     numbers = measures(several).set_index(["measure", "data", "of", "system", "seed"])["value"]
     assert np.isclose(
-        numbers["EM, zero-shot", "synthetic", "", "s2dm_sp", 1], em(runs, "s2dm_sp", 1))
-    assert numbers["EM, source", "synthetic", "", "baseline", 0] == 94
+        numbers[Measure.EM_ZERO_SHOT, "synthetic", "", "s2dm_sp", 1], em(runs, "s2dm_sp", 1))
+    assert numbers[Measure.EM_SOURCE, "synthetic", "", "baseline", 0] == 94
     tables = json.loads((runs / "analyse/small/s2dm_sp/seed2/metrics.json").read_text())["tables"]
     y = np.mean([r["pearson"] for r in tables["sts"] if r["kind"] == "y"])
     answers = np.mean(
         [r["spans_constituent"]
          for r in tables["constituents"]
          if r["of"] == "predicted" and r["lang"] != "svo"])
-    assert np.isclose(numbers["STS, Pearson", "synthetic", "y", "s2dm_sp", 2], y)
+    assert np.isclose(numbers[Measure.STS, "synthetic", "y", "s2dm_sp", 2], y)
     assert np.isclose(
-        numbers["answers that are constituents", "synthetic", "", "s2dm_sp", 2], answers)
+        numbers[Measure.CONSTITUENTS, "synthetic", "", "s2dm_sp", 2], answers)
 
 
 def test_a_run_that_lacks_a_language_has_no_average(tmp_path):
@@ -137,8 +137,8 @@ def test_a_run_that_lacks_a_language_has_no_average(tmp_path):
         tmp_path, "evaluate", "small", "baseline", 1,
         evaluation(rng, "baseline", "synthetic", LANGUAGES[:4], "svo", 0), datasets=["synthetic"])
     numbers = measures(collect(("small",), tmp_path))
-    assert numbers[numbers["measure"] == "EM, zero-shot"]["seed"].tolist() == [0]
-    assert 1 in {*numbers[numbers["measure"] == "EM, source"]["seed"]}
+    assert numbers[numbers["measure"] == Measure.EM_ZERO_SHOT]["seed"].tolist() == [0]
+    assert 1 in {*numbers[numbers["measure"] == Measure.EM_SOURCE]["seed"]}
 
 
 def test_controls():
@@ -351,7 +351,7 @@ def test_paper_profile_stands_beside_the_paper(tmp_path):
 def test_one_seed_has_neither_interval_nor_test(single):
     results = collect(("small",), single)
     numbers = measures(results)
-    data = versus_table(numbers, ("EM, zero-shot",), "systems", "", "").data.set_index("system")
+    data = versus_table(numbers, (Measure.EM_ZERO_SHOT,), "systems", "", "").data.set_index("system")
     assert data[["low", "high", "baseline_p", "control_p", "baseline_p_holm"]].isna().all(axis=None)
     assert data.loc["s2dm_sp", "control_pairs"] == 1
     assert np.isclose(
@@ -367,7 +367,7 @@ def test_one_seed_has_neither_interval_nor_test(single):
 
 def test_separation_by_hand(runs, several):
     data = separation_table(measures(several)).data.set_index(["measure", "data", "system"])
-    row = data.loc[("STS, Pearson", "synthetic", "s2dm_sp")]
+    row = data.loc[(Measure.STS, "synthetic", "s2dm_sp")]
     tables = [
         json.loads(
             (runs / f"analyse/small/s2dm_sp/seed{k}/metrics.json").read_text())["tables"]["sts"]
@@ -383,7 +383,7 @@ def test_sentences_say_what_the_numbers_say():
     def table(gain):
         return pd.DataFrame(
             [dict(
-                 model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="",
+                 model="small", system=s, seed=k, data="synthetic", measure=Measure.EM_ZERO_SHOT, of="",
                  value=40 + k + (gain + k / 10) * (s == "s2dm_sp"))
              for s in ("baseline", "s2dm_sp")
              for k in range(5)])
@@ -412,7 +412,7 @@ def test_many_systems_ask_for_a_smaller_p():
         dict(
             model="small", system=s, seed=k, data="synthetic", measure=m, of="",
             value=40 + gain + rng.normal())
-        for m in ("EM, zero-shot", "F1, zero-shot")
+        for m in (Measure.EM_ZERO_SHOT, Measure.F1_ZERO_SHOT)
         for s, gain in gains.items()
         for k in range(6)]
     # each measure is a family of its own
@@ -424,7 +424,7 @@ def test_many_systems_ask_for_a_smaller_p():
     # p = 0.039
     noisy = [
         dict(
-            model="small", system=s, seed=k, data="synthetic", measure="EM, zero-shot", of="",
+            model="small", system=s, seed=k, data="synthetic", measure=Measure.EM_ZERO_SHOT, of="",
             value=40 + gain * (s != "baseline"))
         for s in ("baseline", "s2dm_sp", "s2dm_pos", "vgvae")
         for k, gain in enumerate((1.5, 2, .3, 1.2))]
@@ -481,7 +481,7 @@ def test_violations_of_older_analyses_are_left_out(tmp_path):
         table.data.set_index("system").loc["baseline", "runs"].eq(1).all()
         and table.data.set_index("system").loc["s2dm_sp", "runs"].eq(2).all()
     )
-    assert numbers[(numbers["measure"] == "violations") & (numbers["system"] == "baseline")][
+    assert numbers[(numbers["measure"] == Measure.VIOLATIONS) & (numbers["system"] == "baseline")][
         "seed"
     ].tolist() == [1]
     assert len(table.notes) == 1 and table.notes[0].startswith(
@@ -491,7 +491,7 @@ def test_violations_of_older_analyses_are_left_out(tmp_path):
     results = collect(("small",), tmp_path)
     table, numbers = violations_table(results), measures(results)
     assert not len(table.data) and not table.blocks and len(table.notes) == 1
-    assert "violations" not in {*numbers["measure"]} and "boundary errors" in {*numbers["measure"]}
+    assert Measure.VIOLATIONS not in {*numbers["measure"]} and Measure.BOUNDARY_ERRORS in {*numbers["measure"]}
     assert table.notes[0] in all_tables(results, numbers)["boundaries"].notes
     assert not any(
         "violations" in sentence
