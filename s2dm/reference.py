@@ -9,9 +9,8 @@ __all__ = ['reference_folder', 'ReferenceConfig', 'generated_questions', 'train_
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import ParameterError, atomic_write, data_dir, contains, param, runs_dir
-from .evaluation import DATASETS, best_answers, tests, write_answers
-from .evaluation import _label, _questions
+from .core import ParameterError, atomic_write, contains, data_dir, param, runs_dir
+from .evaluation import DATASETS, best_answers, questions_of, tests, write_answers
 from .finetune import FinetuneConfig, finetune
 from .grammar import Grammar, parse_language
 from .synthetic import SyntheticConfig, reading_files
@@ -28,7 +27,7 @@ def reference_folder(
     usual = runs_dir() / "reference" / folder_name(model)
     return Path(folder or usual) / language.split()[0] / f"seed{seed}"
 
-
+# %% ../nbs/06f_reference.ipynb #1f7cb0a5
 @dataclass(frozen=True, init=False)
 class ReferenceConfig(FinetuneConfig):
     "Parameters of the run 06_reference: a reader trained in the language of its tests."
@@ -65,23 +64,26 @@ def _with_generated_data(config): # the configuration, if generated questions ar
     return ReferenceConfig(**config.as_dict() | dict(data=data, dev=()))
 
 
+def _tests_in_language(config): # raises ParameterError if there are none
+    languages = (config.language,) if "synthetic" in config.datasets else ()
+    chosen = []
+    for test in tests(config.datasets, languages):
+        if test.context == test.question == config.language: chosen.append(test)
+    if chosen: return chosen
+    datasets = ", ".join(config.datasets)
+    raise ParameterError(
+        f"language={config.language!r} is not possible: none of {datasets} has it")
+
+# %% ../nbs/06f_reference.ipynb #01d56516
 def train_reference(
     config: ReferenceConfig, # language, encoder, data
 ) -> Path: # the folder, with predictions and spans.<dataset>.<language>.json
     """Train a monolingual reader and let it read the tests in its language. Raises what `finetune`
     raises, and `ParameterError` if no data set has the language."""
     config = _with_generated_data(config)
-    languages = (config.language,) if "synthetic" in config.datasets else ()
-    wanted = [(name, context) for name, context, question in tests(config.datasets, languages)
-              if context == question == config.language]
-    if not wanted:
-        sets = ", ".join(config.datasets)
-        raise ParameterError(
-            f"language={config.language!r} is not possible: none of {sets} has it")
+    chosen = _tests_in_language(config)
     reader = finetune(config).reader
     folder = config.folder("evaluate")
-    for name, language in wanted:
-        answers = best_answers(reader, _questions(name, language, language, {}))
-        write_answers(folder, f"{name}.{_label(language, language)}", answers)
+    for test in chosen:
+        write_answers(folder, test.label, best_answers(reader, questions_of(test)))
     return folder
-

@@ -94,6 +94,21 @@ def test_every_exported_name_says_what_it_is():
                     assert "#" in lines[arg.lineno - 1], says
 
 
+#: module -> private names that it still takes from others; this list only shrinks
+PRIVATE = {"report": {"_number"}}
+
+
+def test_no_module_imports_a_private_name():
+    for module in (ROOT / "s2dm").glob("[a-z]*.py"):
+        taken = set()
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom): continue
+            if node.level == 0 and not (node.module or "").startswith("s2dm"): continue
+            taken |= {alias.name for alias in node.names}
+        private = {name for name in taken if name.startswith("_") and not name.startswith("__")}
+        assert private <= PRIVATE.get(module.stem, set()), f"{module.name} imports {private}"
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "A copy of what nbdev reads and writes, exported and cleaned."
