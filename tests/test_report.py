@@ -385,8 +385,8 @@ def test_sentences_say_what_the_numbers_say():
         return pd.DataFrame(
             [dict(
                  model="small", system=s, seed=k, data="synthetic",
-                
-                 measure=Measure.EM_ZERO_SHOT, of="", value=40 + k + (gain + k / 10) * (s == "s2dm_sp"))
+                 measure=Measure.EM_ZERO_SHOT, of="",
+                 value=40 + k + (gain + k / 10) * (s == "s2dm_sp"))
              for s in ("baseline", "s2dm_sp")
              for k in range(5)])
     assert ("it rises (+2.2 points, 95 % interval +2.0 to +2.4, p <0.001, 5 paired seeds)"
