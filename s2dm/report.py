@@ -20,8 +20,9 @@ from s2dm.results import (
     control_of, experiment, main_effects, measures, open_records, probe_name, save_records,
     summarise, system_name,
 )
-from .tables import ALPHA, Cell, Table, all_tables, p_text, system_order, write_table
-from .tables import _number
+from s2dm.tables import (
+    ALPHA, Cell, Table, all_tables, number_text, p_text, system_order, write_table,
+)
 
 # %% ../nbs/07d_report.ipynb #967b4a5a
 def _signed(x, digits=1): return f"{x:+.{digits}f}".replace("-", "−") if round(x, digits) else f"{0:.{digits}f}"
@@ -96,7 +97,7 @@ def _separation(numbers): # sentences
         values = mean[row["model"], row["measure"], row["data"], row["unit"]]
         digits = 2 if values.abs().max() <= 1.5 else 1
         _, text = in_words(row, "", digits)
-        vectors = ", ".join(f"{name} {_number(values[of], digits)}" for of, name in (("y", "y"), ("z", "z"), ("mean", "encoder")) if of in values)
+        vectors = ", ".join(f"{name} {number_text(values[of], digits)}" for of, name in (("y", "y"), ("z", "z"), ("mean", "encoder")) if of in values)
         what = f"linear probe for {row['data']}" if row["measure"] == Measure.PROBE else f"{row['measure']}, {DATASET_NAMES.get(row['data'], row['data'])}"
         found.append(f"{system_name(row['unit'])}: {what} ({MODEL_NAMES.get(row['model'], row['model'])} encoder): {vectors}; y less z {text}.")
     return found
@@ -154,7 +155,7 @@ def headline(
     first = (f"S2DM_SP{f' (edition {edition})' * (edition != 'paper')} reaches {mean['s2dm_sp']:.1f} zero-shot EM on {DATASET_NAMES.get(data, data)} ({MODEL_NAMES.get(model, model)} encoder): " +
              "; ".join(_phrase(compare(table, reference), name) for reference, name in _HELD) + ".")
     sts = numbers[(numbers["measure"] == Measure.STS) & (numbers["system"] == "s2dm_sp") & (numbers["model"] == model)].groupby("of")["value"].mean().reindex(["y", "z", "mean"])
-    second = (f"Similarity of meaning across languages correlates at {_number(sts['y'])} with y, {_number(sts['z'])} with z and {_number(sts['mean'])} with the encoder's mean (Pearson, percent)."
+    second = (f"Similarity of meaning across languages correlates at {number_text(sts['y'])} with y, {number_text(sts['z'])} with z and {number_text(sts['mean'])} with the encoder's mean (Pearson, percent)."
               if sts.notna().all() else "Whether y and z separate was not analysed.")
     return f"{first} {second}"
 
@@ -225,7 +226,7 @@ def figure_html(
 # %% ../nbs/07d_report.ipynb #529f29ea
 #: heading, what it is about, figures and tables; those after the bar are folded
 SECTIONS = (
-    ("The problem", "Section 1 of the paper: answers are constituents, and transferred readers miss their boundaries.", "figure1 table1 |"),
+    ("The problem", "Section 1 of the paper: answers are constituents, and transferred readers miss their boundaries.", "figure1 table1_readers |"),
     ("The model", "Section 3: a Siamese network tells meaning (y) from syntax (z).", "figure2 |"),
     ("Zero-shot reading", "Section 4.4: readers are trained in one language and read others. The paper's numbers stand beside ours where the data are the same, and above them where they are not.", "table2 table3 table4 | languages normalisation"),
     ("Systems and controls", "What the paper lacks: seeds, tests, and an S2DM that was never trained.", "systems |"),
