@@ -812,7 +812,7 @@ def train_encoder(
     about = dict(text=hashlib.sha256(text.encode()).hexdigest())
     is_main = PartialState().is_main_process
     with RunRecord(folder, config) if is_main else nullcontext() as record:
-        evaluate = lambda: _evaluated(net, evaluation)
+        def evaluate(): return _evaluated(net, evaluation)
         done = fit(net, data, config, folder, evaluate=evaluate, about=about)
     seen = _subwords_seen(data, config.epochs, done.steps)
     metrics = {k: v for k, v in done.evaluations.iloc[-1].items() if k != "step"} | counts | dict(
