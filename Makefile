@@ -53,27 +53,19 @@ e5-keep: $(STAMP) ## put the records of its finished runs into figures/e5/record
 publish: $(STAMP) ## put a report into figures/: FROM=runs/figures/full/small TO=figures/small
 	$(BIN)/python workflow/publish.py $(FROM) $(TO) $(PUBLISH)
 
-encoder: ENCODER = $(or $(S2DM_RUNS),runs)/encoder/small/seed0
 encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)
-	mkdir -p runs
-	$(BIN)/papermill --log-output --no-progress-bar nbs/02_encoder.ipynb runs/02_encoder.ipynb -p name small -p fresh $(if $(wildcard $(ENCODER)/metrics.json),True,False)
-	rm -rf s2dm/embedded.new
-	cp -r $(ENCODER)/checkpoint s2dm/embedded.new
-	cp $(ENCODER)/config.json s2dm/embedded.new/run.json
-	rm -rf s2dm/embedded
-	mv s2dm/embedded.new s2dm/embedded
-	cp $(or $(S2DM_RUNS),runs)/figures/encoder_small.csv $(or $(S2DM_RUNS),runs)/figures/encoder_small_curves.png figures/small/
+	$(BIN)/python workflow/encoder.py
 
 data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and runs/figures/
 	mkdir -p runs
 	$(BIN)/papermill --log-output --no-progress-bar nbs/01_data.ipynb runs/01_data.ipynb
 
 corenlp: $(STAMP) ## parse the contexts that are missing with the CoreNLP in S2DM_CORENLP (may be stopped); CORENLP_LANGUAGE=zh: of that language
-	$(BIN)/python benchmarks/corenlp.py --language $(or $(CORENLP_LANGUAGE),en)
+	$(BIN)/python workflow/corenlp.py --language $(or $(CORENLP_LANGUAGE),en)
 
 table1: $(STAMP) ## Table 1 from kept parses, by each rule, and an example per language, into runs/figures/e5/
-	$(BIN)/python benchmarks/table1.py --out $(or $(S2DM_RUNS),runs)/figures/e5
-	$(BIN)/python benchmarks/trees.py --out $(or $(S2DM_RUNS),runs)/figures/e5
+	$(BIN)/python experiments/table1.py --out $(or $(S2DM_RUNS),runs)/figures/e5
+	$(BIN)/python experiments/trees.py --out $(or $(S2DM_RUNS),runs)/figures/e5
 
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export

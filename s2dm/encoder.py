@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SCRATCH', 'PRECISIONS', 'scratch_folder', 'Location', 'hub_files', 'find_encoder', 'Tokenized',
            'WordTokenizer', 'mbert_tokenizer', 'subword_limit', 'states_width', 'Encoder', 'offset_recovery', 'quiet',
-           'load_encoder', 'Features', 'Batch', 'length_batches', 'usual_budget', 'FeatureCache', 'collate']
+           'cut_layers', 'load_encoder', 'Features', 'Batch', 'length_batches', 'usual_budget', 'FeatureCache',
+           'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
 import errno, hashlib, inspect, json, os, pickle, threading
@@ -338,11 +339,13 @@ class Encoder:
         name: str, # for people
         revision: str, # which weights exactly
         device: str | torch.device | None = None, # None: a GPU if there is one
+        layers: int = 0, # lower layers that it was cut to; 0: it was not
     ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.name = name
         self.revision = revision
+        self.layers = layers
         self.width = states_width(self.model) # d
         self.split = WordTokenizer(tokenizer, subword_limit(model, tokenizer))
         self._tokenizer_key = _fingerprint(tokenizer)
@@ -364,10 +367,11 @@ class Encoder:
 @patch(as_prop=True)
 def record(self: Encoder) -> dict:
     "Names, sizes, precision, checksum."
-    return dict(
+    about = dict(
         encoder=self.name, revision=self.revision, kind=type(self.model).__name__,
         width=self.width, limit=self.split.limit, dtype=str(self.model.dtype),
         tokenizer=type(self.split.tokenizer).__name__, tokenizer_sha256=self._tokenizer_key)
+    return about | dict(layers=self.layers) if self.layers else about
 
 # %% ../nbs/02a_encoder.ipynb #5f1c0b02
 _SAMPLE = (
@@ -484,6 +488,22 @@ def quiet():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
+# %% ../nbs/02a_encoder.ipynb #02a1a002
+def cut_layers(
+    model: nn.Module, # an encoder of transformers, changed in place
+    layers: int, # lower layers that are kept
+):
+    "Take the upper layers away. Raises `ParameterError` if there are not as many."
+    stack = getattr(getattr(model, "encoder", None), "layer", None)
+    if not isinstance(stack, nn.ModuleList):
+        raise ParameterError(f"layer={layers} is not possible with {type(model).__name__}: "
+                             "expected an encoder with `encoder.layer`, such as BERT or XLM-R.")
+    if not 0 < layers <= len(stack):
+        raise ParameterError(f"layer={layers} is not possible: "
+                             f"expected 1 to {len(stack)}, the layers of the encoder")
+    model.encoder.layer = stack[:layers]
+    model.config.num_hidden_layers = layers
+
 # %% ../nbs/02a_encoder.ipynb #933e6cd5
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError,
                SafetensorError)
@@ -493,11 +513,12 @@ def load_encoder(
     name: str = "small", # a preset, a hub id (owner/name) or a local folder
     device: str | torch.device | None = None, # None: a GPU if there is one
     dtype: torch.dtype = torch.float32, # precision of its weights and of the computation
+    layers: int = 0, # lower layers that are kept; 0: all
 ) -> Encoder:
     """A frozen encoder, ready to use; of an encoder-decoder the encoder. No code of a repository is
     run. Raises `MissingData` within 5 s if it cannot be had, `DataError` if its files are broken or
-    incomplete or do not fit together, `ParameterError` if it has no subwords. Warns if the
-    tokenizer's offsets do not say where words are (`offset_recovery`)."""
+    incomplete or do not fit together, `ParameterError` if it has no subwords or too few layers.
+    Warns if the tokenizer's offsets do not say where words are (`offset_recovery`)."""
     where = find_encoder(name)
     says = f"encoder {name!r}: {where.folder}"
     try:
@@ -511,7 +532,11 @@ def load_encoder(
                         "is it another model?")
     _check_tokenizer(tokenizer, model, where)
     _warn_of_offsets(tokenizer, name)
-    return Encoder(model, tokenizer, where.name, where.revision, device)
+    revision = where.revision
+    if layers:
+        cut_layers(model, layers)
+        revision = f"{revision}, lower {layers} layers"
+    return Encoder(model, tokenizer, where.name, revision, device, layers)
 
 # %% ../nbs/02a_encoder.ipynb #ebec80e2
 #: how a state is computed with and stored

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -43,7 +44,7 @@ def set_dropout(
     for name in _SETTINGS:
         if isinstance(getattr(model.config, name, None), float): setattr(model.config, name, rate)
 
-
+# %% ../nbs/02f_layers.ipynb #b76ec10d
 def dropout_of(
     model: nn.Module, # an encoder of transformers
 ) -> float:
@@ -73,8 +74,8 @@ def projections(
     model: nn.Module, # an encoder of transformers with `encoder.layer`
 ) -> dict[str, nn.Module]: # name -> module; empty where the widths are equal
     "What brings embeddings to the width of the states, before the first layer."
-    names = "embeddings_project", "encoder.embedding_hidden_mapping_in" # RemBERT's is in its encoder
-    return {name: part for name, part in model.named_modules() if name in names}
+    names = ("embeddings_project", "encoder.embedding_hidden_mapping_in") # of RemBERT
+    return {name: module for name, module in model.named_modules() if name in names}
 
 # %% ../nbs/02f_layers.ipynb #a0ae0a38
 def freeze(
@@ -94,6 +95,15 @@ def freeze(
     for part in [*stack[:layers], *projections(model).values()]: part.requires_grad_(False)
 
 # %% ../nbs/02f_layers.ipynb #0ae5bbf8
+def _linear_maps(model): # names of those that learn, in the layers
+    inner = {module for layer in layer_list(model) for module in layer.modules()}
+    names = []
+    for name, module in model.named_modules():
+        if module not in inner or not isinstance(module, nn.Linear): continue
+        if module.weight.requires_grad: names.append(name)
+    return names
+
+# %% ../nbs/02f_layers.ipynb #990c089e
 def add_lora(
     model: nn.Module, # an encoder of transformers, changed in place
     rank: int = 16, # rows of A, columns of B
@@ -103,11 +113,8 @@ def add_lora(
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise MissingData("adapter='lora' needs the package peft: pip install peft") from None
-    stack = layer_list(model)
-    linear = [name for name, part in model.named_modules()
-              if isinstance(part, nn.Linear) and part.weight.requires_grad
-              and any(part is inner for layer in stack for inner in layer.modules())]
-    chosen = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0., target_modules=linear)
+    chosen = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0., target_modules=_linear_maps(model))
     inject_adapter_in_model(chosen, model)
 
 # %% ../nbs/02f_layers.ipynb #c32aed8c
@@ -127,7 +134,7 @@ def merge_lora(
 class _Given(nn.Module): # in place of embeddings: states that are there already
     def forward(self, input_ids=None, inputs_embeds=None, **others): return inputs_embeds
 
-
+# %% ../nbs/02f_layers.ipynb #23b5967d
 def _with_layers(model, chosen): # shares its weights with `model`, but has other layers
     new = copy.copy(model)
     new._modules = dict(model._modules)
@@ -137,9 +144,6 @@ def _with_layers(model, chosen): # shares its weights with `model`, but has othe
     return new
 
 # %% ../nbs/02f_layers.ipynb #bab433ec
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
-
-
 def _same_states(model, lower, upper) -> bool: # do the halves say what the whole says?
     table = model.get_input_embeddings().weight
     ids = torch.arange(6, device=table.device)[None] % len(table)
@@ -148,6 +152,9 @@ def _same_states(model, lower, upper) -> bool: # do the halves say what the whol
     again = upper(inputs_embeds=states, attention_mask=mask).last_hidden_state
     whole = model(input_ids=ids, attention_mask=mask).last_hidden_state
     return torch.allclose(again, whole, rtol=1e-3, atol=1e-3)
+
+# %% ../nbs/02f_layers.ipynb #a509e37a
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 
 
 @torch.no_grad()
@@ -200,12 +207,14 @@ class TextStates:
         part, start, rows = self.place[position].tolist()
         return torch.from_numpy(self.parts[part][start:start + rows].copy())
 
-    def pad(
-        self,
-        positions: Sequence[int], # which texts
-    ) -> Tensor: # [B,T,d] float16, zero behind a text's end
-        "The states of some texts, side by side."
-        return nn.utils.rnn.pad_sequence([self[i] for i in positions], batch_first=True)
+# %% ../nbs/02f_layers.ipynb #03b05c97
+@patch
+def pad(
+    self: TextStates,
+    positions: Sequence[int], # which texts
+) -> Tensor: # [B,T,d] float16, zero behind a text's end
+    "The states of some texts, side by side."
+    return nn.utils.rnn.pad_sequence([self[i] for i in positions], batch_first=True)
 
 # %% ../nbs/02f_layers.ipynb #9dc5bd05
 def _in_file_order(lengths): # batches of one part, and where in the file each text of it begins
@@ -215,7 +224,7 @@ def _in_file_order(lengths): # batches of one part, and where in the file each t
     start[order] = np.cumsum([0, *np.asarray(lengths)[order[:-1]]])
     return batches, start
 
-
+# %% ../nbs/02f_layers.ipynb #127e2ad1
 def _inputs(batch): # of the encoder, those that a batch has
     names = "input_ids", "attention_mask", "token_type_ids"
     return {name: batch[name] for name in names if name in batch}
@@ -227,7 +236,7 @@ def _key(about, batches, load): # a checksum of encoder and subwords
         for tensor in _inputs(load(positions)).values(): found.update(tensor.numpy().tobytes())
     return found.hexdigest()[:32]
 
-
+# %% ../nbs/02f_layers.ipynb #6601d2ab
 @torch.no_grad()
 def _compute(lower, half, file, batches, load, bar): # write the states of a part
     device = next(lower.parameters()).device
@@ -267,7 +276,7 @@ class LowerStates:
         model: nn.Module, # an encoder of transformers, whose lower layers do not change
         layers: int, # how many of them
         revision: str, # which weights exactly
-        folder: str | os.PathLike | None = None, # for files; None: `cache/states/` of the data folder
+        folder: str | os.PathLike | None = None, # for files; None: `cache/states/` of the data
         precision: str = "auto", # auto: bfloat16 where the device multiplies it in hardware
     ):
         self.lower = split_layers(model, layers)[0]
@@ -277,22 +286,28 @@ class LowerStates:
         self.about = dict(revision=revision, layers=layers, precision=precision)
         self.folder = Path(folder or data_dir() / "cache" / "states")
 
-    def of(
-        self,
-        lengths: Sequence[int], # [N] subwords of each text, special tokens included
-        load: Callable[[list[int]], Mapping[str, Tensor]], # positions -> inputs of the encoder
-        progress: bool = True, # a bar, if it takes more than a second
-    ) -> TextStates:
-        """The states of texts; what is not there yet is computed. Raises `DataError` if the disk is
-        full: what was written until then stays."""
-        lengths = np.asarray(lengths)
-        parts, places = [], []
-        with tqdm(total=len(lengths), desc="lower layers", delay=1, disable=not progress) as bar:
-            for number, first in enumerate(range(0, len(lengths), _PART)):
-                mine = np.arange(first, min(first + _PART, len(lengths)))
-                batches, start = _in_file_order(lengths[mine])
-                positions = [mine[batch].tolist() for batch in batches]
-                rows = int(lengths[mine].sum())
-                parts.append(_states_of_part(self, positions, load, rows, bar))
-                places.append(np.stack([np.full(len(mine), number), start, lengths[mine]], 1))
-        return TextStates(parts, np.concatenate(places))
+# %% ../nbs/02f_layers.ipynb #b0eb81d9
+def _places(number, start, lengths): # [N,3] of the texts of a part, as `TextStates` takes them
+    return np.stack([np.full(len(lengths), number), start, lengths], 1)
+
+
+@patch
+def of(
+    self: LowerStates,
+    lengths: Sequence[int], # [N] subwords of each text, special tokens included
+    load: Callable[[list[int]], Mapping[str, Tensor]], # positions -> inputs of the encoder
+    progress: bool = True, # a bar, if it takes more than a second
+) -> TextStates:
+    """The states of texts; what is not there yet is computed. Raises `DataError` if the disk is
+    full: what was written until then stays."""
+    lengths = np.asarray(lengths)
+    parts, places = [], []
+    with tqdm(total=len(lengths), desc="lower layers", delay=1, disable=not progress) as bar:
+        for number, first in enumerate(range(0, len(lengths), _PART)):
+            own = np.arange(first, min(first + _PART, len(lengths))) # texts of this part
+            batches, start = _in_file_order(lengths[own])
+            positions = [own[batch].tolist() for batch in batches]
+            rows = int(lengths[own].sum())
+            parts.append(_states_of_part(self, positions, load, rows, bar))
+            places.append(_places(number, start, lengths[own]))
+    return TextStates(parts, np.concatenate(places))

@@ -90,8 +90,13 @@ class _WordLabels: # of all words of all sentences, one sentence behind the othe
 
 # %% ../nbs/03a_siamese.ipynb #595892af
 @patch
-def padded(self: _WordLabels, labels: np.ndarray, rows: np.ndarray, width: int) -> Tensor:
-    "[N,W] int64: labels of these sentences' first words; 0 where there is no word."
+def padded(
+    self: _WordLabels,
+    labels: np.ndarray, # of all words, one sentence behind the other
+    rows: np.ndarray, # [N] sentences
+    width: int, # W
+) -> Tensor: # [N,W] int64
+    "Labels of these sentences' first words; 0 where there is no word."
     positions = self.start[rows, None] + np.arange(width)
     is_word = positions < self.start[rows + 1, None]
     return torch.from_numpy(np.where(is_word, labels[np.where(is_word, positions, 0)], 0))

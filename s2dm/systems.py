@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
+
 from .core import Config, ParameterError, param, runs_dir
 
 # %% ../nbs/00d_systems.ipynb #00d50007
@@ -93,6 +95,13 @@ class System(Config):
     edition: str = param(
         "refined", "reading of the paper where text and released code differ", choices=EDITIONS)
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
+    layer: int = param(0, "lower layers of the encoder that are kept; 0: all", low=0)
+
+    @property
+    def encoder(self) -> str: # e.g. "mbert", "e5-layer4"
+        "What the encoder's folders below runs/ are called."
+        cut = f"-layer{self.layer}" if self.layer else ""
+        return folder_name(self.model) + cut
 
     @property
     def key(self) -> str: # e.g. "s2dm_sp-released"
@@ -101,17 +110,24 @@ class System(Config):
         if self.edition == "paper" or self.variant == "baseline": return self.variant
         return f"{self.variant}-{self.edition}"
 
-    @property
-    def name(self) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
-        """Names figures and tables: the encoder unless it is `small`, the system, the seed unless
-        it is 0."""
-        encoder = [] if self.model == "small" else [Path(self.model).name]
-        seed = [f"seed{self.seed}"] if self.seed > 0 else []
-        return "_".join([*encoder, self.key, *seed])
+# %% ../nbs/00d_systems.ipynb #9ec56436
+@patch(as_prop=True)
+def name(self: System) -> str: # e.g. "s2dm_sp", "mbert_s2dm_sp-released_seed1"
+    """Names figures and tables: the encoder unless it is `small`, the system, the seed unless it is
+    0."""
+    usual = self.model == "small" and not self.layer
+    encoder = [] if usual else [Path(self.encoder.replace("--", "/")).name]
+    seed = [f"seed{self.seed}"] if self.seed > 0 else []
+    return "_".join([*encoder, self.key, *seed])
 
-    def folder(self, stage: str) -> Path: # e.g. "finetune"
-        "Where this run of `stage` keeps its record: runs/stage/model/system/seed."
-        return runs_dir() / stage / folder_name(self.model) / self.key / f"seed{self.seed}"
+
+@patch
+def folder(
+    self: System,
+    stage: str, # e.g. "finetune"
+) -> Path: # runs/stage/model/system/seed
+    "Where this run of `stage` keeps its record."
+    return runs_dir() / stage / self.encoder / self.key / f"seed{self.seed}"
 
 # %% ../nbs/00d_systems.ipynb #00d5000f
 def _usual_head(variant, edition):

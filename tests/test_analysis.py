@@ -250,7 +250,7 @@ def test_another_parser(encoder_folder, place, monkeypatch):
         calls.append(language)
         return GoldParser({c: [(0, len(c), "S")] for c in rows["context"][:]})
 
-    monkeypatch.setattr(s2dm.analysis, "_questions", lambda *_: rows)
+    monkeypatch.setattr(s2dm.analysis, "questions_of", lambda *_: rows)
     system = config(
         encoder_folder, variant="baseline", analyses="answers", datasets="xquad", languages="de,zh")
     result = analyse(system, parsers=parsers)

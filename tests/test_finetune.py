@@ -339,7 +339,7 @@ def test_questions_from_files_and_what_is_none(parts, tmp_path):
 
 
 def test_the_table_of_settings_says_what_the_presets_are():
-    cells = json.loads((ROOT / "nbs/04c_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs/04d_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
     texts = ["".join(c["source"]) for c in cells]
     rows = next(t for t in texts if t.startswith("## Settings")).splitlines()
     rows = [
@@ -524,3 +524,26 @@ def test_a_run_says_its_precision_and_goes_on_in_no_other(deep, tmp_path, monkey
     with pytest.raises(ParameterError, match="precision was 'float32' and is 'bfloat16'"):
         finetune(config(deep, **given))
     assert finetune(config(deep, **given, precision="float32")).metrics["precision"] == "float32"
+
+
+def test_an_encoder_that_is_cut_is_another_encoder(deep, tmp_path, monkeypatch):
+    "S2DM and reader stand on the same layers; a saved reader opens them again."
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    name = str(deep / "encoder")
+    cut = load_encoder(name, "cpu", layers=2)
+    assert cut.record["layers"] == 2 and cut.revision.endswith(", lower 2 layers")
+    c = config(deep, s2dm="", layer=2, freeze_layers=1)
+    with pytest.raises(MissingData, match="-layer2/s2dm_sp-refined/seed0/checkpoint is not there"):
+        finetune(c)
+    save_s2dm(checkpoint_for(c.system), cut)
+    done = finetune(c)
+    assert done.folder.parts[-3].endswith("encoder-layer2")
+    assert len(done.reader.encoder.encoder.layer) == 2
+    again = S2DMReader.from_pretrained(done.folder / "checkpoint", "cpu")
+    question, context = "Who made the boat?", "so so grace made a boat."
+    assert again.answer(question, context) == done.reader.answer(question, context)
+    assert again.base == done.reader.base and again.base["layers"] == 2
+    with pytest.raises(DataError, match="trained on encoder"):
+        finetune(config(deep, s2dm=str(checkpoint_for(c.system))))
+    with pytest.raises(ParameterError, match="layer=4 is not possible: expected 1 to 3"):
+        load_encoder(name, "cpu", layers=4)

@@ -23,7 +23,7 @@ from s2dm.evaluation import EvaluateConfig, evaluate, read_answers
 from s2dm.finetune import FinetuneConfig, finetune, load_questions, new_reader
 from s2dm.model import S2DM
 from s2dm.reader import S2DMReader
-from s2dm.siamese import PretrainConfig, model_settings, pretrain
+from s2dm.pretrain import PretrainConfig, model_settings, pretrain
 from s2dm.treebanks import align
 from s2dm.vectors import TextVectors
 

@@ -13,7 +13,7 @@ def report(folder, runs, seeds):
     fake_runs(runs, systems=("baseline", "s2dm_sp-refined"), seeds=seeds)
     folder.mkdir()
     (folder / "report.html").write_text(f"{seeds} seeds")
-    for name in ("systems.csv", "systems.md", "systems.tex", "figure3.png", "figure3.pdf"):
+    for name in ("table2.csv", "systems.md", "table2.tex", "figure3.png", "figure3.pdf"):
         (folder / name).write_text(f"{seeds}")
     save_records(collect(("small",), runs, "refined"), runs, folder / "records.tar.xz")
     return folder
@@ -30,7 +30,7 @@ def test_a_report_replaces_one_on_as_many_seeds_and_none_on_more(tmp_path):
     three = report(tmp_path / "three", tmp_path / "runs3", 3)
     shown = tmp_path / "figures/small"
     assert publish(three, shown).returncode == 0
-    kept = {"report.html", "systems.csv", "figure3.png", "records.tar.xz"}
+    kept = {"report.html", "table2.csv", "figure3.png", "records.tar.xz"}
     assert {p.name for p in shown.iterdir()} == kept
     out = publish(two, shown)
     assert out.returncode == 1
@@ -38,7 +38,7 @@ def test_a_report_replaces_one_on_as_many_seeds_and_none_on_more(tmp_path):
     assert (shown / "report.html").read_text() == "3 seeds"
     (shown / "systems.md").write_text("shown somewhere")
     assert publish(two, shown, "--fewer-seeds").returncode == 0
-    assert (shown / "systems.md").read_text() == (shown / "systems.csv").read_text() == "2"
+    assert (shown / "systems.md").read_text() == (shown / "table2.csv").read_text() == "2"
 
 
 def test_there_must_be_a_report(tmp_path):

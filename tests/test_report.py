@@ -351,7 +351,8 @@ def test_paper_profile_stands_beside_the_paper(tmp_path):
 def test_one_seed_has_neither_interval_nor_test(single):
     results = collect(("small",), single)
     numbers = measures(results)
-    data = versus_table(numbers, (Measure.EM_ZERO_SHOT,), "systems", "", "").data.set_index("system")
+    data = versus_table(numbers, (Measure.EM_ZERO_SHOT,), "systems", "", "").data
+    data = data.set_index("system")
     assert data[["low", "high", "baseline_p", "control_p", "baseline_p_holm"]].isna().all(axis=None)
     assert data.loc["s2dm_sp", "control_pairs"] == 1
     assert np.isclose(
@@ -383,7 +384,8 @@ def test_sentences_say_what_the_numbers_say():
     def table(gain):
         return pd.DataFrame(
             [dict(
-                 model="small", system=s, seed=k, data="synthetic", measure=Measure.EM_ZERO_SHOT, of="",
+                 model="small", system=s, seed=k, data="synthetic",
+                 measure=Measure.EM_ZERO_SHOT, of="",
                  value=40 + k + (gain + k / 10) * (s == "s2dm_sp"))
              for s in ("baseline", "s2dm_sp")
              for k in range(5)])
@@ -491,7 +493,8 @@ def test_violations_of_older_analyses_are_left_out(tmp_path):
     results = collect(("small",), tmp_path)
     table, numbers = violations_table(results), measures(results)
     assert not len(table.data) and not table.blocks and len(table.notes) == 1
-    assert Measure.VIOLATIONS not in {*numbers["measure"]} and Measure.BOUNDARY_ERRORS in {*numbers["measure"]}
+    assert Measure.VIOLATIONS not in {*numbers["measure"]}
+    assert Measure.BOUNDARY_ERRORS in {*numbers["measure"]}
     assert table.notes[0] in all_tables(results, numbers)["boundaries"].notes
     assert not any(
         "violations" in sentence

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 import yaml
 from conftest import ROOT
@@ -77,6 +78,13 @@ def test_a_notebook_opens_well_and_reads_well(path):
     assert len(set(ids)) == len(ids)
 
 
+def is_private(node):
+    "A private name, or a method that is patched into a private class."
+    if node.name.startswith("_"): return True
+    first = node.args.args[:1] if isinstance(node, ast.FunctionDef) else []
+    return bool(first and first[0].annotation and ast.unparse(first[0].annotation).startswith("_"))
+
+
 def test_every_exported_name_says_what_it_is():
     """Public functions and classes have a docstring, and every parameter of a public function a
     comment."""
@@ -84,14 +92,28 @@ def test_every_exported_name_says_what_it_is():
         text = module.read_text(encoding="utf-8")
         lines = text.splitlines()
         for node in ast.parse(text).body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-                continue
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or is_private(node): continue
             assert ast.get_docstring(node), f"{module.name}: {node.name} has no docstring"
             if isinstance(node, ast.FunctionDef):
                 for arg in node.args.args + node.args.kwonlyargs:
                     if arg.arg in ("self", "cls"): continue # a method that is patched in
                     says = f"{module.name}: {node.name}: parameter {arg.arg} has no comment"
                     assert "#" in lines[arg.lineno - 1], says
+
+
+#: module -> private names that it still takes from others; this list only shrinks
+PRIVATE = {}
+
+
+def test_no_module_imports_a_private_name():
+    for module in (ROOT / "s2dm").glob("[a-z]*.py"):
+        taken = set()
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom): continue
+            if node.level == 0 and not (node.module or "").startswith("s2dm"): continue
+            taken |= {alias.name for alias in node.names}
+        private = {name for name in taken if name.startswith("_") and not name.startswith("__")}
+        assert private <= PRIVATE.get(module.stem, set()), f"{module.name} imports {private}"
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +236,63 @@ def test_paper_tables_are_there():
     assert {k: len(v) for k, v in rows.items()} == {
         "in_text.csv": 14, "table1.csv": 7, "table2.csv": 18, "table3.csv": 129, "table4.csv": 60,
         "table5.csv": 12}
+
+
+# --- how it is written
+
+RESTYLED = [p for p in NOTEBOOKS if p.stem != "07d_report"]
+
+
+@pytest.mark.parametrize("path", RESTYLED, ids=name)
+def test_cells_are_short_and_lines_narrow(path):
+    "tests/house.py prints the numbers of all notebooks."
+    found = house.statistics_of(path)
+    assert found["wide"] == 0 and found["long"] == 0
+    assert found["examples"] >= .9 * found["definitions"] - 1
+
+
+def test_most_cells_are_short_and_most_definitions_have_examples():
+    found = [house.statistics_of(path) for path in LIBRARY]
+    characters = sum(row["characters"] for row in found) / sum(row["cells"] for row in found)
+    examples = sum(row["examples"] for row in found) / sum(row["definitions"] for row in found)
+    assert characters <= 450 and examples >= .95
+
+
+def imported(module):
+    "Modules of s2dm that a module needs."
+    text = (ROOT / f"s2dm/{module}.py").read_text(encoding="utf-8")
+    return set(re.findall(r"^ *from (?:s2dm)?\.(\w+) import", text, re.M))
+
+
+def test_a_chapter_needs_only_earlier_ones():
+    "But for the toy box: examples open it, and it needs what they explain."
+    chapters = {}
+    for path in LIBRARY:
+        sources = "\n".join("".join(c["source"]) for c in cells(path))
+        chapters[re.search(r"^#\| default_exp (\w+)$", sources, re.M)[1]] = path.stem
+    later = [
+        (stem, chapters[other]) for module, stem in chapters.items() if module != "toy"
+        for other in imported(module) & set(chapters) if chapters[other] > stem]
+    assert later == []
+
+
+def test_links_lead_somewhere():
+    pages = [*NOTEBOOKS, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("figures/*/*.md")]
+    dead = []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        if page.suffix == ".ipynb":
+            text = "\n".join("".join(c["source"]) for c in cells(page, "markdown"))
+        for link in re.findall(r"\]\(([^)#\s]+)", text):
+            if re.match(r"\w+:", link): continue
+            if not (page.parent / link).exists(): dead.append((page.name, link))
+    assert dead == []
+
+
+def test_the_repository_holds_few_files():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert len(listed) <= 300
+    assert not [file for file in listed if file.startswith("figures/") and file.endswith(".tex")]
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120

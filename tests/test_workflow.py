@@ -237,7 +237,7 @@ def test_commands_of_the_readme():
 @pytest.mark.parametrize("more, says", [
     ("seeds=abc", "seeds=abc is not possible"),
     ("seeds=0", "seeds=0 is not possible"),
-    ("profile=smal", "profile 'smal' is not known; choose from: e5, paper, real, small"),
+    ("profile=smal", "profile 'smal' is not known; choose from: e5, e5-layer4, paper, real, small"),
     ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
 def test_what_is_not_known_is_named(place, more, says):
     code, out = snakemake(place, "--dry-run", "--config", more)
@@ -387,3 +387,17 @@ def test_names_are_words_and_never_commands(place, models, tmp_path):
 def test_names_that_leave_their_folder_or_share_it_are_refused(place, models, says):
     code, out = snakemake(place, "--dry-run", "--config", f"models={models}")
     assert code == 1 and says in out
+
+
+def test_a_cut_encoder_has_folders_of_its_own(place):
+    from s2dm.finetune import FinetuneConfig
+    more = ["profile=e5-layer4", "systems=baseline,s2dm_sp", "seeds=1"]
+    code, out = snakemake(place, "--dry-run", "--printshellcmds", "--config", *more)
+    assert code == 0, out[-3000:]
+    lines = re.findall(r"nbs/04_finetune.ipynb (\S+) (-p .*)", out)
+    assert len(lines) == 2
+    for file, given in lines:
+        config = FinetuneConfig(**dict(re.findall(r"-p (\S+) (\S+)", given)))
+        assert config.layer == 4 and "finetune/e5-layer4/" in file
+        assert config.folder("finetune") == Path(file).parent
+    assert "-p models e5-layer4" in out

@@ -4,8 +4,9 @@
     python workflow/publish.py runs/figures/full/small figures/small --fewer-seeds
 
 A report that rests on fewer seeds of a system than the one that is there is refused, unless
---fewer-seeds says that this is meant. Of each table and figure the csv and the picture are kept,
-and what is there already in another form; files that the report does not have stay.
+--fewer-seeds says that this is meant. The page, the summary, pictures, the archive of records and
+the numbers of the paper's tables and figures are put there, and of the rest what is there already;
+all of it can be made again from the records. Files that the report does not have stay.
 """
 import argparse
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from s2dm.core import DataError
 from s2dm.results import open_records
 
-KEPT = (".csv", ".png", ".svg", ".html", ".xz")
+KEPT = (".png", ".svg", ".html", ".xz")
 
 
 def seeds(folder): # of each system that was read with: name -> seeds
@@ -40,7 +41,9 @@ def publish(source, target):
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         place = target / file.name
-        wanted = file.suffix in KEPT or file.name == "summary.md" or place.exists()
+        numbers = file.suffix == ".csv" and file.name.startswith(("table", "figure"))
+        shown = file.suffix in KEPT or file.name == "summary.md"
+        wanted = numbers or shown or place.exists()
         if not file.is_file() or not wanted: continue
         shutil.copyfile(file, place)
         names.append(file.name)

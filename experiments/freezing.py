@@ -1,7 +1,7 @@
 """What may stay as it is in fine-tuning: all of e5, its embeddings, or its lower layers too; and
 what dropout costs.
 
-    python benchmarks/freezing.py --steps 600 --out figures/e5/freezing.csv
+    python experiments/freezing.py --steps 600 --out figures/e5/freezing.csv
 
 Each arm trains a baseline on the same English questions, in the same order, for the same number of
 steps, and is scored on English development questions (SQuADShifts reddit). No other language is

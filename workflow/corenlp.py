@@ -1,6 +1,6 @@
 """Parse the contexts of the corpora that are not parsed yet, with a CoreNLP server of one's own.
 
-    S2DM_CORENLP=folder/of/jars python benchmarks/corenlp.py --language en
+    S2DM_CORENLP=folder/of/jars python workflow/corenlp.py --language en
 
 The server is started from the jar files in $S2DM_CORENLP, or `--address` names one that runs.
 What is parsed is kept at once, so the script may be stopped and started again. A server that dies

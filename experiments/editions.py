@@ -1,7 +1,7 @@
 """What settings of an edition do: writes
 figures/small/editions_{levels,concentration}.{csv,md,tex}.
 
-    python benchmarks/editions.py [concentration] [levels]
+    python experiments/editions.py [concentration] [levels]
 
 The encoder `small` and its generated text, one pass over the training pairs per row. Everything is
 measured on held-out (dev) text:

@@ -2,7 +2,7 @@
 translation among the others, by mean-pooled states. The same encoder, cut where languages are not
 yet together, is another encoder, and a cheap one (`-p layer`).
 
-    python benchmarks/layers.py --model e5 --out runs/figures/e5/layers.csv
+    python experiments/layers.py --model e5 --out runs/figures/e5/layers.csv
 
 250 sentences of PUD in each of its languages (`--sentences`); both directions averaged, percent. No
 question is read."""

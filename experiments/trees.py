@@ -1,6 +1,6 @@
 """An example per language, as in the paper's Figure 1: a tree, the gold answer, one that breaks it.
 
-    python benchmarks/trees.py --out figures/e5
+    python experiments/trees.py --out figures/e5
 
 English and Chinese: BiPaR, with an answer that its authors' multilingual BERT predicted (published
 with the corpus). German, Spanish and Arabic: XQuAD, of which no predictions are published, so the

@@ -1,7 +1,7 @@
 """The share of gold answers that come back exactly from their subwords, per language and tokenizer:
 writes figures/features_recovery.{csv,md,tex}.
 
-    S2DM_MIRROR=... python benchmarks/recovery.py
+    S2DM_MIRROR=... python experiments/recovery.py
 
 Every question of XQuAD, TyDi QA-GoldP and BiPaR, in windows of the paper's sizes. mBERT's
 vocabulary is the published one. XLM's slow tokenizer (which keeps case and accents, as for XLM-100)

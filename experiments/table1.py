@@ -1,6 +1,6 @@
 """Table 1 with the paper's own parser: how many gold answers are constituents, by each rule.
 
-    python benchmarks/table1.py --out figures/e5
+    python experiments/table1.py --out figures/e5
 
 The trees are Stanford CoreNLP's that are kept or that the mirror has; no server is asked.
 `table1.csv` has one line for each corpus, language and rule, with the counts. `table1.md` has them
