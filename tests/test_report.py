@@ -615,8 +615,10 @@ def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
         for name in "ab"]
     files = {p.name: p.read_bytes() for p in pages[0].parent.iterdir()}
     assert files == {p.name: p.read_bytes() for p in pages[1].parent.iterdir()}
-    assert {f"table{i}.{kind}" for i in range(1, 6) for kind in ("csv", "md", "tex")} | {
-        f"figure{i}.{kind}" for i in range(1, 7) for kind in ("png", "pdf")} <= files.keys()
+    tables = {f"table{i}" for i in ("1_readers", 2, 3, 4, 5)}
+    assert {f"{table}.{kind}" for table in tables for kind in ("csv", "md", "tex")} <= files.keys()
+    figures = {f"figure{i}" for i in range(1, 7)}
+    assert {f"{figure}.{kind}" for figure in figures for kind in ("png", "pdf")} <= files.keys()
     html = pages[0].read_text(encoding="utf-8")
     links = re.findall(r'(src|href)="([^"]+)"', html)
     assert all(

@@ -240,10 +240,7 @@ def test_paper_tables_are_there():
 
 # --- how it is written
 
-RESTYLED = [p for p in NOTEBOOKS if p.stem != "07d_report"]
-
-
-@pytest.mark.parametrize("path", RESTYLED, ids=name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_cells_are_short_and_lines_narrow(path):
     "tests/house.py prints the numbers of all notebooks."
     found = house.statistics_of(path)
