@@ -23,8 +23,8 @@ from .grammar import Grammar, Word
 from .meanings import draw_passage
 from .plots import save_figure, set_style
 from s2dm.results import (
-    DATASET_NAMES, LOSSES, MODEL_NAMES, Measure, Results, paper_values, prediction_files,
-    read_record, summarise, system_name,
+    LOSSES, Measure, Results, dataset_name, model_name, paper_values, prediction_files, read_record,
+    summarise, system_name,
 )
 from .synthetic import SyntheticConfig
 
@@ -485,10 +485,10 @@ def figure3(
         if system not in lines: continue
         ax.axvline(lines[system], ls=style, color=".35", lw=1.1, label=system_name(system))
     ax.legend(loc="upper center", bbox_to_anchor=(.5, 1.14), ncols=3)
-    data_name = DATASET_NAMES.get(dataset, dataset)
+    data_name = dataset_name(dataset)
     ours = f"EM on {data_name}, mean over languages"
     ax.set_xlabel(ours if whose == "ours" else "EM on MLQA")
-    caption = _CAPTION_3.format(model=MODEL_NAMES.get(model, model), data=data_name, whose=whose)
+    caption = _CAPTION_3.format(model=model_name(model), data=data_name, whose=whose)
     return Figure("figure3", "Figure 3", caption, fig, data, notes)
 
 # %% ../nbs/07c_figures.ipynb #4909c4d2
@@ -590,7 +590,7 @@ def figure5(
     fig, ax = plt.subplots(figsize=(width, 3.4), layout="constrained")
     for i, test in enumerate(tests): _draw_gaps(ax, i, test, means)
     _finish_figure5(ax, tests)
-    caption = _CAPTION_5.format(model=MODEL_NAMES.get(model, model), gains=_paper_gains())
+    caption = _CAPTION_5.format(model=model_name(model), gains=_paper_gains())
     there = {*data["system"]}
     missing = [system_name(bars.system) for bars in _BARS if bars.system not in there]
     notes = [f"Not analysed: {', '.join(missing)}."] if missing else []
@@ -677,8 +677,7 @@ def figure6(
         drawn.append(points.assign(panel=letter))
     _legend_below(fig)
     data = pd.concat(drawn, ignore_index=True).drop(columns="model")
-    corpus_name = DATASET_NAMES.get(corpus, corpus)
-    caption = _CAPTION_6.format(count=len(languages), corpus=corpus_name)
+    caption = _CAPTION_6.format(count=len(languages), corpus=dataset_name(corpus))
     return Figure("figure6", "Figure 6", caption, fig, data, notes)
 
 # %% ../nbs/07c_figures.ipynb #21e60658

@@ -19,8 +19,8 @@ import pandas as pd
 from .core import atomic_write, figures_dir, runs_dir
 from .figures import Figure, all_figures, write_figure
 from s2dm.results import (
-    DATASET_NAMES, MODEL_NAMES, Measure, ReportConfig, Results, against_baseline, collect, compare,
-    control_of, experiment, main_effects, measures, open_records, probe_name, save_records,
+    Measure, ReportConfig, Results, against_baseline, collect, compare, control_of, dataset_name,
+    experiment, main_effects, measures, model_name, open_records, probe_name, save_records,
     summarise, system_name,
 )
 from s2dm.tables import (
@@ -67,13 +67,7 @@ def in_words(
     return InWords(verdict, f"{numbers}, {_p_in_words(row)}, {seeds}")
 
 # %% ../nbs/07d_report.ipynb #1699605f
-def _model_name(model): return MODEL_NAMES.get(model, model)
-
-
-def _data_name(data): return DATASET_NAMES.get(data, data)
-
-
-def _where(model, data): return f"{_model_name(model)} encoder, {_data_name(data)}"
+def _where(model, data): return f"{model_name(model)} encoder, {dataset_name(data)}"
 
 # %% ../nbs/07d_report.ipynb #0d66242b
 class Finding(NamedTuple):
@@ -159,9 +153,9 @@ def _separation(numbers): # sentences
     for row in _y_less_z(table).to_dict("records"):
         values = mean[row["model"], row["measure"], row["data"], row["unit"]]
         digits = 2 if values.abs().max() <= 1.5 else 1 # shares and correlations, or percent
-        what = f"{row['measure']}, {_data_name(row['data'])}"
+        what = f"{row['measure']}, {dataset_name(row['data'])}"
         if row["measure"] == Measure.PROBE: what = f"linear probe for {row['data']}"
-        what = f"{system_name(row['unit'])}: {what} ({_model_name(row['model'])} encoder)"
+        what = f"{system_name(row['unit'])}: {what} ({model_name(row['model'])} encoder)"
         text = in_words(row, "", digits).numbers
         sentences.append(f"{what}: {_values_in_words(values, digits)}; y less z {text}.")
     return sentences
@@ -241,7 +235,7 @@ def _reading_sentence(table, place, edition): # table: zero-shot EM
     table = table[(table["model"] == place.model) & (table["data"] == place.data)]
     mean = table.groupby("system")["value"].mean()["s2dm_sp"]
     name = "S2DM_SP" if edition == "paper" else f"S2DM_SP (edition {edition})"
-    where = f"{_data_name(place.data)} ({_model_name(place.model)} encoder)"
+    where = f"{dataset_name(place.data)} ({model_name(place.model)} encoder)"
     changes = "; ".join(_phrase(table, reference) for reference in _REFERENCES)
     return f"{name} reaches {mean:.1f} zero-shot EM on {where}: {changes}."
 
@@ -294,7 +288,7 @@ def unlike(
     for (stage, model), part in results.runs.groupby(["stage", "model"], sort=False):
         differences = "; ".join(_differences(part["parameters"]))
         if not differences: continue
-        sentences.append(f"{stage}, {_model_name(model)}: runs differ in {differences}.")
+        sentences.append(f"{stage}, {model_name(model)}: runs differ in {differences}.")
     if "git_revision" not in results.runs: return sentences
     revisions = sorted({str(revision)[:8] for revision in results.runs["git_revision"].dropna()})
     if len(revisions) > 1:
@@ -519,7 +513,7 @@ def _unfinished(results): # sentences on runs that broke off
     runs = results.runs[~results.runs["finished"].astype(bool)]
     sentences = []
     for run in runs[["stage", "model", "system", "seed"]].itertuples(index=False):
-        name = f"{run.stage}, {_model_name(run.model)}, {system_name(run.system)}, seed {run.seed}"
+        name = f"{run.stage}, {model_name(run.model)}, {system_name(run.system)}, seed {run.seed}"
         sentences.append(f"{name}: began, and left no metrics.json.")
     return sentences
 
@@ -528,7 +522,7 @@ def _gaps(results): # sentences on what is missing
     sentences = _unfinished(results)
     for (stage, model), part in results.missing.groupby(["stage", "model"], sort=False):
         reasons = dict.fromkeys(map(_without_folders, part["reason"])) # each once
-        sentences += [f"{stage}, {_model_name(model)}: {reason}" for reason in reasons]
+        sentences += [f"{stage}, {model_name(model)}: {reason}" for reason in reasons]
     return sentences
 
 # %% ../nbs/07d_report.ipynb #51a5e85c
