@@ -70,7 +70,7 @@ table1: $(STAMP) ## Table 1 from kept parses, by each rule, and an example per l
 export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, write README.md
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python docs/from_settings.py
+	$(BIN)/python docs/update_pages.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -147,7 +147,7 @@ def test_notebooks_are_clean(copy, path):
 
 
 def test_readme_and_colab_cells_are_made_from_index_and_settings():
-    subprocess.run([sys.executable, ROOT / "docs/from_settings.py", "--check"], check=True)
+    subprocess.run([sys.executable, ROOT / "docs/update_pages.py", "--check"], check=True)
 
 
 def test_tables_in_prose_come_from_figures(copy):
@@ -162,9 +162,9 @@ def test_tables_in_prose_come_from_figures(copy):
     for value, shown in (("0.26", "| 12 | 0.3 |"), ("x", "| 12 | x |")):
         (copy / "figures/t.csv").write_text(f"a,b,c\n{value},12,3\n")
         assert subprocess.run(
-            [sys.executable, copy / "docs/from_settings.py", "--check"],
+            [sys.executable, copy / "docs/update_pages.py", "--check"],
             capture_output=True).returncode == 1
-        subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
+        subprocess.run([sys.executable, copy / "docs/update_pages.py"], check=True)
         assert (f"| b | a |\n| --- | --- |\n{shown}\n<!-- end -->"
                 in "".join(cells(notebook, "markdown")[0]["source"]))
     notebook.write_text(before, encoding="utf-8")
@@ -184,9 +184,9 @@ def test_links_come_from_one_setting(copy):
         f"user = {cfg['user']}", "user = somebody")
     (copy / "settings.ini").write_text(text, encoding="utf-8")
     assert subprocess.run(
-        [sys.executable, copy / "docs/from_settings.py", "--check"],
+        [sys.executable, copy / "docs/update_pages.py", "--check"],
         capture_output=True).returncode == 1
-    subprocess.run([sys.executable, copy / "docs/from_settings.py"], check=True)
+    subprocess.run([sys.executable, copy / "docs/update_pages.py"], check=True)
     for path in [
             copy / "docs/notebooks.md", *(copy / "nbs").glob("*.ipynb"),
             *(copy / "s2dm").glob("[a-z]*.py")]:
