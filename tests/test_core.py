@@ -81,7 +81,8 @@ def test_configs_are_frozen_hashable_and_inherited():
 
     config = Stage(model="mbert", epochs="2", seed=4)
     assert config.as_dict() == {
-        "model": "mbert", "variant": "s2dm_sp", "edition": "refined", "seed": 4, "epochs": 2}
+        "model": "mbert", "variant": "s2dm_sp", "edition": "refined", "seed": 4, "layer": 0,
+        "epochs": 2}
     assert (config.folder("finetune")
             == runs_dir() / "finetune" / "mbert" / "s2dm_sp-refined" / "seed4")
     assert len({config, Stage(model="mbert", epochs=2, seed=4)}) == 1

@@ -10,7 +10,7 @@ def records(tmp_path, runs, *arguments):
     env = {"S2DM_RUNS": str(tmp_path / runs), "PYTHONPATH": str(ROOT), "PATH": ""}
     command = [sys.executable, ROOT / "workflow/records.py", *arguments]
     return subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
 
 
 def test_whole_chains_come_back_and_a_reader_without_its_scores_does_not(tmp_path):
