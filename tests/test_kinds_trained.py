@@ -9,21 +9,20 @@ import pytest
 import torch
 import transformers as T
 from conftest import ROOT
-from test_finetune import save_questions
 from test_kinds import (KINDS, bytelevel, config, gemma, mbart_pieces, save_canine, save_kind,
                         sentencepiece, unigram, wordpiece, xlm_pieces, xlnet_pieces)
-from test_siamese import toy_sentences
 
 import s2dm.evaluation
 import s2dm.finetune
-import s2dm.siamese
+import s2dm.pretrain
 from s2dm.core import DataError, ParameterError, seed_everything
 from s2dm.encoder import load_encoder
 from s2dm.evaluation import EvaluateConfig, evaluate, read_answers
 from s2dm.finetune import FinetuneConfig, finetune, load_questions, new_reader
 from s2dm.model import S2DM
-from s2dm.reader import S2DMReader
 from s2dm.pretrain import PretrainConfig, model_settings, pretrain
+from s2dm.reader import S2DMReader
+from s2dm.toy import random_sentences, save_toy_questions
 from s2dm.treebanks import align
 from s2dm.vectors import TextVectors
 
@@ -40,18 +39,18 @@ QUESTION, CONTEXT = "Who made the cake?", "so so alan made a cake."
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
     file = tmp_path_factory.mktemp("questions") / "questions.json"
-    save_questions(file)
+    save_toy_questions(file)
     return file
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch, questions):
     "A toy treebank and toy questions take the place of what 03 and 05 would load."
-    sentences = toy_sentences(8)
+    sentences = random_sentences(8)
     parallel = dict(en=sentences["forms"][:4], de=sentences["forms"][4:8])
-    monkeypatch.setattr(s2dm.siamese, "load_pairs", lambda names, languages: align(sentences))
-    monkeypatch.setattr(s2dm.siamese, "parallel_treebank", lambda *given: parallel)
-    for name in ("TESTS", "NEW"): monkeypatch.setattr(s2dm.siamese, name, ())
+    monkeypatch.setattr(s2dm.pretrain, "load_pairs", lambda names, languages: align(sentences))
+    monkeypatch.setattr(s2dm.pretrain, "parallel_treebank", lambda *given: parallel)
+    for name in ("TESTS", "NEW"): monkeypatch.setattr(s2dm.pretrain, name, ())
     asked = load_questions((str(questions),))
     monkeypatch.setattr(s2dm.evaluation, "_generated", lambda language: asked)
 
@@ -200,8 +199,8 @@ def test_layers_are_frozen_or_the_kind_is_refused(kind, found):
 
 
 @pytest.mark.parametrize("kind", ["T5", "DeBERTa-v2 with a convolution"])
-def test_layers_are_refused_before_an_s2dm_is_trained(kind, tmp_path, questions, monkeypatch):
-    monkeypatch.setattr(s2dm.finetune, "pretrain", lambda *given: pytest.fail("trained"))
+def test_layers_are_refused_before_an_s2dm_is_opened(kind, tmp_path, questions, monkeypatch):
+    monkeypatch.setattr(s2dm.finetune, "pretrained_s2dm", lambda *given: pytest.fail("opened"))
     settings = finetuning(save_kind(kind, tmp_path / "encoder"), questions, freeze_layers=1)
     with pytest.raises(ParameterError, match="^freeze_layers is not possible"): finetune(settings)
     assert not settings.folder("finetune").exists()
