@@ -33,7 +33,7 @@ _REAL = dict(
 _E5 = dict(
     epochs=2, batch=16, learning_rate=2e-4, head_scale=5, max_length=320,
     data="squadshifts/new_wiki,qamr/dev", dev="squadshifts/reddit", dev_sample=1000,
-    freeze_embeddings=True, freeze_layers=6)
+    freeze_embeddings=True, freeze_layers=4)
 _SMALL = dict(
     epochs=4, batch=16, learning_rate=1e-3, head_scale=5,
     data="synthetic/train", dev="synthetic/dev")

@@ -314,9 +314,9 @@ def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
         "04_finetune",
         f"-p model e5 -p data {questions} -p dev {questions} -p max_steps 2 -p batch 4", tmp_path)
     checkpoint = tmp_path / "runs/finetune/e5/baseline/seed0/checkpoint"
-    assert (checkpoint / "encoder.safetensors").stat().st_size < 60e6
+    assert (checkpoint / "encoder.safetensors").stat().st_size < 80e6
     assert not (checkpoint / "encoder").exists()
-    assert json.loads((checkpoint / "reader.json").read_text())["encoder"]["lower_layers"] == 6
+    assert json.loads((checkpoint / "reader.json").read_text())["encoder"]["lower_layers"] == 4
     assert list((tmp_path / "data/cache/states").glob("*.bin"))
 
 

@@ -1,0 +1,93 @@
+"""The comparisons that docs/experiment-e5.md fixed beforehand, and nothing else: S2DM_SP and
+S2DM_POS, each against the baseline and the untrained control, on XQuAD's target languages, then on
+TyDi QA's, then on BiPaR's Chinese.
+
+    python experiments/primary.py --out runs/figures/e5/primary.csv
+
+It reads the predictions of 05_evaluate below runs/ (`make e5` restores those that are kept). Until
+every seed of every system has been read with, it refuses: no score is looked at in between.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from s2dm.comparison import comparison_table, passage_scores, passages_of
+from s2dm.core import DataError
+from s2dm.metrics import read_predictions, score
+from s2dm.reading import READING, load_reading
+from s2dm.results import experiment
+from s2dm.systems import ReadingSystem
+
+SYSTEMS = {
+    "baseline": dict(variant="baseline"),
+    "S2DM_SP": dict(variant="s2dm_sp"),
+    "S2DM_POS": dict(variant="s2dm_pos"),
+    "untrained": dict(variant="s2dm_sp", control="untrained"),
+}
+PAIRS = [
+    ("S2DM_SP", "baseline"), ("S2DM_SP", "untrained"),
+    ("S2DM_POS", "baseline"), ("S2DM_POS", "untrained")]
+OUTCOMES = ("xquad", "tydiqa", "bipar")
+
+
+def folders(model, layer, seeds): # (system, seed) -> where its answers are
+    places = {}
+    for name, given in SYSTEMS.items():
+        for seed in range(seeds):
+            system = ReadingSystem(model=model, layer=layer, seed=seed, **given)
+            places[name, seed] = system.folder("evaluate")
+    return places
+
+
+def check_finished(places): # raises DataError
+    lacking = [f"{name}, seed {seed}" for (name, seed), folder in places.items()
+               if not (folder / "metrics.json").is_file()]
+    if not lacking: return
+    raise DataError(f"{len(lacking)} of {len(places)} readers have not been read with, such as "
+                    f"{lacking[0]}: run `make e5` to its end; no score is looked at before")
+
+
+def scores_of(places, dataset, seeds, parallel): # system -> PassageScores
+    languages = [language for language in READING[dataset][0] if language != "en"]
+    questions = {language: load_reading(dataset, language) for language in languages}
+    passages = {language: passages_of(asked, parallel, language)
+                for language, asked in questions.items()}
+    found = {}
+    for name in SYSTEMS:
+        by_seed = []
+        for seed in range(seeds):
+            em = {}
+            for language, asked in questions.items():
+                file = places[name, seed] / f"predictions.{dataset}.{language}.json"
+                em[language] = score(read_predictions(file), asked).em
+            by_seed.append(em)
+        found[name] = passage_scores(by_seed, passages)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--profile", default="e5")
+    parser.add_argument("--out", type=Path, default=Path("runs/figures/e5/primary.csv"))
+    parser.add_argument("--samples", type=int, default=10_000)
+    given = parser.parse_args()
+    said = experiment(given.profile)
+    seeds = said["reproduce"]["seeds"]
+    places = folders(said["models"][0], said.get("layer", 0), seeds)
+    tables = []
+    try:
+        check_finished(places)
+        for dataset in OUTCOMES:
+            scores = scores_of(places, dataset, seeds, dataset == "xquad")
+            table = comparison_table(scores, PAIRS, given.samples)
+            tables.append(table.assign(dataset=dataset, measure="EM, targets"))
+    except DataError as error: sys.exit(str(error))
+    found = pd.concat(tables, ignore_index=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    found.round(4).to_csv(given.out, index=False, lineterminator="\n")
+    print(found.round(3).to_string(index=False))
+
+
+if __name__ == "__main__": main()
