@@ -35,7 +35,7 @@ def experiments() -> dict[str, dict]: # profile -> what its file says
     """The profiles in `experiments/` of the checkout. Raises `MissingData` outside a checkout."""
     root = project_root()
     if root is None: raise MissingData("experiments/ is not there: run this in a checkout of s2dm")
-    files = sorted((root / "experiments").glob("*.yaml"))
+    files = sorted((root / "experiments").glob("*.yaml"), key=lambda file: file.stem)
     return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))
             for file in files if file.stem != "systems"}
 
