@@ -143,8 +143,10 @@ def with_colab_cell(text: str, cfg: dict[str, str]) -> str:
     install = ('"install --quiet '
                f'git+https://github.com/{cfg["user"]}/{cfg["repo"]}@{cfg["branch"]}"')
     source = [
-        "#| hide\n", "import sys\n",
-        f'if "google.colab" in sys.modules: get_ipython().run_line_magic("pip", {install})']
+        "#| hide\n", "import sys\n", "\n",
+        'if "google.colab" in sys.modules:\n',
+        '    get_ipython().run_line_magic(\n',
+        f'        "pip", {install})']
     title = next(i for i, c in enumerate(cells) if c["cell_type"] == "markdown")
     cells.insert(
         title + 1,

@@ -474,7 +474,8 @@ def plot_retrieval(
     order = "y" if "y" in table else "mean"
     data = table[["lang", "sentences", *kinds]]
     data = data.sort_values(order, ascending=False, ignore_index=True)
-    fig, ax = plt.subplots(figsize=(1.5 + .4 * len(data), 3), layout="constrained")
+    width = max(5, 1.5 + .4 * len(data)) # the legend has to fit
+    fig, ax = plt.subplots(figsize=(width, 3), layout="constrained")
     labels = [_LABELS[kind] for kind in kinds]
     data.plot.bar(x="lang", y=kinds, ax=ax, width=.8, rot=0, label=labels)
     ax.set(ylim=(0, None), xlabel="", ylabel="retrieved (%)")

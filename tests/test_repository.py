@@ -293,3 +293,7 @@ def test_the_repository_holds_few_files():
     assert not [file for file in listed if file.startswith("figures/") and file.endswith(".tex")]
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
+
+
+def test_no_output_names_the_machine_that_made_it():
+    assert [p.name for p in NOTEBOOKS if "/site-packages/" in p.read_text(encoding="utf-8")] == []
