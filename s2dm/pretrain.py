@@ -105,6 +105,8 @@ class PretrainConfig(Config):
     selection: str = param("zh_sts", _HELP["selection"], choices=(*SELECTION, "none"))
     cache_precision: str = param(
         "float16", "of the encoder's stored states", choices=tuple(PRECISIONS))
+    measure: bool = param(
+        True, "measure similarity and retrieval afterwards; without, no test is read")
 
     @classmethod
     def presets(cls, chosen): return preset(str(chosen["model"]), "pretrain")
@@ -386,11 +388,12 @@ def pretrain(
     result = Pretrained(config.name, folder, vectors, found, tables={}, missing=[])
     if not record: return result
     _save(folder / "checkpoint", config, vectors, data, found)
-    seed_everything(config.seed)  # the weights from which the training started
-    untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
-    measured = _tables(vectors, untrained, config)
-    result.tables = measured.tables
-    result.missing = measured.missing
+    if config.measure:
+        seed_everything(config.seed)  # the weights from which the training started
+        untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
+        measured = _tables(vectors, untrained, config)
+        result.tables = measured.tables
+        result.missing = measured.missing
     record.save(_metrics(result, data))
     return result
 
