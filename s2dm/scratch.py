@@ -33,6 +33,7 @@ from .core import Config, DataError, ParameterError, RunRecord, device_name, par
 from .encoder import length_batches, quiet
 from .fit import Fit, FitConfig, fit, step_seed
 from .grammar import LANGUAGES
+from .layers import freeze
 from .plots import set_style
 from .reading import load_reading
 from .sources import CORPORA, REGISTRY, fetch, read_text
@@ -575,6 +576,8 @@ class ScratchConfig(_ModelSettings, _TextSettings, FitConfig):
     hold: str = param(
         "heads", "what stays as it starts: nothing (none), the heads that start alike, "
         "or these and the embeddings (all)", choices=HOLD)
+    freeze_embeddings: bool = param(
+        False, "no embedding learns: subwords, positions, types and their LayerNorm")
     seed: int = param(0, "seed of every random number", low=0, high=2**32 - 1)
     learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
     log_every: int = param(50, "steps between two lines of the log", low=1)
@@ -780,6 +783,7 @@ def _net(config: ScratchConfig, vocabulary: int) -> MaskedLM: # with what it hol
     settings = {name: getattr(config, name) for name in names}
     net = MaskedLM(new_model(config.architecture, vocabulary, **settings))
     rows = round(config.alike * config.heads) * (config.width // config.heads)
+    if config.freeze_embeddings: freeze(net.model.base_model, embeddings=True)
     if config.hold != "none": hold_identity(net.model, rows, config.hold == "all")
     return net
 

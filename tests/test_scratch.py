@@ -641,6 +641,24 @@ def test_an_encoder_that_is_half_written_is_none(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name] == ["checkpoint"]
 
 
+@pytest.mark.parametrize("architecture", S.ARCHITECTURES)
+def test_frozen_embeddings_are_what_the_seed_drew(architecture, tmp_path):
+    """After a training with `freeze_embeddings` every number that enters the first layer is as a
+    new model of the same seed has it; without it, the subwords' have moved. The layers learn."""
+    moved = {}
+    for frozen in (True, False):
+        given = tiny(tmp_path, architecture=architecture, epochs=1, hold="none", fresh=True)
+        config = ScratchConfig(**given | dict(freeze_embeddings=frozen))
+        trained = S.train_encoder(config)
+        after = load_file(trained.folder / "model.safetensors")
+        rows = max(w.shape[0] for k, w in after.items() if k.endswith("word_embeddings.weight"))
+        before = S._net(config, rows).model.state_dict()
+        moved[frozen] = {k for k, w in after.items() if not torch.equal(w, before[k])}
+    assert not any(".embeddings." in name for name in moved[True])
+    assert any("word_embeddings" in name for name in moved[False])
+    assert any("intermediate" in name for name in moved[True])
+
+
 def papermill(parameters, tmp_path):
     command = (f"papermill nbs/02_encoder.ipynb {shlex.quote(str(tmp_path / 'run.ipynb'))} "
                f"{parameters}")
