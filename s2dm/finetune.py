@@ -28,7 +28,7 @@ from s2dm.layers import (
 )
 from .metrics import score
 from .model import S2DM
-from .pretrain import checkpoint_for
+from .pretrain import checkpoint_for, untrained_s2dm
 from .reader import ReaderConfig, S2DMReader
 from .reading import READING, load_reading, read_squad
 from .synthetic import Synthetic
@@ -154,9 +154,11 @@ def pretrained_s2dm(
     encoder: Encoder, # the one it must have been trained on
     s2dm: str = "", # its folder; empty: that of the run 03_pretrain
 ) -> S2DM | None: # None for the baseline
-    """The S2DM of a system; of the control `untrained`, with new weights. Raises `MissingData` if
-    it is not there yet, `DataError` if it was trained on another encoder."""
+    """The S2DM of a system; of the control `untrained`, with new weights, which needs no training.
+    Raises `MissingData` if it is not there yet, `DataError` if it was trained on another encoder.
+    """
     if system.variant == "baseline": return None
+    if system.control == "untrained" and not s2dm: return untrained_s2dm(system, encoder)
     folder = Path(s2dm or checkpoint_for(system))
     if not s2dm and not (folder / "encoder.json").is_file():
         raise MissingData(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'SELECTION', 'NEW', 'PretrainConfig', 'training_data', 'selection_data', 'Pretrained', 'model_settings',
-           'pretrain', 'checkpoint_for', 'pretrain_missing', 'curve_data', 'plot_curves', 'figures']
+           'pretrain', 'checkpoint_for', 'untrained_s2dm', 'pretrain_missing', 'curve_data', 'plot_curves', 'figures']
 
 # %% ../nbs/03c_pretrain.ipynb #5d0c7a14
 from collections.abc import Callable, Collection, Mapping
@@ -409,13 +409,26 @@ def checkpoint_for(
     "Where the run `03_pretrain` leaves the S2DM of a system."
     return _config_for(system).folder("pretrain") / "checkpoint"
 
+# %% ../nbs/03c_pretrain.ipynb #5c3e8a11
+def untrained_s2dm(
+    system: System, # of a reader; or a configuration that contains one
+    encoder: Encoder, # whose states it reads
+) -> S2DM:
+    "The control: an S2DM with random weights, of the system's size and seed."
+    settings = model_settings(_config_for(system), encoder)
+    seed_everything(system.seed)
+    small = S2DMConfig(**settings.as_dict() | dict(decoder_rows=1))
+    return S2DM(small).to(encoder.device).eval()
+
+
 # %% ../nbs/03c_pretrain.ipynb #287709fb
 def pretrain_missing(
     system: System, # of a reader; or a configuration, whose `s2dm` may name a folder
 ):
-    """Train the S2DM that a reader needs, unless it is there, the reader is the baseline, or it
-    names another folder. Raises what `pretrain` raises."""
+    """Train the S2DM that a reader needs, unless it is there, the reader is the baseline or the
+    control `untrained`, or it names another folder. Raises what `pretrain` raises."""
     if system.variant == "baseline" or getattr(system, "s2dm", ""): return
+    if getattr(system, "control", "none") == "untrained": return
     checkpoint = checkpoint_for(system)
     if (checkpoint / "encoder.json").is_file(): return
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -192,7 +192,9 @@ def test_controls_have_weights_of_their_own(encoder_folder, place):
         c: system_vectors(config(encoder_folder, control=c), encoder)(
             ["Anna mended two boxes."], ("y",))["y"]
         for c in ("none", "untrained", "trainable")}
-    assert torch.equal(y["none"], y["trainable"]) and not torch.allclose(y["none"], y["untrained"])
+    assert torch.equal(y["none"], y["trainable"])
+    # the toy S2DM is narrower than the system, whose size the control has
+    assert (y["none"].shape[-1], y["untrained"].shape[-1]) == (8, 200)
     assert torch.equal(
         y["untrained"],
         system_vectors(config(encoder_folder, control="untrained"), encoder)(

@@ -16,13 +16,13 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import s2dm.pretrain
-from s2dm.core import DataError, MissingData, ParameterError, write_json
+from s2dm.core import DataError, MissingData, ParameterError, seed_everything, write_json
 from s2dm.encoder import load_encoder
 from s2dm.features import TrainingBatches
 from s2dm.finetune import (
     FinetuneConfig, finetune, load_questions, new_reader, pretrained_s2dm)
-from s2dm.model import ABLATIONS
-from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain_missing
+from s2dm.model import ABLATIONS, S2DM
+from s2dm.pretrain import PretrainConfig, checkpoint_for, model_settings, pretrain_missing
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
 from s2dm.systems import ENCODERS
@@ -89,6 +89,21 @@ def test_what_is_trained_is_saved_and_what_is_frozen_stays(parts, settings, sema
     assert done.reader.config.head == c.head
     assert done.reader.config.max_length == 60
     assert done.metrics["recovered"]["exact"] == 1
+
+
+def test_the_untrained_control_needs_no_trained_s2dm(parts):
+    """It is the S2DM from which the training of its seed starts, network by network, with whatever
+    decoder."""
+    encoder = load_encoder(str(parts / "encoder"), "cpu")
+    c = FinetuneConfig(model=str(parts / "encoder"), control="untrained", seed=3)
+    assert not checkpoint_for(c).exists()
+    pretrain_missing(c) # nothing is trained
+    assert not checkpoint_for(c).exists()
+    found = pretrained_s2dm(c.system, encoder).posteriors.state_dict()
+    settings = model_settings(PretrainConfig(model=c.model, seed=3), encoder)
+    seed_everything(3)
+    for name, weight in S2DM(settings).posteriors.state_dict().items():
+        assert torch.equal(found[name], weight), name
 
 
 def test_training_answers_questions(parts):

@@ -15,12 +15,11 @@ CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the fir
 
 
 def finished(runs):
-    """The runs whose work is done. A reader that has not read and been analysed yet is not among
-    them: the archive has no weights, so another machine has to train it again."""
+    """The runs whose work is done. The archive has no weights, so another machine trains a reader
+    again that has not read and been analysed yet, and an S2DM again whose reader is not done."""
     done = runs[runs["finished"].astype(bool)]
     stages = done.groupby(["model", "system", "seed"])["stage"]
-    whole = stages.transform(lambda names: CHAIN <= set(names)).astype(bool)
-    return done[whole | (done["stage"] == "pretrain")]
+    return done[stages.transform(lambda names: CHAIN <= set(names)).astype(bool)]
 
 
 def keep(profile, path):
