@@ -351,11 +351,27 @@ def _add_violations(known, config, out): # nothing without a monolingual reader
     if row: out.add("violations", [names | row])
 
 # %% ../nbs/06f_analysis.ipynb #f4e8f5b6
+def _best_answers(reader, questions): # of each question, n_best of them, the best first
+    windows = reader.windows(questions.select_columns(["question", "context"]), progress=False)
+    return reader.read(windows, top_k=reader.config.n_best, progress=False)
+
+
+def _rules(trees): # that can be applied to them
+    tagged = all(parse.tags for parse in trees.parses.values())
+    return [rule for rule in RULES if tagged or rule != "leading"]
+
+
 def _add_decoding(known, reader, most, out):
     some = np.linspace(0, len(known.questions) - 1, min(most, len(known.questions)))
     questions = known.questions.select(some.round().astype(int))
-    row = decoding_row(reader, questions, known.trees, **known.counting)
+    answers = _best_answers(reader, questions)
+    row = decoding_row(answers, questions, known.trees, **known.counting)
     out.add("decoding", [known.names | row])
+    if known.test.dataset == "synthetic": return # gold trees: a span is a node or it is none
+    for rule in _rules(known.trees):
+        row = decoding_row(answers, questions, known.trees.by(rule), **known.counting)
+        out.add("decoding_rules", [known.names | dict(rule=rule) | row])
+
 
 # %% ../nbs/06f_analysis.ipynb #b7a2eb71
 def _look_at(known, config, reader, out): # the tables of one test

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -24,7 +25,6 @@ from fastcore.basics import patch
 from .core import DataError, MissingData, ParameterError, check_choice
 from .features import Answer
 from .metrics import Scores, bootstrap, score
-from .reader import S2DMReader
 from .subwords import align_words
 from .treebanks import tree_depths
 
@@ -442,12 +442,25 @@ class Trees:
     ):
         self.parses = _parsed(questions, parser)
         self.parser = parser.name
+        self._apply(rule)
+
+    def _apply(self, rule):
         self.rule = rule
         self.nodes = {} # phrases and words
         self.phrases = {} # phrases alone
         for text, parse in self.parses.items():
             self.nodes[text] = Constituents(text, parse, rule=rule)
             self.phrases[text] = Constituents(text, parse, words=False, rule=rule)
+
+    def by(
+        self,
+        rule: str, # one of `RULES`
+    ): # Trees
+        "The same trees, with another rule of what is a constituent."
+        other = copy(self)
+        other._apply(rule)
+        return other
+
 
 # %% ../nbs/06a_constituents.ipynb #eba114e7
 @patch
@@ -673,16 +686,14 @@ def _best_texts(contexts, answers, nodes): # of each question; nodes: context ->
 
 # %% ../nbs/06a_constituents.ipynb #6fca193f
 def decoding_row(
-    reader: S2DMReader, # trained
-    questions: Dataset, # with id, question, context, answers
+    answers: Sequence[Sequence[Answer]], # of each question, the best first, as from `read`
+    questions: Dataset, # with id, context, answers
     trees: Trees, # of their contexts
     metric: str = "squad", # how to count: "squad" or "mlqa"
     language: str | None = None, # of the contexts, for mlqa
 ) -> dict: # em, f1; em_constituents, f1_constituents; em_phrases, f1_phrases (%); questions, placed
     """What keeping to constituents gains: EM and F1 of the best span, of the best constituent, and
     of the best phrase."""
-    windows = reader.windows(questions.select_columns(["question", "context"]), progress=False)
-    answers = reader.read(windows, top_k=reader.config.n_best, progress=False)
     contexts = questions["context"][:]
     texts = {"": [best[0].text if best else "" for best in answers]}
     texts["_constituents"] = _best_texts(contexts, answers, trees.nodes)
@@ -692,3 +703,4 @@ def decoding_row(
         counted = score(dict(zip(questions["id"][:], said)), questions, metric, language)
         row |= {f"em{suffix}": float(counted.em.mean()), f"f1{suffix}": float(counted.f1.mean())}
     return row
+
