@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RULES', 'UNPARSED', 'Said', 'trim', 'Parse', 'Constituents', 'how_cut', 'GoldParser', 'subtree_runs',
            'dependency_parse', 'TreebankParser', 'read_brackets', 'tree_parse', 'join_parses', 'places', 'how_placed',
-           'answer_places', 'answer_texts', 'share', 'Trees', 'constituent_rows', 'rule_rows', 'parse_counts',
-           'boundary_row', 'overlap_row', 'deficit_row', 'violation_row', 'restricted', 'decoding_row']
+           'answer_places', 'answer_texts', 'share', 'Trees', 'constituent_flags', 'constituent_rows', 'rule_rows',
+           'parse_counts', 'near_flags', 'boundary_row', 'overlap_row', 'deficit_row', 'violation_row', 'restricted',
+           'decoding_row']
 
 # %% ../nbs/06a_constituents.ipynb #3b3db243
 import re
@@ -486,6 +487,17 @@ def _are_kept(questions, trees, places, phrases=False): # [N] bool: is each answ
     contexts = questions["context"][:]
     return np.array([trees.spans(c, p, phrases) for c, p in zip(contexts, places)], bool)
 
+
+def constituent_flags(
+    questions: Dataset, # with id, context, answers
+    trees: Trees, # of their contexts
+    predictions: Said | None = None, # of a reader; None: the first gold answers
+) -> np.ndarray: # [N] bool, of each question
+    "Is the answer a constituent, by the rule of the trees? An empty answer is none."
+    if predictions is None: where = [spans[:1] for spans in _gold_places(questions)]
+    else: where = answer_places(predictions, questions)
+    return _are_kept(questions, trees, where)
+
 # %% ../nbs/06a_constituents.ipynb #e2212650
 def _constituent_row(questions, trees, of, places, placed, samples):
     row = dict(parser=trees.parser, rule=trees.rule, of=of, questions=len(places), placed=placed)
@@ -558,7 +570,11 @@ def _overlap(spans, golds): # does any of the one share characters with any of t
     return any(a < end and start < b for a, b in spans for start, end in golds)
 
 # %% ../nbs/06a_constituents.ipynb #343969cf
-def _are_near(questions, predictions): # [N] bool: does the answer overlap a gold answer?
+def near_flags(
+    questions: Dataset, # with id, context, answers
+    predictions: Said, # of a reader
+) -> np.ndarray: # [N] bool
+    "Does the answer overlap a gold answer?"
     said = answer_places(predictions, questions)
     near = [_overlap(spans, golds) for spans, golds in zip(said, _gold_places(questions))]
     return np.array(near, bool)
@@ -572,7 +588,7 @@ def boundary_row(
 ) -> dict: # errors, boundary_errors, wrong_place (percent of the questions), questions, placed
     "How many answers are wrong, and how."
     wrong = score(answer_texts(predictions), questions, metric, language).em == 0
-    near = _are_near(questions, predictions)
+    near = near_flags(questions, predictions)
     flags = dict(errors=wrong, boundary_errors=wrong & near, wrong_place=wrong & ~near)
     row = {name: 100 * float(np.mean(flag)) for name, flag in flags.items()}
     return row | dict(questions=len(wrong), placed=how_placed(predictions))
@@ -598,7 +614,7 @@ def overlap_row(
     (`both_keep`: a matter of which constituent); the others are `neither`, of which `both_break`
     and `only_predicted_keeps`. The rule is that of the trees."""
     wrong = score(answer_texts(predictions), questions, metric, language).em == 0
-    asked = wrong & _are_near(questions, predictions)
+    asked = wrong & near_flags(questions, predictions)
     said = answer_places(predictions, questions)
     kept = _are_kept(questions, trees, said)
     right = _are_kept(questions, trees, _touched_golds(questions, said))
@@ -620,11 +636,9 @@ def deficit_row(
     """By how many points fewer predicted answers than gold ones are constituents, by the rule of
     the trees (brackets: how many cross no bracket), with an interval over questions. The first
     gold answer counts; an empty answer is no constituent."""
-    said = answer_places(predictions, questions)
-    golds = [spans[:1] for spans in _gold_places(questions)]
-    right = _are_kept(questions, trees, golds).astype(float)
-    kept = _are_kept(questions, trees, said).astype(float)
-    row = dict(rule=trees.rule, questions=len(golds))
+    right = constituent_flags(questions, trees).astype(float)
+    kept = constituent_flags(questions, trees, predictions).astype(float)
+    row = dict(rule=trees.rule, questions=len(right))
     row |= dict(gold=100 * float(right.mean()), predicted=100 * float(kept.mean()))
     row |= dict(zip(("deficit", "low", "high"), share(right - kept, samples)))
     return row | dict(placed=how_placed(predictions))
@@ -663,7 +677,7 @@ def violation_row(
     asked = right & ~_breaks(questions, trees, reference)
     if not asked.any(): return None
     violating = asked & wrong & _breaks(questions, trees, predictions)
-    near = violating & _are_near(questions, predictions)
+    near = violating & near_flags(questions, predictions)
     row = _violation_counts(asked, violating, near, samples)
     asked = right & ~_breaks(questions, trees, reference, phrases=True)
     violating = asked & wrong & _breaks(questions, trees, predictions, phrases=True)

@@ -1,9 +1,13 @@
 "Differences between systems: against exact values, against simulated truth, and what is refused."
+import runpy
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
-from s2dm.core import DataError, ParameterError
+from s2dm.comparison import (
+    comparison_table, difference, interval, passage_scores, passages_of)
+from s2dm.core import DataError, ParameterError, write_json
 
 
 def simulate(rng, seeds, gain=0., passages=60, per=5, seed_sd=3., passage_sd=15., difficulty=None):
@@ -108,3 +112,45 @@ def test_real_passages(real):
     german, thai = (passages_of(load_reading("xquad", lang), True, lang) for lang in ("de", "th"))
     assert german == thai and len(german) == 1190 and len(set(german)) == 240
     assert {name[0] for name in passages_of(load_reading("tydiqa", "fi"), False, "fi")} == {"fi"}
+
+
+def test_a_contrast_between_languages_is_a_weighted_sum_and_its_interval_knows_of_passages():
+    """The same passages in both languages: what they have in common drops out of the contrast."""
+    rng = np.random.default_rng(5)
+    common = rng.normal(0, 30, 300)
+    names = dict(de=list(range(300)), en=list(range(300)))
+    scores = [dict(de=common + 4 + rng.normal(0, 5, 300), en=common + rng.normal(0, 5, 300))]
+    found = interval(passage_scores(scores, names, dict(de=1, en=-1)), 4000)
+    assert found["mean"] == pytest.approx((scores[0]["de"] - scores[0]["en"]).mean())
+    assert ((found["high"] - found["low"]) / 3.92
+            == pytest.approx((scores[0]["de"] - scores[0]["en"]).std() / 300 ** .5, rel=.08))
+
+
+@pytest.mark.usefixtures("real")
+def test_the_deficit_of_made_up_answers(tmp_path, monkeypatch):
+    """Answers that run on over the gold one in Chinese alone, in every question or in none: the
+    deficit is that of such answers, and English has none."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    script = runpy.run_path(str(ROOT / "experiments/mechanism.py"))
+    deficits = script["deficits"]
+    deficits.__globals__["TARGETS"] = ("zh",)
+    readers = {}
+    for name, more in (("baseline", 3), ("S2DM_SP", 0)):
+        readers[name] = [tmp_path / name]
+        for lang in ("en", "zh"):
+            questions = script["questions_of"]("xquad", lang)
+            said = {}
+            for id, context, gold in zip(*(questions[k][:] for k in ("id", "context", "answers"))):
+                start, text = gold["answer_start"][0], gold["text"][0]
+                longer = more if lang == "zh" else 0
+                said[id] = context[start:start + len(text) + longer]
+            write_json(readers[name][0] / f"predictions.xquad.{lang}.json", said)
+    by_language, contrasts = deficits(readers, 200)
+    at = by_language.set_index(["system", "lang"])["deficit"]
+    # a text without its place counts if it is a constituent anywhere
+    assert all(-1 < at[of] <= 0 for of in (("S2DM_SP", "zh"), ("S2DM_SP", "en"), ("baseline", "en")))
+    assert at["baseline", "zh"] > 50
+    mean = at["baseline", "zh"] - at["baseline", "en"]
+    gain = at["S2DM_SP", "zh"] - at["baseline", "zh"]
+    assert contrasts["mean"][0] == pytest.approx(mean)
+    assert contrasts["difference"].dropna().tolist() == [pytest.approx(gain)]
