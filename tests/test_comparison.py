@@ -148,7 +148,7 @@ def test_the_deficit_of_made_up_answers(tmp_path, monkeypatch):
     by_language, contrasts = deficits(readers, 200)
     at = by_language.set_index(["system", "lang"])["deficit"]
     # a text without its place counts if it is a constituent anywhere
-    assert all(-1 < at[of] <= 0 for of in (("S2DM_SP", "zh"), ("S2DM_SP", "en"), ("baseline", "en")))
+    for of in (("S2DM_SP", "zh"), ("S2DM_SP", "en"), ("baseline", "en")): assert -1 < at[of] <= 0
     assert at["baseline", "zh"] > 50
     mean = at["baseline", "zh"] - at["baseline", "en"]
     gain = at["S2DM_SP", "zh"] - at["baseline", "zh"]
