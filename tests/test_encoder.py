@@ -31,11 +31,11 @@ import s2dm.encoder
 from conftest import ROOT
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import (
-    PRESETS, SCRATCH, Encoder, FeatureCache, WordTokenizer, collate, find_encoder, length_batches,
+    Encoder, FeatureCache, WordTokenizer, collate, find_encoder, length_batches,
     load_encoder, mbert_tokenizer, scratch_folder, states_width)
 from s2dm.features import SpanTokenizer
 from s2dm.subwords import NOWHERE, Sentence, TextSplitter, first_subwords, labelled_sentences
-from s2dm.systems import ENCODERS
+from s2dm.systems import ENCODERS, OURS
 from s2dm.toy import random_words, toy_bert, toy_encoder, toy_tokenizer
 from s2dm.treebanks import load_sentences
 
@@ -85,12 +85,13 @@ def words(n, seed=0, longest=12):
 
 # Which encoder
 
-def test_presets_are_those_that_a_run_accepts(): assert {*SCRATCH, *PRESETS} == set(ENCODERS)
+def test_an_encoder_is_on_the_hub_or_ours():
+    assert all((preset.hub is None) == (name in OURS) for name, preset in ENCODERS.items())
 
 
 def test_a_preset_in_the_cache_needs_no_network(hub, monkeypatch):
     monkeypatch.setattr(s2dm.encoder, "hub_files", lambda *_: pytest.fail("asked the network"))
-    repo, revision = PRESETS["mbert"]
+    repo, revision = ENCODERS["mbert"].hub
     hub(repo, revision, saved)
     found = load_encoder("mbert", device="cpu")
     assert found.name == "mbert"
@@ -101,8 +102,8 @@ def test_a_preset_in_the_cache_needs_no_network(hub, monkeypatch):
 
 
 def test_a_revision_that_is_not_pinned_is_recorded(hub):
-    hub(PRESETS["xlm100"][0], "b" * 40, pickled)
-    assert PRESETS["xlm100"][1] is None and find_encoder("xlm100").revision == "b" * 40
+    hub(ENCODERS["xlm100"].hub[0], "b" * 40, pickled)
+    assert ENCODERS["xlm100"].hub[1] is None and find_encoder("xlm100").revision == "b" * 40
     hub("owner/name", "c" * 40, saved)
     assert load_encoder("owner/name", device="cpu").record["revision"] == "c" * 40
 
@@ -180,7 +181,7 @@ def test_without_network_the_error_is_quick_and_says_what_to_do(tmp_path, silent
         seconds, message = line.split("|")
         assert float(seconds) < 5
         assert name in message
-        assert (("run `papermill nbs/02_encoder" if name in SCRATCH else "run once with a network")
+        assert (("run `papermill nbs/02_encoder" if name in OURS else "run once with a network")
                 in message)
 
 
