@@ -21,7 +21,7 @@ from torch import Tensor
 from .core import DataError, ParameterError
 from .sources import fetch, read_text
 from .vectors import (
-    KINDS, TextVectors, correlation, load_scored, pair_texts, retrieval_table, spoken_texts)
+    KINDS, TextVectors, correlation, load_scored, pair_cosines, retrieval_table, spoken_texts)
 
 # %% ../nbs/06d_geometry.ipynb #77a4802a
 @lru_cache(maxsize=1)
@@ -75,12 +75,10 @@ def sts_table(
     for corpus, part in tests:
         pairs: Dataset = load(corpus, part)
         about = dict(corpus=corpus, part=part, lang_a=pairs["lang_a"][0], lang_b=pairs["lang_b"][0])
-        texts = pair_texts(pairs, "a") + pair_texts(pairs, "b")
-        for kind, x in vectors(texts, KINDS if vectors.model else KINDS[:1]).items():
-            a, b = x.double().split(len(pairs))
-            cosine = F.cosine_similarity(a, b).cpu().numpy()
+        cosines = pair_cosines(vectors, pairs, KINDS if vectors.model else KINDS[:1])
+        for kind, cosine in cosines.items():
             rows.append(about | dict(kind=kind, pairs=len(pairs))
-                        | _correlations(cosine, pairs["score"][:], samples))
+                        | _correlations(cosine.numpy(), pairs["score"][:], samples))
     return pd.DataFrame(rows)
 
 # %% ../nbs/06d_geometry.ipynb #7a500342
