@@ -35,7 +35,7 @@ _REAL = dict(
     epochs=2, batch=16, learning_rate=1e-3, head_scale=5,
     data="squadshifts/new_wiki,qamr/dev,qamr/test", dev="squadshifts/reddit")
 _E5 = dict(
-    epochs=2, batch=16, learning_rate=2e-4, head_scale=5, max_length=320,
+    epochs=1, batch=8, learning_rate=2e-4, head_scale=5, max_length=320,
     data="squadshifts/new_wiki,qamr/dev", dev="squadshifts/reddit", dev_sample=1000,
     freeze_embeddings=True, freeze_layers=4)
 _SMALL = dict(
