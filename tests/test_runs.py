@@ -130,7 +130,7 @@ def test_make_data(tmp_path, mirror_folder):
     assert sum(row["questions"] for row in metrics["reading"] if row["corpus"] == "tydiqa") == 5077
     assert {row["corpus"] for row in metrics["missing"]} == {"squad", "mlqa", "qamr", "squadshifts"}
     for name in (
-            "data_treebanks.csv", "data_pairs.csv", "data_reading.csv", "data_similarity.csv"):
+            "data_treebanks.md", "data_pairs.md", "data_reading.md", "data_similarity.md"):
         assert (
             (tmp_path / "figures" / name).read_text()
             == (ROOT / "figures" / name).read_text()), f"figures/{name} is not what the run makes"
