@@ -6,8 +6,9 @@ rate and epochs.
 
 A reader's arms see the same questions, `--questions` of them, and are scored on English development
 questions (SQuADShifts reddit). An S2DM's arms are scored as training selects it, by Pearson's
-correlation of y on Chinese STS, development part. Nothing else is read. One line is written for
-each arm; an arm that has its line is not run again, so the script goes on where it was stopped."""
+correlation of y on Chinese STS, development part, in percent. Nothing else is read. One line is
+written for each arm; an arm that has its line is not run again, so the script goes on where it was
+stopped."""
 import argparse
 import time
 from pathlib import Path
@@ -62,7 +63,7 @@ def s2dm(name, given):
     found = pretrain(config).fit
     best = found.evaluations.loc[found.evaluations["y"].idxmax()]
     return dict(
-        arm=name, steps=found.steps, best_step=found.best_step, y=best["y"], z=best["z"],
+        arm=name, steps=found.steps, best_step=found.best_step, y=100 * best["y"], z=100 * best["z"],
         seconds=found.seconds)
 
 

@@ -556,6 +556,16 @@ class _ModelSettings(Config):
     initializer_range: float = param(
         .08, "standard deviation of the weights at the start", low=0, high=1)
 
+# %% ../nbs/02g_scratch.ipynb #c1baad1b
+def _check_width(settings): # heads share it evenly; raises ParameterError
+    rotates = settings.architecture == "roformer" # pairs of numbers
+    unit = 2 * settings.heads if rotates else settings.heads
+    if settings.width % unit == 0: return
+    raise ParameterError(
+        f"width={settings.width} is not possible with heads={settings.heads} and "
+        f"{settings.architecture}; expected a multiple of {unit}")
+
+
 # %% ../nbs/02g_scratch.ipynb #c1baad1d
 @dataclass(frozen=True, init=False)
 class ScratchConfig(_ModelSettings, _TextSettings, FitConfig):
@@ -583,11 +593,7 @@ class ScratchConfig(_ModelSettings, _TextSettings, FitConfig):
 
     def __init__(self, **params):
         super().__init__(**params)
-        rotates = self.architecture == "roformer" # pairs of numbers
-        unit = 2 * self.heads if rotates else self.heads
-        if self.width % unit:
-            raise ParameterError(f"width={self.width} is not possible with heads={self.heads} and "
-                                 f"{self.architecture}; expected a multiple of {unit}")
+        _check_width(self)
         if not self.texts + self.parallel:
             raise ParameterError("texts and parallel are both empty; "
                                  "expected some text to learn from")
