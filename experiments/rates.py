@@ -63,8 +63,8 @@ def s2dm(name, given):
     found = pretrain(config).fit
     best = found.evaluations.loc[found.evaluations["y"].idxmax()]
     return dict(
-        arm=name, steps=found.steps, best_step=found.best_step, y=100 * best["y"], z=100 * best["z"],
-        seconds=found.seconds)
+        arm=name, steps=found.steps, best_step=found.best_step, y=100 * best["y"],
+        z=100 * best["z"], seconds=found.seconds)
 
 
 STAGES = dict(reader=(reader, READER), s2dm=(s2dm, S2DM))
