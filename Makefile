@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 KEY    := $(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(open("requirements.lock", "rb").read() + sys.version.encode()).hexdigest()[:12])' 2>/dev/null)
 STAMP  := $(VENV)/.ready-$(KEY)
 JOBS   ?= 2
-SNAKEMAKE = @test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; } >&2; $(BIN)/snakemake --cores $(JOBS)
+SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean corenlp table1 publish
@@ -35,17 +35,22 @@ notebooks: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-reproduce: $(STAMP) ## the whole job on the embedded data, offline: main systems, one seed; JOBS=4: four runs side by side (default 2)
-	$(SNAKEMAKE) reproduce
+.PHONY: has-snakemake
+has-snakemake: $(STAMP)
+	@test -x $(BIN)/snakemake || { echo "the workflow needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; } >&2
+
+reproduce: has-snakemake ## the whole job on the embedded data, offline: main systems, one seed; JOBS=4: four runs side by side (default 2)
+	@$(SNAKEMAKE) reproduce
 	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/small/report.html"
 
-reproduce-full: $(STAMP) ## all systems, ten seeds (hours; may be stopped and started again); SEEDS=3: three
-	$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
+reproduce-full: has-snakemake ## all systems, ten seeds (hours; may be stopped and started again); SEEDS=3: three
+	@$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
 	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/full/small/report.html"
 
-e5: $(STAMP) ## the experiment with a real encoder (hours; may be stopped; goes on from the records in figures/e5/)
+e5: has-snakemake ## the experiment with a real encoder, seed by seed (hours; may be stopped; goes on from the records in figures/e5/)
 	test ! -f figures/e5/records.tar.xz || $(BIN)/python workflow/records.py restore figures/e5/records.tar.xz
-	$(SNAKEMAKE) --config profile=e5 -- reproduce
+	@for k in 1 2 3 4; do $(SNAKEMAKE) --config profile=e5 seeds=$$k --until analyse -- reproduce || exit 1; done
+	@$(SNAKEMAKE) --config profile=e5 -- reproduce
 
 e5-keep: $(STAMP) ## put the records of its finished runs into figures/e5/records.tar.xz
 	$(BIN)/python workflow/records.py keep e5 figures/e5/records.tar.xz

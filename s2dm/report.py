@@ -42,7 +42,7 @@ def _p_in_words(row): # p and, where it is another, p corrected
 # %% ../nbs/07d_report.ipynb #da717a9e
 class InWords(NamedTuple):
     "A comparison for readers."
-    verdict: str # "it rises", "it falls", "no change can be told", ...
+    verdict: str # "it rises", "it falls", "the difference may be chance", ...
     numbers: str # difference, interval, p, seeds
 
 # %% ../nbs/07d_report.ipynb #967b4a5a
@@ -63,7 +63,7 @@ def in_words(
     if pd.isna(row["p"]):
         return InWords("no test possible", f"{numbers}, {seeds}, all with the same difference")
     verdict = "it rises" if row["difference"] > 0 else "it falls"
-    if row["p_holm"] >= ALPHA: verdict = "no change can be told"
+    if row["p_holm"] >= ALPHA: verdict = "the difference may be chance"
     return InWords(verdict, f"{numbers}, {_p_in_words(row)}, {seeds}")
 
 # %% ../nbs/07d_report.ipynb #1699605f
