@@ -14,7 +14,7 @@ from typing import NamedTuple
 from datasets import Dataset, DatasetInfo, Features, List, Value
 
 from .core import DataError, ParameterError, check_choice
-from .sources import cached, fetch, read_text
+from .sources import cached, fetch, read_lines, read_text
 
 # %% ../nbs/01c_reading.ipynb #6f016f11
 FEATURES = Features({
@@ -161,7 +161,7 @@ def _qamr_line(line, sentences, where): # a row, or None if no answer is a span
 # %% ../nbs/01c_reading.ipynb #7923b560
 def _qamr_sentences(path): # id -> sentence
     sentences = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         name, tab, text = line.partition("\t")
         expected = "a sentence id, a tab and the sentence"
         if not tab: raise DataError(f"{path}:{number}: no tab; expected {expected}")
@@ -176,7 +176,7 @@ def read_qamr(
     """The questions of a QAMR file whose answer is a span. Raises `DataError` with file and
     line."""
     texts = _qamr_sentences(sentences)
-    lines = enumerate(read_text(path).splitlines(), 1)
+    lines = enumerate(read_lines(path), 1)
     rows = [_qamr_line(line, texts, f"{path}:{number}") for number, line in lines]
     kept = [row for row in rows if row]
     if not kept:

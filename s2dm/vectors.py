@@ -29,7 +29,7 @@ from .encoder import Encoder, FeatureCache, length_batches, load_encoder, usual_
 from .losses import masked_mean
 from .model import S2DM
 from .similarity import TRACKS, load_similarity
-from .sources import REGISTRY, fetch, read_text
+from .sources import REGISTRY, fetch, read_lines
 from .subwords import Sentence, as_sentence
 from .synthetic import Synthetic
 from .treebanks import load_sentences
@@ -461,7 +461,7 @@ def parallel_text(
     found = {}
     for lang, path in files.items():
         if languages and lang not in languages: continue
-        found[lang] = read_text(fetch(path), crlf=True).removesuffix("\n").split("\n")
+        found[lang] = read_lines(fetch(path), crlf=True)
     return found
 
 # %% ../nbs/03b_vectors.ipynb #e7e48b30

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.geometry import parallel_xnli
 from s2dm.reading import READING, load_reading, read_qamr, read_squad
 from s2dm.similarity import TRACKS, load_similarity, read_sts2017, read_zh_sts
+from s2dm.treebanks import read_conllu
 
 SQUAD = {
     "version": "1.1",
@@ -171,6 +173,29 @@ def test_qamr_tokens_become_spans_and_gaps_are_counted(tmp_path):
         assert says in str(error.value), str(error.value)
     with pytest.raises(DataError, match="sentences.tsv:1: no tab"):
         read_qamr(tmp_path / "dev.tsv", write(tmp_path, "S The\n", "sentences.tsv"))
+
+
+# characters that Python's splitlines takes for ends of lines
+NO_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
+
+
+@pytest.mark.parametrize("c", NO_ENDS, ids=ascii)
+def test_only_a_line_feed_ends_a_line(tmp_path, c):
+    sentences = write(tmp_path, f"S\tThe man{c} sat down .\n", "s.tsv")
+    questions = write(tmp_path, f"S\t2\t7\t0\t3\tWho{c} ?\t1\t1:1\t2:0 1\n", "dev.tsv")
+    row, = read_qamr(questions, sentences)
+    assert (row["context"], row["question"]) == (f"The man{c} sat down .", f"Who{c} ?")
+    assert row["answers"]["text"] == [f"man{c}", f"man{c}", f"The man{c}"]
+    pairs = write(tmp_path, f"text_a\ttext_b\tscore\na{c}a\tb\t1\n", "zh.csv")
+    assert read_zh_sts(pairs)["text_a"][:] == [f"a{c}a"]
+    inputs = write(tmp_path, f"a{c}a\tb\n", "input.txt")
+    assert read_sts2017(inputs, write(tmp_path, "1\n", "gs.txt"), "en", "en")["text_a"][:] == [
+        f"a{c}a"]
+    parallel = write(tmp_path, f"en\tde\na{c}a\tb{c}b\n", "xnli.tsv")
+    assert parallel_xnli(parallel) == dict(en=[f"a{c}a"], de=[f"b{c}b"])
+    tree = f"# sent_id = n1\n# text = a{c}a\n1\ta{c}a\ta\tX\t_\t_\t0\troot\t_\t_\n\n"
+    sentence, = read_conllu(write(tmp_path, tree, "a.conllu"))
+    assert (sentence["text"], sentence["forms"]) == (f"a{c}a", [f"a{c}a"])
 
 
 def test_mlqa_has_49_pairs(tmp_path, monkeypatch):
