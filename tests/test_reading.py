@@ -69,7 +69,8 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
 @pytest.mark.parametrize(
     "text, says",
     [(json.dumps(SQUAD)[:100], ["file.json:1:", "at column", "expected JSON (cut off?)"]),
-     ("[]", ["found list", "'data' of type list"]),
+     ("[]", ["no questions"]),
+     ("7", ["found int", "'data' of type list"]),
      ("", ["file.json:1:"]),
      ("{}", ["found nothing"]),
      ('{"data": []}', ["no questions"]),
@@ -77,7 +78,14 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
      (edited(article=("paragraphs", ...)), ["data[0]: found nothing", "'paragraphs' of type list"]),
      (edited(paragraph=("context", 3)),
       ["data[0].paragraphs[0]: found int", "'context' of type str"]),
-     (edited(qa=("id", 7)), ["'id' of type str"]),
+     (edited(qa=("id", 7.5)), ["'id' of type str"]),
+     (edited(qa=("id", True)), ["'id' of type str"]),
+     (edited(qa=("id", 2)), ["question 2: the same id for the second time"]),
+     (edited(qa=("is_impossible", True)), [QUESTION, "SQuAD 2.0", "leave such questions out"]),
+     (edited(qa=("answers", dict(text=["am See"], answer_start=[]))),
+      [QUESTION, "1 texts and 0 answer_start"]),
+     ('{"id": "1"}\n{"id": "2"}\n', ["data[0]: found nothing; expected an object with 'paragr"]),
+     ('{"id": "1"}\n{"id": "2}\n', ["file.json:2: Unterminated string"]),
      (edited(qa=("id", "2")), ["question 2: the same id for the second time"]),
      (edited(qa=("question", None)), [QUESTION, "found NoneType"]),
      (edited(qa=("answers", [])), [QUESTION, "no answer; expected at least one"]),
@@ -104,6 +112,36 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
 def test_malformed_squad_files_are_named(tmp_path, text, says):
     with pytest.raises(DataError) as error: read_squad(write(tmp_path, text))
     for words in ["file.json", *says]: assert words in str(error.value), str(error.value)
+
+
+def test_numbers_as_ids_are_read(tmp_path):
+    assert read_squad(write(tmp_path, edited(qa=("id", 7))))["id"][:2] == ["7", "2"]
+
+
+def _flat_rows(): # as the library `datasets` has them
+    rows = []
+    for article in SQUAD["data"][:1]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                columns = {k: [a[k] for a in qa["answers"]] for k in ("text", "answer_start")}
+                rows.append(qa | dict(title=article["title"], context=paragraph["context"],
+                                      answers=columns))
+    return rows
+
+
+@pytest.mark.parametrize("form", ["list", "data", "lines", "no end", "one line", "listed answers"])
+def test_flat_rows_and_json_lines_are_read(tmp_path, form):
+    rows = _flat_rows()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    listed = [row | dict(answers=qa["answers"]) for row, qa in zip(
+        rows, SQUAD["data"][0]["paragraphs"][0]["qas"])]
+    text = {"list": json.dumps(rows, indent=1), "data": json.dumps(dict(data=rows)),
+            "lines": lines, "no end": lines.rstrip(), "one line": json.dumps(rows[0]),
+            "listed answers": json.dumps(listed)}[form]
+    expected = read_squad(write(tmp_path, json.dumps(SQUAD), "nested.json"))[:]
+    found = read_squad(write(tmp_path, text))[:]
+    n = 1 if form == "one line" else 2
+    assert found == {name: column[:n] for name, column in expected.items()}
 
 
 _json = st.recursive(
