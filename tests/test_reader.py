@@ -277,6 +277,9 @@ def test_what_is_no_question_or_context(question, context, more, says):
 def test_texts_at_the_edge():
     reader = make()
     with pytest.raises(DataError, match="has no subwords"): reader.answer("Wo?", "\u200b")
+    with pytest.warns(UserWarning, match="context 1, .* has no subwords"):
+        first, second, third = reader.answer("Wo?", ["Am See.", "\u200b", "Am See."])
+    assert second == [] and first == third == reader.answer("Wo?", "Am See.")
     # a question without subwords, one that is cut
     assert reader.answer("\u200b", "Am See.") and reader.answer("wo " * 500, "Am See.")
     for text in TEXTS:
