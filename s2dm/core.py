@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'ParameterError', 'DataError', 'MissingData', 'check_choice', 'project_root', 'data_dir', 'runs_dir',
-           'figures_dir', 'atomic_write', 'write_json', 'seed_everything', 'param', 'contains', 'parameters_of',
-           'Config', 'versions', 'git_revision', 'has_bfloat16', 'device_name', 'peak_memory', 'RunRecord']
+           'figures_dir', 'atomic_write', 'write_json', 'reading', 'check_keys', 'read_json', 'check_unicode',
+           'seed_everything', 'param', 'contains', 'parameters_of', 'Config', 'versions', 'git_revision',
+           'has_bfloat16', 'device_name', 'peak_memory', 'RunRecord']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
 import copy
@@ -118,6 +119,65 @@ def write_json(
     "Write `obj` as readable JSON, atomically. Raises `ValueError` for NaN."
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as tmp: tmp.write_text(text + "\n", encoding="utf-8")
+
+# %% ../nbs/00a_core.ipynb #5c1d9e02
+@contextmanager
+def reading(
+    what: str | os.PathLike, # a file or a folder, for the message
+    remedy: str = "", # what would help
+):
+    """Whatever the block raises but for our own errors becomes a `DataError` that names what was
+    read: libraries raise all kinds at a damaged file."""
+    try: yield
+    except (DataError, ParameterError): raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise DataError(f"{what} cannot be read ({type(error).__name__}: {reason:.300}){remedy}"
+                        ) from error
+
+# %% ../nbs/00a_core.ipynb #5c1d9e04
+def _types(kinds): # for a message
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def check_keys(
+    values, # what a file says
+    file: str | os.PathLike, # for the message
+    **kinds, # name -> its type, or several
+):
+    "Raises `DataError` if something is missing or of another type."
+    if not isinstance(values, dict):
+        raise DataError(f"{file} holds a {type(values).__name__}; expected a JSON object")
+    missing = [name for name in kinds if name not in values]
+    if missing: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    for name, kind in kinds.items():
+        if isinstance(values[name], kind): continue
+        raise DataError(f"{file}: {name!r} is {values[name]!r:.60}; expected {_types(kind)}")
+
+
+def read_json(
+    file: str | os.PathLike, # of JSON
+    **kinds, # name -> its type, or several: what the object must have
+) -> dict:
+    "A file's JSON object. Raises `DataError` that names the file and what is wrong."
+    try: values = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no JSON: {error}") from None
+    except OSError as error: raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    check_keys(values, file, **kinds)
+    return values
+
+# %% ../nbs/00a_core.ipynb #5c1d9e06
+def check_unicode(
+    text: str, # what somebody gave us
+    name: str, # what it is, for the message
+):
+    "Raises `ParameterError` for half a surrogate pair, which no file and no tokenizer can hold."
+    try: text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(
+            f"{name} holds half a surrogate pair; expected valid Unicode") from None
 
 # %% ../nbs/00a_core.ipynb #b67cc529
 def seed_everything(seed: int): # 0 .. 2**32 - 1

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .core import Config, DataError, ParameterError, has_bfloat16, param
+from .core import Config, DataError, ParameterError, check_keys, has_bfloat16, param, reading
 from .losses import objective
 
 # %% ../nbs/02e_fit.ipynb #3d73bf71
@@ -209,7 +209,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict]: # raises DataError
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads(file.metadata()["about"])
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+    except Exception as error: # which of them depends on where the file is damaged
         raise DataError(f"{path} is no checkpoint of this loop ({error}); "
                         "remove it, or start with fresh=True") from error
 
@@ -381,14 +381,16 @@ def restore(
     `DataError` if the checkpoint is broken or of another model."""
     if not self.file.exists(): return Progress()
     tensors, about = _load(self.file)
-    _check_identity(self.file, about["identity"], self.identity)
-    progress = Progress.from_dict(about["progress"])
-    _put(model, _below("model.", tensors))
-    states = {}
-    for key, tensor in _below("optimizer.", tensors).items():
-        number, name = key.split(".")
-        states.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | dict(state=states))
+    with reading(self.file, "; remove it, or start with fresh=True"):
+        check_keys(about, self.file, identity=dict, progress=dict)
+        _check_identity(self.file, about["identity"], self.identity)
+        progress = Progress.from_dict(about["progress"])
+        _put(model, _below("model.", tensors))
+        states = {}
+        for key, tensor in _below("optimizer.", tensors).items():
+            number, name = key.split(".")
+            states.setdefault(int(number), {})[name] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | dict(state=states))
     return progress
 
 # %% ../nbs/02e_fit.ipynb #16d40ace

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import inspect
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import tarfile
 import time
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from .core import DataError, MissingData, atomic_write, check_choice, data_dir
+from .core import DataError, MissingData, atomic_write, check_choice, data_dir, reading
 
 pooch.get_logger().setLevel("WARNING") # our own messages name the corpus and the remedy
 
@@ -196,7 +198,10 @@ def _unpack(archive: Path, member: str, target: Path, source: Source) -> Path: #
     except KeyError:
         problem = f"{archive} has no file {member}; is it another edition of the archive?"
         raise DataError(problem) from None
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except DataError: raise
+    # encrypted members are a RuntimeError, damaged ones whatever their decompressor raises
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, ValueError,
+            zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno: raise # a full disk is no broken archive
         problem = f"{archive} cannot be unpacked ({error}); remove it and fetch it again"
         raise DataError(problem) from None
@@ -367,4 +372,5 @@ def cached(
         if not folder.exists(): _save_whole(build, folder)
     from datasets import load_from_disk
 
-    return load_from_disk(str(folder))
+    remedy = "; it is a copy of what was read: remove it, and it is made again"
+    with reading(folder, remedy): return load_from_disk(str(folder))

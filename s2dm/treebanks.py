@@ -75,17 +75,17 @@ def _word_error(columns, number): # what is wrong with the line of word `number`
     word_id = columns[0]
     tag = columns[3]
     head = columns[6]
-    if word_id != str(number): return f"word id {word_id!r}; expected {number}"
+    if word_id != str(number): return f"word id {word_id!r:.30}; expected {number}"
     if tag not in UPOS: return f"UPOS {tag!r}; expected one of {', '.join(UPOS)}"
-    if re.fullmatch(r"\d+", head, re.ASCII): return None
-    return f"head {head!r}; expected an integer, 0 for the root"
+    if re.fullmatch(r"\d{1,9}", head, re.ASCII): return None
+    return f"head {head!r:.30}; expected an integer, 0 for the root"
 
 # %% ../nbs/01b_treebanks.ipynb #1c9064a3
 def _line_error(columns, number): # what is wrong with a token line, or None
     if len(columns) != 10: return f"{len(columns)} columns; expected 10, separated by tabs"
     if "" in columns or any("  " in c for c in columns):
         return "an empty column or two spaces in a row; expected a value or _ in every column"
-    if not re.fullmatch(r"\d+[-.]\d+", columns[0], re.ASCII): return _word_error(columns, number)
+    if not re.fullmatch(r"\d{1,9}[-.]\d{1,9}", columns[0], re.ASCII): return _word_error(columns, number)
     if columns[6] == "_": return None
     return f"head {columns[6]!r} of {columns[0]}, which is no word; expected _"
 

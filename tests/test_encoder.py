@@ -218,7 +218,7 @@ def test_weights_are_never_unpickled_as_code(tmp_path):
 
     torch.save(
         {"embeddings.word_embeddings.weight": Evil()}, tmp_path / "good" / "pytorch_model.bin")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="cannot be read"):
         load_encoder(str(tmp_path / "good"), device="cpu")
     assert not (tmp_path / "owned").exists()
 
@@ -226,7 +226,7 @@ def test_weights_are_never_unpickled_as_code(tmp_path):
 def test_broken_and_incomplete_weights(tmp_path):
     saved(tmp_path / "a")
     (tmp_path / "a/model.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="cannot be read"):
         load_encoder(str(tmp_path / "a"), device="cpu")
     saved(tmp_path / "b")
     bert(layers=1).save_pretrained(tmp_path / "c")

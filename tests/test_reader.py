@@ -433,6 +433,11 @@ def edit(folder, **changes):
     file.write_text(json.dumps(about))
 
 
+def change_config(folder, **changes):
+    file = folder / "encoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def tensors(folder, change):
     own = load_file(folder / "reader.safetensors")
     change(own)
@@ -445,14 +450,32 @@ BROKEN = [
     (MissingData, "encoder/config.json is not there", lambda f: shutil.rmtree(f / "encoder")),
     (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_text("{")),
     (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_bytes(b"\xff\xfe")),
-    (DataError, '"model_type" must be "s2dm_reader"',
-     lambda f: (f / "reader.json").write_text("[]")),
+    (DataError, "reader.json holds a list", lambda f: (f / "reader.json").write_text("[]")),
+    (DataError, "reader.json is no JSON: maximum recursion",
+     lambda f: (f / "reader.json").write_text("[" * 100_000)),
+    (DataError, "reader.json is no JSON: Exceeds the limit",
+     lambda f: (f / "reader.json").write_text('{"reader": ' + "9" * 5000 + "}")),
+    (DataError, "reader.json: 'facts' is None; expected dict", lambda f: edit(f, facts=None)),
+    (DataError, "reader.json: 's2dm' is 'x'; expected dict or null", lambda f: edit(f, s2dm="x")),
+    (DataError, "reader.json: 'encoder' is 3; expected dict or null",
+     lambda f: edit(f, encoder=3)),
+    (DataError, "reader.json, 'encoder' lacks 'name', 'revision', 'lower_layers'",
+     lambda f: edit(f, encoder=dict(layers=0, x=1))),
+    (DataError, "reader.json, 'encoder': 'revision' is None; expected str",
+     lambda f: edit(f, encoder=dict(name="x", revision=None, lower_layers=0))),
+    *((DataError, "encoder.*cannot be read", lambda f, n=name, t=text: (
+        f / "encoder" / n).write_text(t))
+      for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
+      for text in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}", "[]", "null", "")),
+    (DataError, "encoder.*cannot be read", lambda f: change_config(f, hidden_size="16")),
+    (DataError, "encoder.*cannot be read", lambda f: change_config(f, hidden_act=["gelu"])),
+    (DataError, "encoder.*cannot be read", lambda f: change_config(f, num_attention_heads=0)),
     (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")),
     (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)),
     (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
     (DataError, "reader.json: unknown parameter 'hed'", lambda f: edit(f, reader__hed="semantic")),
     (DataError, "reader.json: head='x' is not possible", lambda f: edit(f, reader__head="x")),
-    (DataError, "reader.json: ", lambda f: edit(f, reader=3)),
+    (DataError, "reader.json: 'reader' is 3; expected dict", lambda f: edit(f, reader=3)),
     (DataError, "limits answers to 30 subwords.*replace.*longest_characters",
      lambda f: edit(f, reader__longest=30)),
     (DataError, "reader.json: max_length=960", lambda f: edit(f, reader__max_length=960)),
@@ -470,11 +493,11 @@ BROKEN = [
      lambda f: tensors(f, lambda t: t.update({"encoder.pooler.dense.bias": torch.zeros(16)}))),
     (DataError, "reader.safetensors does not belong",
      lambda f: os.truncate(f / "reader.safetensors", 100)),
-    (DataError, "encoder.*cannot be loaded",
+    (DataError, "encoder.*cannot be read",
      lambda f: os.truncate(f / "encoder/model.safetensors", 1000)),
     (DataError, "encoder.*holds no transformers encoder",
      lambda f: (f / "encoder/model.safetensors").unlink()),
-    (DataError, "encoder.*cannot be loaded",
+    (DataError, "encoder.*cannot be read",
      lambda f: (f / "encoder/config.json").write_text("{}")),
     (MissingData, "reader.json is not there",
      lambda f: (shutil.rmtree(f), network().save_pretrained(f)))]

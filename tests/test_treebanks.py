@@ -125,6 +125,8 @@ def replaced(old, new):
      (SENTENCE.encode("utf-16"), "file.conllu:1: byte 0xff"),
      (replaced("zum\t_\t_\t_\t_\t_\t", "zum\t_\t_\t_\t_\t2\t"),
       "file.conllu:6: head '2' of 3-4, which is no word; expected _"),
+     (replaced("\t5\tdet", f"\t{'9' * 5000}\tdet"), "file.conllu:8: head '99999"),
+     (replaced("3-4", f"3-{'9' * 5000}"), "file.conllu:6: word id '3-99999"),
      (replaced("3-4", "03-4"), "file.conllu:1: in the sentence that starts here"),
      (b"", "the file ends without"),
      ("\n\n", "file.conllu:1: no sentences")],
