@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'scratch_folder', 'Location', 'hub_files', 'find_encode
            'load_encoder', 'Features', 'Batch', 'length_batches', 'usual_budget', 'FeatureCache', 'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
-import errno, hashlib, inspect, json, os, threading
+import hashlib, inspect, json, os, threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import (
-    DataError, MissingData, ParameterError, check_choice, data_dir, read_json, reading, runs_dir,
+    DataError, MissingData, ParameterError, check_choice, data_dir, is_full, read_json, reading, runs_dir,
     write_json)
 from .e5 import PACKAGE, SHA256, e5_folder
 from .sources import fetch
@@ -156,7 +156,10 @@ def _hub(repo: str, revision: str | None, name: str) -> Location:
             f"model={name!r}: the hub has no {repo} (revision {revision or 'main'}) "
             "that can be read without a password") from None
     except Exception as error: # no network, in one of its many forms
-        if getattr(error, "errno", None) == errno.ENOSPC: raise # a full disk is none of them
+        if is_full(error):
+            raise DataError(f"{repo} cannot be written into the hub's cache: no space left on its "
+                            "disk. Make room, or name another folder (HF_HOME), and start again"
+                            ) from error
         if cached: return cached
         raise MissingData(
             f"encoder {name!r} ({repo}) is not in the cache and the hub cannot be reached "

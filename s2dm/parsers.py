@@ -29,7 +29,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .constituents import Parse, dependency_parse, join_parses, tree_parse
-from .core import DataError, MissingData, ParameterError, check_choice, data_dir
+from .core import (
+    DataError, MissingData, ParameterError, check_choice, data_dir, writing)
 from .sources import REGISTRY, fetch
 
 # %% ../nbs/06b_parsers.ipynb #95447817
@@ -283,7 +284,7 @@ def _lines(file): # key -> line; a line that was cut off is left out
 
 # %% ../nbs/06b_parsers.ipynb #eb0ee98f
 def _append(file, line): # behind a line that was cut off, on a line of its own
-    with FileLock(f"{file}.lock"), open(file, "a+b") as f:
+    with writing(file), FileLock(f"{file}.lock"), open(file, "a+b") as f:
         if f.tell():
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n": f.write(b"\n")

@@ -8,11 +8,13 @@ __all__ = ['ReaderConfig', 'S2DMReader']
 # %% ../nbs/04c_reader.ipynb #367cee3e
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,8 +27,8 @@ from tqdm import tqdm
 # %% ../nbs/04c_reader.ipynb #3824d4b9
 from . import __version__
 from s2dm.core import (
-    Config, DataError, MissingData, ParameterError, atomic_write, check_keys, check_unicode, has_bfloat16,
-    param, read_json, reading, write_json
+    Config, DataError, MissingData, ParameterError, atomic_write, check_keys, check_unicode,
+    has_bfloat16, param, read_json, reading, write_json, writing
 )
 from s2dm.encoder import (
     Encoder, hub_files, length_batches, load_encoder, quiet, states_width, subword_limit,
@@ -211,7 +213,7 @@ def _save_encoder(
 ) -> dict | None: # what reader.json says of the encoder; None: it is all there
     "Write encoder and tokenizer, or only the weights that learned."
     if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
-        with quiet():
+        with quiet(), writing(folder / "encoder"):
             self.encoder.save_pretrained(folder / "encoder")
             self.tokenizer.save_pretrained(folder / "encoder")
         return None
@@ -236,7 +238,7 @@ def save_pretrained(
 ) -> Path: # the folder
     "Write encoder/, reader.safetensors, README.md and, last, reader.json."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     (folder / "reader.json").unlink(missing_ok=True)
     encoder = self._save_encoder(folder)
     _save_tensors(self._own_weights(), folder / "reader.safetensors")
@@ -463,6 +465,26 @@ def _batch(self: S2DMReader, windows, positions, states) -> dict[str, Tensor]:
     return batch
 
 # %% ../nbs/04c_reader.ipynb #69481b8d
+_READING = WeakKeyDictionary() # reader -> threads that read, modes of its modules before the first
+_CHANGING = Lock()
+
+
+@contextmanager
+def _evaluating(reader: S2DMReader):
+    "The reader in eval mode until the last thread is done; then as it was before the first."
+    with _CHANGING:
+        threads, modes = _READING.get(reader) or (0, [(m, m.training) for m in reader.modules()])
+        _READING[reader] = threads + 1, modes
+        reader.eval()
+    try: yield
+    finally:
+        with _CHANGING:
+            threads, modes = _READING.pop(reader)
+            if threads > 1: _READING[reader] = threads - 1, modes
+            else:
+                for module, training in modes: module.training = training
+
+
 @patch
 def read(
     self: S2DMReader,
@@ -480,14 +502,11 @@ def read(
     batches = length_batches(windows.lengths.tolist(), budget or usual_budget(device))
     bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
     spans = []
-    training = self.training
-    self.eval()
-    try:
+    with _evaluating(self):
         for positions in bar:
             batch = self._batch(windows, positions, states)
             with torch.no_grad(), cast: scores = self.scores(batch)
             spans.append(best_spans(*scores, windows, positions, c.n_best, c.longest_characters))
-    finally: self.train(training)
     order = [window for positions in batches for window in positions]
     return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*spans))), top_k)
 

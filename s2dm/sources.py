@@ -27,7 +27,8 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from .core import DataError, MissingData, atomic_write, check_choice, data_dir, reading
+from .core import (
+    DataError, MissingData, atomic_write, check_choice, data_dir, reading, writing)
 
 pooch.get_logger().setLevel("WARNING") # our own messages name the corpus and the remedy
 
@@ -350,7 +351,8 @@ def _save_whole(build, folder): # there whole or not at all
     shutil.rmtree(partial, ignore_errors=True)
     with_bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars() # saving is quick; readers show their own progress
-    try: build().save_to_disk(partial, num_shards=1)
+    try:
+        with writing(folder): build().save_to_disk(partial, num_shards=1)
     finally:
         if with_bars: datasets.enable_progress_bars()
     partial.rename(folder)

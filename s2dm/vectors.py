@@ -23,8 +23,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .core import (
-    DataError, MissingData, ParameterError, check_choice, check_keys, check_unicode, read_json, reading)
+from s2dm.core import (
+    DataError, MissingData, ParameterError, check_choice, check_keys, check_unicode, read_json,
+    reading)
 from .encoder import Encoder, FeatureCache, length_batches, load_encoder, usual_budget
 from .losses import masked_mean
 from .model import S2DM
@@ -79,6 +80,7 @@ def _warn_of_empty(lengths, encoder): # of each text
                   + f" ({len(empty)} texts in all)" * (len(empty) > 1), stacklevel=4)
 
 
+# %% ../nbs/03b_vectors.ipynb #7f05614f
 def _computed(sentences, encoder): # [N] subwords of each; positions -> their states, [S,d] each
     tokenized = encoder.split(sentences)
     lengths = np.array([len(t.ids) for t in tokenized])

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from functools import partial
 from types import SimpleNamespace
 
@@ -514,6 +515,32 @@ def test_files_that_are_broken_or_do_not_belong_together(
     with pytest.raises(DataError, match=f"(?s){says}") as error:
         S2DMReader.from_pretrained("mine", device="cpu")
     assert error.type is kind and "mine" in str(error.value)
+
+
+def test_a_training_reader_that_answers_from_several_threads_stays_as_it_was():
+    reader = make().train()
+    reader.semantic.eval() # frozen parts may have a mode of their own
+    modes = [module.training for module in reader.modules()]
+    inside, go = threading.Barrier(3, timeout=60), threading.Event()
+    real_scores = reader.scores
+
+    def scores(batch): # both threads are in it before the first goes on
+        inside.wait()
+        if threading.current_thread().name == "late": go.wait(60)
+        assert not reader.training and not reader.encoder.training
+        return real_scores(batch)
+
+    object.__setattr__(reader, "scores", scores)
+    found = {}
+    def ask(name): found[name] = reader.answer("Wo?", "Am See.")
+    threads = [threading.Thread(target=ask, args=(n,), name=n) for n in ("early", "late")]
+    for thread in threads: thread.start()
+    inside.wait()
+    threads[0].join(60)
+    go.set()
+    threads[1].join(60)
+    assert found["early"] == found["late"] and found["early"][0].text
+    assert [module.training for module in reader.modules()] == modes
 
 
 def test_a_plain_process_reads_in_one_line(saved, tmp_path):
