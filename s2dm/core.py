@@ -123,6 +123,7 @@ def writing(
                         "was complete before stays") from error
 
 
+# %% ../nbs/00a_core.ipynb #8d6b1561
 @contextmanager
 def atomic_write(path: str | os.PathLike): # the final path; its folder is made
     """A temporary path beside `path`, moved to `path` when the block succeeds and removed when it
@@ -429,8 +430,7 @@ class Config:
         cls,
         namespace: dict[str, Any], # the notebook's `globals()`, before its imports
     ):
-        """The `Config` whose parameters are the public plain variables of a notebook. If the kernel
-        has run the notebook before, what that run left in other variables is no parameter."""
+        "The public plain variables of a notebook; not what an earlier run in the kernel left."
         return cls(**_variables(namespace, parameters_of(cls)))
 
 # %% ../nbs/00a_core.ipynb #fcbf4e6b
@@ -553,11 +553,6 @@ class RunRecord:
 
     def __enter__(self): return self
 
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, ParameterError): self._restore()
-        if error is not None and is_full(error): # wherever a library was writing
-            with writing(self.folder): raise error
-
     def _restore(self):
         for path, content in self._before.items():
             with atomic_write(path) as tmp: tmp.write_bytes(content)
@@ -576,3 +571,11 @@ class RunRecord:
         write_json(self.folder / "config.json", self.config)
         write_json(self.folder / "metrics.json", metrics)
         return self.folder / "metrics.json"
+
+# %% ../nbs/00a_core.ipynb #fbb83cfa
+@patch
+def __exit__(self: RunRecord, kind, error, trace):
+    if isinstance(error, ParameterError): self._restore()
+    if error is not None and is_full(error): # wherever a library was writing
+        with writing(self.folder): raise error
+

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import (
-    DataError, MissingData, ParameterError, check_choice, data_dir, is_full, read_json, reading, runs_dir,
-    write_json)
+    DataError, MissingData, ParameterError, check_choice, data_dir, is_full, read_json, reading,
+    runs_dir, write_json)
 from .e5 import PACKAGE, SHA256, e5_folder
 from .sources import fetch
 from .subwords import NOWHERE, Sentence, TextSplitter, as_sentence, first_subwords, words_of_all

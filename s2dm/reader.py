@@ -464,7 +464,7 @@ def _batch(self: S2DMReader, windows, positions, states) -> dict[str, Tensor]:
     if states is not None: batch["states"] = states.pad(positions).to(device)
     return batch
 
-# %% ../nbs/04c_reader.ipynb #69481b8d
+# %% ../nbs/04c_reader.ipynb #69481b8e
 _READING = WeakKeyDictionary() # reader -> threads that read, modes of its modules before the first
 _CHANGING = Lock()
 
@@ -485,6 +485,7 @@ def _evaluating(reader: S2DMReader):
                 for module, training in modes: module.training = training
 
 
+# %% ../nbs/04c_reader.ipynb #69481b8d
 @patch
 def read(
     self: S2DMReader,
