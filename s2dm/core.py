@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'ParameterError', 'DataError', 'MissingData', 'check_choice', 'project_root', 'data_dir', 'runs_dir',
-           'figures_dir', 'atomic_write', 'write_json', 'seed_everything', 'param', 'contains', 'parameters_of',
-           'Config', 'versions', 'git_revision', 'has_bfloat16', 'device_name', 'peak_memory', 'RunRecord']
+           'figures_dir', 'is_full', 'writing', 'atomic_write', 'write_json', 'reading', 'check_keys', 'read_json',
+           'check_unicode', 'seed_everything', 'param', 'contains', 'parameters_of', 'Config', 'versions',
+           'git_revision', 'has_bfloat16', 'device_name', 'peak_memory', 'RunRecord']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
+import ast
 import copy
 import dataclasses
 import difflib
+import errno
 import json
 import math
 import numbers
@@ -24,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -97,18 +101,43 @@ def figures_dir() -> Path:
     return runs_dir() / "figures"
 
 # %% ../nbs/00a_core.ipynb #8d6b155f
+def is_full(
+    error: BaseException, # of whatever wrote
+) -> bool:
+    "Does an error say that the disk, or a quota of it, is full? Libraries wrap the system's."
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT): return True
+    return "No space left on device" in str(error) or "os error 28" in str(error)
+
+
+@contextmanager
+def writing(
+    path: str | os.PathLike, # what is written
+):
+    "Raises `DataError` that names the path and says how to go on if the disk is full."
+    try: yield
+    except (DataError, ParameterError): raise
+    except Exception as error:
+        if not is_full(error): raise
+        raise DataError(f"{path} cannot be written: no space left on its disk. Make room, or name "
+                        "another disk (S2DM_RUNS, S2DM_DATA, S2DM_FIGURES), and start again: what "
+                        "was complete before stays") from error
+
+
+# %% ../nbs/00a_core.ipynb #8d6b1561
 @contextmanager
 def atomic_write(path: str | os.PathLike): # the final path; its folder is made
     """A temporary path beside `path`, moved to `path` when the block succeeds and removed when it
-    fails."""
+    fails. Raises `DataError` if the disk is full."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield tmp
+            os.replace(tmp, path)
+        finally:
+            tmp.unlink(missing_ok=True)
+
 
 # %% ../nbs/00a_core.ipynb #49cb4568
 def write_json(
@@ -118,6 +147,65 @@ def write_json(
     "Write `obj` as readable JSON, atomically. Raises `ValueError` for NaN."
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as tmp: tmp.write_text(text + "\n", encoding="utf-8")
+
+# %% ../nbs/00a_core.ipynb #5c1d9e02
+@contextmanager
+def reading(
+    what: str | os.PathLike, # a file or a folder, for the message
+    remedy: str = "", # what would help
+):
+    """Whatever the block raises but for our own errors becomes a `DataError` that names what was
+    read: libraries raise all kinds at a damaged file."""
+    try: yield
+    except (DataError, ParameterError): raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise DataError(f"{what} cannot be read ({type(error).__name__}: {reason:.300}){remedy}"
+                        ) from error
+
+# %% ../nbs/00a_core.ipynb #5c1d9e04
+def _types(kinds): # for a message
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def check_keys(
+    values, # what a file says
+    file: str | os.PathLike, # for the message
+    **kinds, # name -> its type, or several
+):
+    "Raises `DataError` if something is missing or of another type."
+    if not isinstance(values, dict):
+        raise DataError(f"{file} holds a {type(values).__name__}; expected a JSON object")
+    missing = [name for name in kinds if name not in values]
+    if missing: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    for name, kind in kinds.items():
+        if isinstance(values[name], kind): continue
+        raise DataError(f"{file}: {name!r} is {values[name]!r:.60}; expected {_types(kind)}")
+
+
+def read_json(
+    file: str | os.PathLike, # of JSON
+    **kinds, # name -> its type, or several: what the object must have
+) -> dict:
+    "A file's JSON object. Raises `DataError` that names the file and what is wrong."
+    try: values = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no JSON: {error}") from None
+    except OSError as error: raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    check_keys(values, file, **kinds)
+    return values
+
+# %% ../nbs/00a_core.ipynb #5c1d9e06
+def check_unicode(
+    text: str, # what somebody gave us
+    name: str, # what it is, for the message
+):
+    "Raises `ParameterError` for half a surrogate pair, which no file and no tokenizer can hold."
+    try: text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(
+            f"{name} holds half a surrogate pair; expected valid Unicode") from None
 
 # %% ../nbs/00a_core.ipynb #b67cc529
 def seed_everything(seed: int): # 0 .. 2**32 - 1
@@ -283,12 +371,28 @@ def _part_or_value(f, values): # of a field; `values`: of all parameters, checke
 _PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
 
 
-def _variables(namespace): # those that may be parameters
+def _names(cell): # that a cell's source binds; none of a cell that only assigns, or has magics
+    try: tree = ast.parse(cell)
+    except SyntaxError: return set()
+    if all(isinstance(statement, ast.Assign) for statement in tree.body): return set()
+    nodes = ast.walk(tree)
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def _results(cells): # names that a run has bound, whose parameters had been read
+    names = set()
+    for cell in dropwhile(lambda cell: "from_notebook(" not in cell, cells): names |= _names(cell)
+    return names
+
+
+def _variables(namespace, parameters=()): # those that may be parameters
+    results = _results(namespace.get("In", [])).difference(parameters)
     variables = {}
     for name, value in namespace.items():
-        if name.startswith("_") or name in ("In", "Out"): continue
+        if name.startswith("_") or name in ("In", "Out") or name in results: continue
         if isinstance(value, _PLAIN): variables[name] = value
     return variables
+
 
 # %% ../nbs/00a_core.ipynb #fcbf4e6a
 @dataclass(frozen=True, init=False)
@@ -326,8 +430,8 @@ class Config:
         cls,
         namespace: dict[str, Any], # the notebook's `globals()`, before its imports
     ):
-        "The `Config` whose parameters are the public plain variables of a notebook."
-        return cls(**_variables(namespace))
+        "The public plain variables of a notebook; not what an earlier run in the kernel left."
+        return cls(**_variables(namespace, parameters_of(cls)))
 
 # %% ../nbs/00a_core.ipynb #fcbf4e6b
 @patch
@@ -449,9 +553,6 @@ class RunRecord:
 
     def __enter__(self): return self
 
-    def __exit__(self, kind, error, trace):
-        if kind is not None and issubclass(kind, ParameterError): self._restore()
-
     def _restore(self):
         for path, content in self._before.items():
             with atomic_write(path) as tmp: tmp.write_bytes(content)
@@ -470,3 +571,11 @@ class RunRecord:
         write_json(self.folder / "config.json", self.config)
         write_json(self.folder / "metrics.json", metrics)
         return self.folder / "metrics.json"
+
+# %% ../nbs/00a_core.ipynb #fbb83cfa
+@patch
+def __exit__(self: RunRecord, kind, error, trace):
+    if isinstance(error, ParameterError): self._restore()
+    if error is not None and is_full(error): # wherever a library was writing
+        with writing(self.folder): raise error
+

@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'scratch_folder', 'Location', 'hub_files', 'find_encode
            'load_encoder', 'Features', 'Batch', 'length_batches', 'usual_budget', 'FeatureCache', 'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
-import errno, hashlib, inspect, json, os, pickle, threading
+import hashlib, inspect, json, os, threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ import pooch
 import torch
 from fastcore.basics import patch
 from filelock import FileLock
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import (
-    DataError, MissingData, ParameterError, check_choice, data_dir, runs_dir, write_json)
+    DataError, MissingData, ParameterError, check_choice, data_dir, is_full, read_json, reading,
+    runs_dir, write_json)
 from .e5 import PACKAGE, SHA256, e5_folder
 from .sources import fetch
 from .subwords import NOWHERE, Sentence, TextSplitter, as_sentence, first_subwords, words_of_all
@@ -72,8 +72,8 @@ def _complete(folder: Path) -> bool: # is it all there?
     whole = "model.safetensors" if weights[0].endswith("safetensors") else "pytorch_model.bin"
     index = folder / f"{whole}.index.json"
     if not index.exists(): return True
-    wanted = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return set(wanted) <= set(weights)
+    wanted = read_json(index, weight_map=dict)["weight_map"].values()
+    return all(name in weights for name in wanted)
 
 # %% ../nbs/02a_encoder.ipynb #f335d4e3
 def hub_files(
@@ -156,7 +156,10 @@ def _hub(repo: str, revision: str | None, name: str) -> Location:
             f"model={name!r}: the hub has no {repo} (revision {revision or 'main'}) "
             "that can be read without a password") from None
     except Exception as error: # no network, in one of its many forms
-        if getattr(error, "errno", None) == errno.ENOSPC: raise # a full disk is none of them
+        if is_full(error):
+            raise DataError(f"{repo} cannot be written into the hub's cache: no space left on its "
+                            "disk. Make room, or name another folder (HF_HOME), and start again"
+                            ) from error
         if cached: return cached
         raise MissingData(
             f"encoder {name!r} ({repo}) is not in the cache and the hub cannot be reached "
@@ -496,10 +499,6 @@ def cut_layers(
     model.config.num_hidden_layers = layers
 
 # %% ../nbs/02a_encoder.ipynb #933e6cd5
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError,
-               SafetensorError)
-
-
 def load_encoder(
     name: str = "small", # a preset, a hub id (owner/name) or a local folder
     device: str | torch.device | None = None, # None: a GPU if there is one
@@ -513,21 +512,18 @@ def load_encoder(
     where = find_encoder(name)
     says = f"encoder {name!r}: {where.folder}"
     try:
-        with quiet(): tokenizer, model, missing = _open(where.folder, dtype)
+        with quiet(), reading(says): tokenizer, model, missing = _open(where.folder, dtype)
     except ParameterError as error: raise ParameterError(f"model={name!r}: {error}") from None
-    except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{says} cannot be loaded ({reason})") from error
     if missing:
         raise DataError(f"{says} lacks {len(missing)} weights, such as {missing[0]}; "
                         "is it another model?")
-    _check_tokenizer(tokenizer, model, where)
+    with reading(says): _check_tokenizer(tokenizer, model, where)
     _warn_of_offsets(tokenizer, name)
     revision = where.revision
     if layers:
         cut_layers(model, layers)
         revision = f"{revision}, lower {layers} layers"
-    return Encoder(model, tokenizer, where.name, revision, device, layers)
+    with reading(says): return Encoder(model, tokenizer, where.name, revision, device, layers)
 
 # %% ../nbs/02a_encoder.ipynb #ebec80e2
 #: how a state is computed with and stored

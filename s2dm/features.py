@@ -7,6 +7,7 @@ __all__ = ['LONGEST', 'SpanTokenizer', 'Windows', 'pad_windows', 'TrainingBatche
            'choose_answers', 'recovery']
 
 # %% ../nbs/04a_features.ipynb #21360dc1
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -158,6 +159,7 @@ def _cut_contexts(
     "As few windows as cover every context, row by row."
     step = room - stride
     windows = 1 + np.maximum(0, -((room - length) // step))
+    windows[length == 0] = 0 # there is nothing to read
     row = np.repeat(np.arange(len(windows), dtype=np.int32), windows)
     earlier = np.cumsum(windows) - windows # windows of the rows before
     number = np.arange(len(row)) - earlier[row] # of a window in its row
@@ -191,17 +193,23 @@ def _check_sizes(split, max_length: int, stride: int, query: int):
         f"expected more than stride={stride}, which is 0 or more; query is 1 or more")
 
 # %% ../nbs/04a_features.ipynb #f56457a5
-def _check_contexts(split, contexts: _Texts):
-    "Raises `DataError` if a context has no subwords."
-    if contexts.lengths.all(): return
-    empty = contexts.texts[contexts.lengths.argmin()]
-    name = type(split.tokenizer).__name__
-    raise DataError(f"context {empty!r} has no subwords for {name}; expected text")
+def _check_contexts(split, contexts: _Texts, index):
+    """Warns of contexts without subwords, by their rows: they have no windows, hence no answer.
+    Raises `DataError` if there are no others."""
+    empty = np.flatnonzero(contexts.lengths[index] == 0)
+    if not len(empty): return
+    text = contexts.texts[index[empty[0]]]
+    says = f"context {empty[0]}, {text!r:.60}, has no subwords for {type(split.tokenizer).__name__}"
+    if len(empty) == len(index): raise DataError(f"{says}; expected text")
+    others = f", nor do {', '.join(map(str, empty[1:20]))}" if len(empty) > 1 else ""
+    more = f", ... ({len(empty)} in all)" if len(empty) > 20 else ""
+    warnings.warn(f"{says}: it gets no answer{others}{more}", stacklevel=3)
+
 
 # %% ../nbs/04a_features.ipynb #45a85f05
 class Windows:
     """The windows of a data set; `pad_windows` makes a batch of some. Raises `ParameterError` for
-    sizes that leave no room for the context, `DataError` for a context without subwords."""
+    sizes that leave no room for the context, `DataError` if no context has subwords."""
 
     def __init__(
         self,
@@ -219,7 +227,7 @@ class Windows:
         self.query = query
         self._questions, self._question = _texts_of(split, questions, "question", progress)
         self._contexts, self._context = _texts_of(split, questions, "context", progress)
-        _check_contexts(split, self._contexts)
+        _check_contexts(split, self._contexts, self._context)
         self._cut(max_length, stride)
         self.gold = _gold_characters(questions, len(self._context)) # [N,2] characters, or -1
         self._label()

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .core import Config, DataError, ParameterError, has_bfloat16, param
+from .core import Config, DataError, ParameterError, check_keys, has_bfloat16, param, reading
 from .losses import objective
 
 # %% ../nbs/02e_fit.ipynb #3d73bf71
@@ -176,13 +176,13 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 # %% ../nbs/02e_fit.ipynb #7708c315
 @torch.no_grad()
-def _put(model: nn.Module, tensors: Mapping[str, Tensor]): # raises DataError
+def _put(model: nn.Module, tensors: Mapping[str, Tensor], file: Path): # raises DataError
     "The other direction of `_weights`, in place."
     own = _weights(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for name in sorted({*own, *shapes}):
         if name in own and own[name].shape == shapes.get(name): continue
-        raise DataError(f"the checkpoint belongs to another model: {name} differs; "
+        raise DataError(f"{file} belongs to another model: {name} differs; "
                         "remove it, or start with fresh=True")
     for name, tensor in own.items(): tensor.copy_(tensors[name])
 
@@ -209,7 +209,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict]: # raises DataError
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads(file.metadata()["about"])
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+    except Exception as error: # which of them depends on where the file is damaged
         raise DataError(f"{path} is no checkpoint of this loop ({error}); "
                         "remove it, or start with fresh=True") from error
 
@@ -371,6 +371,14 @@ def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)}
 
 # %% ../nbs/02e_fit.ipynb #b4c2ea00
+def _checked_progress(values: dict, where: str) -> Progress: # raises DataError
+    number = (int, float)
+    check_keys(values, where, step=int, stopped=bool, seconds=number, best=number, best_step=int,
+               waited=int, history=list, evaluations=list)
+    for line in values["history"] + values["evaluations"]: check_keys(line, where, step=int)
+    return Progress.from_dict(values)
+
+
 @patch
 def restore(
     self: Checkpoint,
@@ -381,14 +389,16 @@ def restore(
     `DataError` if the checkpoint is broken or of another model."""
     if not self.file.exists(): return Progress()
     tensors, about = _load(self.file)
-    _check_identity(self.file, about["identity"], self.identity)
-    progress = Progress.from_dict(about["progress"])
-    _put(model, _below("model.", tensors))
-    states = {}
-    for key, tensor in _below("optimizer.", tensors).items():
-        number, name = key.split(".")
-        states.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | dict(state=states))
+    with reading(self.file, "; remove it, or start with fresh=True"):
+        check_keys(about, self.file, identity=dict, progress=dict)
+        _check_identity(self.file, about["identity"], self.identity)
+        progress = _checked_progress(about["progress"], f"{self.file}, 'progress'")
+        _put(model, _below("model.", tensors), self.file)
+        states = {}
+        for key, tensor in _below("optimizer.", tensors).items():
+            number, name = key.split(".")
+            states.setdefault(int(number), {})[name] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | dict(state=states))
     return progress
 
 # %% ../nbs/02e_fit.ipynb #16d40ace
@@ -408,7 +418,7 @@ def restore_best(
     model: nn.Module, # changed in place
 ):
     "Give the model the weights of the best evaluation. Raises `DataError` if they are broken."
-    _put(model, _load(self.best_file)[0])
+    _put(model, _load(self.best_file)[0], self.best_file)
 
 # %% ../nbs/02e_fit.ipynb #c2251ce6
 @patch

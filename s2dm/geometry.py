@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from .core import DataError, ParameterError
-from .sources import fetch, read_text
+from .sources import fetch, read_lines
 from .vectors import (
     KINDS, TextVectors, correlation, load_scored, pair_cosines, retrieval_table, spoken_texts)
 
@@ -137,7 +137,7 @@ def parallel_xnli(
     """The sentences of XNLI-15way. Raises `MissingData` if they cannot be had, `DataError` with
     file and line for a malformed file."""
     file = file or fetch("xnli/XNLI-15way/xnli.15way.orig.tsv")
-    head, *lines = read_text(file).removesuffix("\n").split("\n")
+    head, *lines = read_lines(file)
     columns = head.split("\t")
     if "en" not in columns or not lines:
         raise DataError(f"{file}:1: {head[:60]!r}; expected languages separated by tabs, en among "

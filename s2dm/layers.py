@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from s2dm.core import (
-    DataError, MissingData, ParameterError, atomic_write, data_dir, has_bfloat16
+    MissingData, ParameterError, atomic_write, data_dir, has_bfloat16, writing
 )
 from .encoder import length_batches
 
@@ -242,25 +242,21 @@ def _compute(lower, half, file, batches, load, bar): # write the states of a par
     device = next(lower.parameters()).device
     cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
     lower.eval()
-    try:
-        with atomic_write(file) as new, open(new, "wb") as out:
-            for positions in batches:
-                batch = load(positions)
-                inputs = {name: tensor.to(device) for name, tensor in _inputs(batch).items()}
-                with cast: states = lower(**inputs).last_hidden_state.cpu()
-                kept = states[batch["attention_mask"].bool()].to(torch.float16)
-                out.write(kept.numpy().tobytes())
-                bar.update(len(positions))
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be written ({error.strerror}): make room or set S2DM_DATA to "
-            "another disk, then start again, which goes on from there") from error
+    with atomic_write(file) as new, open(new, "wb") as out:
+        for positions in batches:
+            batch = load(positions)
+            inputs = {name: tensor.to(device) for name, tensor in _inputs(batch).items()}
+            with cast: states = lower(**inputs).last_hidden_state.cpu()
+            kept = states[batch["attention_mask"].bool()].to(torch.float16)
+            out.write(kept.numpy().tobytes())
+            bar.update(len(positions))
+
 
 # %% ../nbs/02f_layers.ipynb #d12877f0
 def _states_of_part(kept, batches, load, rows, bar): # the file of some texts, mapped into memory
     width = kept.lower.config.hidden_size
     file = kept.folder / f"{_key(kept.about, batches, load)}.bin"
-    kept.folder.mkdir(parents=True, exist_ok=True)
+    with writing(kept.folder): kept.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         if file.is_file() and file.stat().st_size == rows * width * 2:
             bar.update(sum(map(len, batches)))

@@ -7,13 +7,12 @@ __all__ = ['ABLATIONS', 'S2DMConfig', 'feed_forward', 'Posterior', 'PosteriorNet
            'e_width', 'SyntacticHeads', 'model_card', 'S2DM']
 
 # %% ../nbs/02d_model.ipynb #d416928a
-import json, os
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 
-import safetensors
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -24,7 +23,7 @@ from . import __version__
 from . import losses as L
 from .core import (
     Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param,
-    write_json)
+    read_json, write_json)
 from .losses import blank, masked_mean, widen
 from .systems import EDITIONS
 from .treebanks import UPOS
@@ -440,9 +439,8 @@ def _read_settings(file: Path) -> dict: # raises DataError
     if not file.is_file():
         raise MissingData(f"{file} is not there: a model's folder holds config.json and "
                           "model.safetensors, as `save_pretrained` writes them.")
-    try: settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
-    if not isinstance(settings, dict) or settings.pop("model_type", None) != "s2dm":
+    settings = read_json(file)
+    if settings.pop("model_type", None) != "s2dm":
         raise DataError(f'{file} describes no S2DM: "model_type" must be "s2dm".')
     if not isinstance(settings.pop("s2dm_version", None), str):
         raise DataError(f'{file} lacks "s2dm_version", the version that wrote it.')
@@ -463,7 +461,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]: # raises DataError
         raise MissingData(f"{file} is not there: the model's weights, "
                           "as `save_pretrained` writes them.")
     try: return {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except (safetensors.SafetensorError, ValueError) as error:
+    except Exception as error: # which of them depends on where the file is damaged
         raise DataError(f"{file} is no complete safetensors file: {error}") from None
 
 # %% ../nbs/02d_model.ipynb #51269134
@@ -493,9 +491,9 @@ def _load(
     config = _read_config(Path(folder) / "config.json")
     weights = _read_weights(Path(folder) / "model.safetensors")
     with torch.device("meta"): model = kind(config)
+    file = Path(folder) / "model.safetensors"
     try: model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        file = Path(folder) / "model.safetensors"
         raise DataError(f"{file} does not belong to its config.json: {error}") from None
     return model.eval()
 

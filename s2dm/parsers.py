@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from .constituents import Parse, dependency_parse, join_parses, tree_parse
-from .core import DataError, MissingData, ParameterError, check_choice, data_dir
+from .core import (
+    DataError, MissingData, ParameterError, check_choice, data_dir, writing)
 from .sources import REGISTRY, fetch
 
 # %% ../nbs/06b_parsers.ipynb #95447817
@@ -107,7 +109,7 @@ def plain_answer(
             tokens = _tokens(text, sentence, units, end, where)
             if tokens: end = tokens[-1][3]
             sentences.append(dict(parse=tree, tokens=tokens))
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"{where}: the answer lacks {error}; expected sentences with tokens, "
                         "characterOffsetBegin, characterOffsetEnd and parse") from None
     return dict(sentences=sentences)
@@ -141,7 +143,7 @@ def _post(client, text): # the server's response; None: it did not come in time
 # %% ../nbs/06b_parsers.ipynb #ccec8dc7
 def _json(client, response):
     try: return response.json()
-    except requests.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise DataError(f"CoreNLP at {client.url} answered {response.text[:60]!r}; "
                         "expected JSON (is it a CoreNLP server?)") from None
 
@@ -250,27 +252,39 @@ def _line(parser, text): # what a parser says of a text, as a line
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 # %% ../nbs/06b_parsers.ipynb #537ed297
-def _read_line(text, line, where): # its Parse
-    row = json.loads(line)
+def _parse_of(text, row, where): # of a kept row
     if "words" not in row: return read_answer(text, row, where)
     words = [tuple(word) for word in row["words"]]
     phrases = [tuple(phrase) for phrase in row["phrases"]]
     sentences = tuple(tuple(sentence) for sentence in row["sentences"])
     return Parse(words, phrases, tuple(row["tags"]), sentences, row["unparsed"])
 
+
+def _read_line(text, line, where): # its Parse
+    try: return _parse_of(text, json.loads(line), where)
+    except DataError: raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise DataError(f"{where}: the kept line is damaged ({type(error).__name__}: {error}); "
+                        "remove it, and the text is parsed again") from None
+
+
 # %% ../nbs/06b_parsers.ipynb #7b3b47d4
 def _lines(file): # key -> line; a line that was cut off is left out
     opened = gzip.open if Path(file).suffix == ".gz" else open
     lines = {}
-    with opened(file, "rt", encoding="utf-8", newline="\n") as f:
-        for line in f:
-            try: lines[json.loads(line)["sha256"]] = line
-            except (ValueError, KeyError, TypeError): continue
+    try:
+        with opened(file, "rb") as f: # bytes: a line may have been cut within a letter
+            for line in f:
+                try: lines[json.loads(line)["sha256"]] = line.decode()
+                except (ValueError, KeyError, TypeError, RecursionError): continue
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read ({error}); remove it and fetch it again") from None
     return lines
+
 
 # %% ../nbs/06b_parsers.ipynb #eb0ee98f
 def _append(file, line): # behind a line that was cut off, on a line of its own
-    with FileLock(f"{file}.lock"), open(file, "a+b") as f:
+    with writing(file), FileLock(f"{file}.lock"), open(file, "a+b") as f:
         if f.tell():
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n": f.write(b"\n")

@@ -6,17 +6,17 @@
 __all__ = ['ReaderConfig', 'S2DMReader']
 
 # %% ../nbs/04c_reader.ipynb #367cee3e
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
-import safetensors
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -27,7 +27,8 @@ from tqdm import tqdm
 # %% ../nbs/04c_reader.ipynb #3824d4b9
 from . import __version__
 from s2dm.core import (
-    Config, DataError, MissingData, ParameterError, atomic_write, has_bfloat16, param, write_json
+    Config, DataError, MissingData, ParameterError, atomic_write, check_keys, check_unicode,
+    has_bfloat16, param, read_json, reading, write_json, writing
 )
 from s2dm.encoder import (
     Encoder, hub_files, length_batches, load_encoder, quiet, states_width, subword_limit,
@@ -212,7 +213,7 @@ def _save_encoder(
 ) -> dict | None: # what reader.json says of the encoder; None: it is all there
     "Write encoder and tokenizer, or only the weights that learned."
     if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
-        with quiet():
+        with quiet(), writing(folder / "encoder"):
             self.encoder.save_pretrained(folder / "encoder")
             self.tokenizer.save_pretrained(folder / "encoder")
         return None
@@ -237,7 +238,7 @@ def save_pretrained(
 ) -> Path: # the folder
     "Write encoder/, reader.safetensors, README.md and, last, reader.json."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     (folder / "reader.json").unlink(missing_ok=True)
     encoder = self._save_encoder(folder)
     _save_tensors(self._own_weights(), folder / "reader.safetensors")
@@ -275,14 +276,17 @@ def _reader_folder(name: str | os.PathLike) -> Path:
                       "expected what `save_pretrained` wrote.")
 
 # %% ../nbs/04c_reader.ipynb #ea6e333f
-def _check_about(about, file: Path):
+def _check_about(about: dict, file: Path):
     "Raises `DataError` if reader.json does not describe a reader that this version can read."
-    if not isinstance(about, dict) or about.get("model_type") != "s2dm_reader":
+    if about.get("model_type") != "s2dm_reader":
         raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
-    missing = [key for key in ("reader", "s2dm") if key not in about]
-    if missing: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    check_keys(about, file, reader=dict, s2dm=(dict, type(None)))
+    check_keys(dict(encoder=None, facts={}) | about, file, encoder=(dict, type(None)), facts=dict)
+    if about.get("encoder"):
+        check_keys(dict(layers=0) | about["encoder"], f"{file}, 'encoder'", name=str, revision=str,
+                   layers=int, lower_layers=int)
     settings = about["reader"]
-    if isinstance(settings, dict) and "longest" in settings:
+    if "longest" in settings:
         raise DataError(
             f"{file} was written by a version of s2dm that limits answers to "
             f'{settings["longest"]} subwords ("longest"); the limit is now given in characters: '
@@ -303,8 +307,7 @@ def _read_about(folder: Path) -> dict:
     file = folder / "reader.json"
     _need(folder, "reader.json")
     _need(folder, "reader.safetensors")
-    try: about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
+    about = read_json(file)
     _check_about(about, file)
     _need(folder, "encoder.safetensors" if about.get("encoder") else "encoder/config.json")
     return about
@@ -316,9 +319,7 @@ def _load_learned(
     name: str, # of the encoder, for the message
 ):
     "Put the weights that learned into their places. Raises `DataError`."
-    try: learned = load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DataError(f"{file} is broken: {error}") from None
+    with reading(file): learned = load_file(file)
     own = dict(model.named_parameters())
     wrong = [k for k, w in learned.items() if k not in own or own[k].shape != w.shape]
     if wrong:
@@ -358,11 +359,31 @@ def _load_own(self: S2DMReader, file: Path):
         if wrong: raise RuntimeError(
             f"{wrong[0]} is {'unknown' if wrong[0] in weights else 'missing'}")
         self.load_state_dict(weights, strict=False) # the encoder has its weights
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except Exception as error: # which of them depends on where the file is damaged
         raise DataError(
             f"{file} does not belong to its reader.json, or is broken: {error}") from None
 
 # %% ../nbs/04c_reader.ipynb #59faf581
+def _put_together(
+    kind: type[S2DMReader], # the class
+    folder: Path, # of a saved reader
+    about: dict, # its reader.json
+    device: str | torch.device | None, # None: a GPU if there is one
+) -> S2DMReader: # without its own weights
+    "Encoder and networks of a saved reader. Raises `ParameterError` or `DataError`."
+    encoder = _open_encoder(folder, about, device)
+    s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
+    # one of its networks is kept, so it needs no others
+    few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
+    reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
+    reader.s2dm_config = s2dm
+    reader.facts = about.get("facts", {})
+    if base := about.get("encoder"):
+        reader.base = {key: base[key] for key in base if key != "lower_layers"}
+        if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
+    return reader.to(encoder.device)
+
+
 @patch(cls_method=True)
 def from_pretrained(
     cls: S2DMReader, # the class
@@ -374,20 +395,12 @@ def from_pretrained(
     folder = _reader_folder(name)
     about = _read_about(folder)
     try:
-        encoder = _open_encoder(folder, about, device)
-        s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
-        # one of its networks is kept, so it needs no others
-        few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
-        reader = cls(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
-    except (ParameterError, TypeError) as error:
+        with reading(folder / "reader.json"): reader = _put_together(cls, folder, about, device)
+    except ParameterError as error:
         raise DataError(f"{folder / 'reader.json'}: {error}") from None
-    reader.s2dm_config = s2dm
-    reader.facts = about.get("facts", {})
-    if base := about.get("encoder"):
-        reader.base = {key: base[key] for key in base if key != "lower_layers"}
-        if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
     reader._load_own(folder / "reader.safetensors")
-    return reader.to(encoder.device).eval()
+    return reader.eval()
+
 
 # %% ../nbs/04c_reader.ipynb #be547790
 @patch
@@ -451,6 +464,27 @@ def _batch(self: S2DMReader, windows, positions, states) -> dict[str, Tensor]:
     if states is not None: batch["states"] = states.pad(positions).to(device)
     return batch
 
+# %% ../nbs/04c_reader.ipynb #69481b8e
+_READING = WeakKeyDictionary() # reader -> threads that read, modes of its modules before the first
+_CHANGING = Lock()
+
+
+@contextmanager
+def _evaluating(reader: S2DMReader):
+    "The reader in eval mode until the last thread is done; then as it was before the first."
+    with _CHANGING:
+        threads, modes = _READING.get(reader) or (0, [(m, m.training) for m in reader.modules()])
+        _READING[reader] = threads + 1, modes
+        reader.eval()
+    try: yield
+    finally:
+        with _CHANGING:
+            threads, modes = _READING.pop(reader)
+            if threads > 1: _READING[reader] = threads - 1, modes
+            else:
+                for module, training in modes: module.training = training
+
+
 # %% ../nbs/04c_reader.ipynb #69481b8d
 @patch
 def read(
@@ -469,14 +503,11 @@ def read(
     batches = length_batches(windows.lengths.tolist(), budget or usual_budget(device))
     bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
     spans = []
-    training = self.training
-    self.eval()
-    try:
+    with _evaluating(self):
         for positions in bar:
             batch = self._batch(windows, positions, states)
             with torch.no_grad(), cast: scores = self.scores(batch)
             spans.append(best_spans(*scores, windows, positions, c.n_best, c.longest_characters))
-    finally: self.train(training)
     order = [window for positions in batches for window in positions]
     return choose_answers(windows, order, Spans(*map(np.concatenate, zip(*spans))), top_k)
 
@@ -486,10 +517,7 @@ def _check_text(text, name: str):
     if not isinstance(text, str) or not text.strip():
         raise ParameterError(f"{name} is {text!r:.60} ({type(text).__name__}); "
                              "expected a string that is not empty")
-    try: text.encode()
-    except UnicodeEncodeError:
-        raise ParameterError(
-            f"{name} holds half a surrogate pair; expected valid Unicode") from None
+    check_unicode(text, name)
 
 # %% ../nbs/04c_reader.ipynb #6aede1ff
 def _as_texts(value, name: str) -> list[str]:

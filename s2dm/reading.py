@@ -14,7 +14,7 @@ from typing import NamedTuple
 from datasets import Dataset, DatasetInfo, Features, List, Value
 
 from .core import DataError, ParameterError, check_choice
-from .sources import cached, fetch, read_text
+from .sources import cached, fetch, read_lines, read_text
 
 # %% ../nbs/01c_reading.ipynb #6f016f11
 FEATURES = Features({
@@ -52,9 +52,10 @@ def _what_is(obj, key): # what stands in the place of obj[key], for a message
     return type(obj[key]).__name__ if key in obj else "nothing"
 
 
-def _get(obj, key, kind, where): # obj[key] of the given type, or a DataError
+def _get(obj, key, kind, where): # obj[key] of the given type or types, or a DataError
     if isinstance(obj, dict) and isinstance(obj.get(key), kind): return obj[key]
-    expected = f"an object with {key!r} of type {kind.__name__}"
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = f"an object with {key!r} of type {' or '.join(k.__name__ for k in kinds)}"
     raise DataError(f"{where}: found {_what_is(obj, key)}; expected {expected}")
 
 # %% ../nbs/01c_reading.ipynb #9c244c64
@@ -67,43 +68,85 @@ def _text(obj, key, where): # a string that can be stored
     return text
 
 # %% ../nbs/01c_reading.ipynb #21d8f0d4
+def _listed(answers, where): # dicts of text and answer_start, also from lists of either
+    if not isinstance(answers, dict): return answers
+    texts = _get(answers, "text", list, where)
+    starts = _get(answers, "answer_start", list, where)
+    if len(texts) != len(starts):
+        raise DataError(f"{where}: {len(texts)} texts and {len(starts)} answer_start of answers; "
+                        "expected as many")
+    return [dict(text=text, answer_start=start) for text, start in zip(texts, starts)]
+
+
 def _answers(answers, context, where): # the answers to a question, checked
-    if not answers: raise DataError(f"{where}: no answer; expected at least one")
+    if not answers:
+        raise DataError(f"{where}: no answer; expected at least one (SQuAD 2.0's questions "
+                        "without an answer have to be left out)")
     texts = [_text(answer, "text", where) for answer in answers]
     starts = [answer.get("answer_start") for answer in answers]
     for text, start in zip(texts, starts): check_answer(context, text, start, where)
     return dict(text=texts, answer_start=starts)
 
+
 # %% ../nbs/01c_reading.ipynb #d0d38dd9
+def _id(qa, where): # of a question; numbers become text
+    name = qa.get("id") if isinstance(qa, dict) else None
+    return str(name) if type(name) is int else _text(qa, "id", where)
+
+
 def _question(qa, context, where): # a question as in the file -> its part of a row
-    name = _text(qa, "id", where)
+    name = _id(qa, where)
     place = f"{where}, question {name}"
-    answers = _answers(_get(qa, "answers", list, place), context, place)
+    if qa.get("is_impossible"):
+        raise DataError(f"{place}: it has no answer (is_impossible, SQuAD 2.0); "
+                        "expected a question with one, so leave such questions out")
+    answers = _answers(_listed(_get(qa, "answers", (list, dict), place), place), context, place)
     question = _text(qa, "question", place)
     return dict(id=name, question=question, context=context, answers=answers)
 
+
 # %% ../nbs/01c_reading.ipynb #4d189ba7
-def _load_json(path):
-    try: return json.loads(read_text(path))
+def _json(text, path, line=1): # line: number of the first
+    try: return json.loads(text)
     except json.JSONDecodeError as error:
         problem = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{path}:{error.lineno}: {problem}; expected JSON (cut off?)") from None
-    except DataError: raise
+        place = f"{path}:{line + error.lineno - 1}"
+        raise DataError(f"{place}: {problem}; expected JSON (cut off?)") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}; expected JSON of a SQuAD file") from None
+        raise DataError(f"{path}:{line}: {error}; expected JSON of a SQuAD file") from None
+
+
+def _load_json(path): # of a file, or of each line of JSON lines
+    text = read_text(path)
+    lines = text.removesuffix("\n").split("\n")
+    is_lines = len(lines) > 1 and all(line[:1] + line[-1:] == "{}" for line in lines)
+    if not is_lines: return _json(text, path)
+    return [_json(line, path, number) for number, line in enumerate(lines, 1)]
+
 
 # %% ../nbs/01c_reading.ipynb #e0a1afba
+def _articles(path): # or flat rows
+    whole = _load_json(path)
+    if isinstance(whole, list): return whole
+    if isinstance(whole, dict) and "context" in whole: return [whole] # a single line
+    return _get(whole, "data", list, str(path))
+
+
 def _paragraphs(path): # of each paragraph: its place in the file, its article's title, itself
-    for a, article in enumerate(_get(_load_json(path), "data", list, str(path))):
+    for a, article in enumerate(_articles(path)):
         place = f"{path}, data[{a}]"
         has_title = isinstance(article, dict) and "title" in article
         title = _text(article, "title", place) if has_title else ""
+        if isinstance(article, dict) and "paragraphs" not in article and "context" in article:
+            yield place, title, dict(context=article["context"], qas=[article]) # a flat row
+            continue
         for p, paragraph in enumerate(_get(article, "paragraphs", list, place)):
             yield f"{place}.paragraphs[{p}]", title, paragraph
 
+
 # %% ../nbs/01c_reading.ipynb #e226eabb
 def read_squad(
-    path: str | Path, # a JSON file in SQuAD v1.1's format
+    path: str | Path, # JSON in SQuAD v1.1's format, or flat rows, in JSON lines too
     lang_context: str = "en", # recorded in the rows
     lang_question: str = "en", # recorded in the rows
 ) -> Dataset: # one row per question, with the columns of `FEATURES`
@@ -161,7 +204,7 @@ def _qamr_line(line, sentences, where): # a row, or None if no answer is a span
 # %% ../nbs/01c_reading.ipynb #7923b560
 def _qamr_sentences(path): # id -> sentence
     sentences = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         name, tab, text = line.partition("\t")
         expected = "a sentence id, a tab and the sentence"
         if not tab: raise DataError(f"{path}:{number}: no tab; expected {expected}")
@@ -176,7 +219,7 @@ def read_qamr(
     """The questions of a QAMR file whose answer is a span. Raises `DataError` with file and
     line."""
     texts = _qamr_sentences(sentences)
-    lines = enumerate(read_text(path).splitlines(), 1)
+    lines = enumerate(read_lines(path), 1)
     rows = [_qamr_line(line, texts, f"{path}:{number}") for number, line in lines]
     kept = [row for row in rows if row]
     if not kept:

@@ -150,6 +150,7 @@ def read_record(
     try:
         text = Path(path).read_text(encoding="utf-8")
         record = json.loads(text, parse_constant=_refuse)
+        json.dumps(record, ensure_ascii=False).encode() # no half of a surrogate pair
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}; {expected} (cut off?)") from None
     if isinstance(record, dict): return record

@@ -29,7 +29,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from .core import Config, DataError, ParameterError, RunRecord, device_name, param, runs_dir
+from .core import (
+    Config, DataError, ParameterError, RunRecord, device_name, param, runs_dir, writing)
 from .encoder import length_batches, quiet
 from .fit import Fit, FitConfig, fit, step_seed
 from .grammar import LANGUAGES
@@ -691,7 +692,7 @@ def _replacing(folder: Path): # a new folder that replaces `folder` when the blo
 
 # %% ../nbs/02g_scratch.ipynb #61aa26bb
 def _save(folder: Path, model: nn.Module, tokenizer, card: str): # a folder of transformers
-    with _replacing(folder) as new, quiet():
+    with writing(folder), _replacing(folder) as new, quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card, encoding="utf-8")

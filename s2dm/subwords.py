@@ -275,7 +275,7 @@ def _one_by_one(text, forms): # spans; None if the words do not simply follow ea
 def _skip_space(text, at): return len(text) - len(text[at:].lstrip())
 
 
-def _search(text, forms): # a path to the end, or None; the most words that any path took
+def _search(text, forms): # a path to the end, or None; the most words up to one that stood there
     path = [(0, _skip_space(text, 0))]
     untried = [_options(text, forms, *path[0])] # of each step
     seen = set()
@@ -290,7 +290,7 @@ def _search(text, forms): # a path to the end, or None; the most words that any 
         if step in seen: continue
         seen.add(step)
         if step == (len(forms), len(text)): return [*path, step], best
-        best = max(best, step[0])
+        if taken == 1: best = max(best, step[0]) # what looks like a contraction may be none
         if step[0] < len(forms):
             path.append(step)
             untried.append(_options(text, forms, *step))
@@ -305,19 +305,35 @@ def _spans(path, text): # of each word
     return spans
 
 
+def _composed(text): # NFC, without characters that are not seen, such as soft hyphens
+    seen = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", seen)
+
+
+def _misfit(text, forms, best): # what is wrong; best: as from `_search`
+    plain = _composed(text)
+    for i, form in enumerate(forms, 1):
+        if form in text or _composed(form) not in plain: continue
+        return (f"word {i}, {form!a}, is written with other characters (composed or decomposed "
+                "letters, or soft hyphens)")
+    if best == len(forms): return "something follows the last word"
+    return f"word {best + 1}, {forms[best]!r}, does not follow"
+
+
 def align_words(
     text: str, # a sentence
     forms: Sequence[str], # its words
     where: str = "text", # for the message
 ) -> list[tuple[int, int]]: # start and end of each word; words of a contraction share theirs
-    """The characters of words. Raises `DataError` if words and text do not belong together."""
+    """The characters of words. Raises `DataError` that names the first word that differs if words
+    and text do not belong together."""
     if not forms: raise DataError(f"{where}: there are no words; expected at least one")
     if spans := _one_by_one(text, forms): return spans
     path, best = _search(text, forms)
     if path: return _spans(path, text)
-    problem = "something follows the last word"
-    if best < len(forms): problem = f"word {best + 1}, {forms[best]!r}, does not follow"
-    raise DataError(f"{where}: {problem}; expected the words of {text[:60]!r}, in order")
+    raise DataError(f"{where}: {_misfit(text, forms, best)}; expected the words of {text[:60]!r}, "
+                    "in order")
+
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a16
 NOWHERE = (-1, -1) # the characters of a word whose place is not known

@@ -20,7 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from filelock import FileLock
 from tqdm import tqdm
 
-from .core import Config, check_choice, data_dir, param, write_json
+from .core import Config, check_choice, data_dir, param, reading, write_json, writing
 from .grammar import LANGUAGES, Grammar, Language, conllu, parse_language
 from .meanings import (
     Draw, draw_clause, draw_passage, draw_question, draw_similar, similarity)
@@ -250,7 +250,7 @@ def corpus_folder(
         if (folder / kind).exists(): return folder / kind
         unfinished = folder / f"{kind}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
-        generate(config, unfinished, [kind])
+        with writing(unfinished): generate(config, unfinished, [kind])
         (unfinished / kind).rename(folder / kind)
         unfinished.rmdir()
     return folder / kind
@@ -341,9 +341,10 @@ def read_constituents(
 ) -> dict[str, list[tuple[int, int, str]]]: # context -> first character, end, label of each phrase
     "The gold constituents of the contexts of a generated file."
     gold = {}
-    for article in json.loads(read_text(path))["data"]:
-        for paragraph in article["paragraphs"]:
-            gold[paragraph["context"]] = [tuple(phrase) for phrase in paragraph["constituents"]]
+    with reading(path):
+        for article in json.loads(read_text(path))["data"]:
+            for paragraph in article["paragraphs"]:
+                gold[paragraph["context"]] = [tuple(phrase) for phrase in paragraph["constituents"]]
     return gold
 
 # %% ../nbs/01j_synthetic.ipynb #b4425728

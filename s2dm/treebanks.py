@@ -75,17 +75,18 @@ def _word_error(columns, number): # what is wrong with the line of word `number`
     word_id = columns[0]
     tag = columns[3]
     head = columns[6]
-    if word_id != str(number): return f"word id {word_id!r}; expected {number}"
+    if word_id != str(number): return f"word id {word_id!r:.30}; expected {number}"
     if tag not in UPOS: return f"UPOS {tag!r}; expected one of {', '.join(UPOS)}"
-    if re.fullmatch(r"\d+", head, re.ASCII): return None
-    return f"head {head!r}; expected an integer, 0 for the root"
+    if re.fullmatch(r"\d{1,9}", head, re.ASCII): return None
+    return f"head {head!r:.30}; expected an integer, 0 for the root"
 
 # %% ../nbs/01b_treebanks.ipynb #1c9064a3
 def _line_error(columns, number): # what is wrong with a token line, or None
     if len(columns) != 10: return f"{len(columns)} columns; expected 10, separated by tabs"
     if "" in columns or any("  " in c for c in columns):
         return "an empty column or two spaces in a row; expected a value or _ in every column"
-    if not re.fullmatch(r"\d+[-.]\d+", columns[0], re.ASCII): return _word_error(columns, number)
+    is_word = not re.fullmatch(r"\d{1,9}[-.]\d{1,9}", columns[0], re.ASCII)
+    if is_word: return _word_error(columns, number)
     if columns[6] == "_": return None
     return f"head {columns[6]!r} of {columns[0]}, which is no word; expected _"
 
@@ -229,30 +230,33 @@ def _one_file(path, collection) -> Dataset: # the sentences of one registered fi
     return cached(f"{file.parts[-3]}-{Path(path).stem}", [file], build)
 
 
-def _keep(dataset, column, languages): # rows whose `column` is one of `languages`
-    if languages is None: return dataset
-    langs = np.array(dataset[column][:])
-    for language in languages: check_choice(language, sorted(set(langs.tolist())), "language")
-    return dataset.select(np.flatnonzero(np.isin(langs, list(languages))))
+def _jobs(collections, languages=None): # registered path -> its collection; None: all languages
+    jobs = {} # a file that two collections share (English ParTUT) is read once
+    there = set()
+    for collection in collections:
+        for language, paths in _files(collection).items():
+            there.add(language)
+            if languages is None or language in languages: jobs |= dict.fromkeys(paths, collection)
+    if not there:
+        choices = ", ".join(COLLECTIONS)
+        raise ParameterError(f"collections={collections!r} is empty; choose from {choices}")
+    for language in languages or (): check_choice(language, sorted(there), "language")
+    return jobs
+
 
 # %% ../nbs/01b_treebanks.ipynb #65f7a5b1
 def load_sentences(
     collections=PAPER, # any of "pud", "lines", "partut-it", "partut-fr"
-    languages=None, # keep only these languages; None: all
+    languages=None, # read only these languages; None: all
 ) -> Dataset:
     """Labelled sentences. Columns: `sentence_id` (group/language), `group`, `lang`, `treebank`,
     `release`, `text`, and per word `forms`, `upos`, `heads`, `deprels`, `depths`.
     Raises `ParameterError` for an unknown collection or language."""
-    jobs = {} # a file that two collections share (English ParTUT) is read once
-    for collection in collections:
-        for paths in _files(collection).values(): jobs |= dict.fromkeys(paths, collection)
-    if not jobs:
-        choices = ", ".join(COLLECTIONS)
-        raise ParameterError(f"collections={collections!r} is empty; choose from {choices}")
+    jobs = _jobs(collections, languages)
     # the bar is shown only if the sentences are not in the cache
     bar = tqdm(jobs.items(), desc="reading treebanks", unit="file", delay=1)
     sentences = [_one_file(path, collection) for path, collection in bar]
-    return _keep(concatenate_datasets(sentences), "lang", languages)
+    return concatenate_datasets(sentences)
 
 # %% ../nbs/01b_treebanks.ipynb #245e8058
 def _pair_rows(groups, langs, source): # numbers of the rows that make a pair
@@ -291,13 +295,16 @@ def align(
 # %% ../nbs/01b_treebanks.ipynb #9b9d732c
 def load_pairs(
     collections=PAPER, # any of "pud", "lines", "partut-it", "partut-fr"
-    languages=None, # keep only pairs with these other languages; None: all
+    languages=None, # read only pairs with these other languages; None: all
 ) -> Dataset:
     """Aligned, labelled sentence pairs. Columns: `pair_id`, `group`, then for both sides (`_s`
     English, `_t` the other language) `sentence_id`, `lang`, `treebank`, `release`, `text`, `forms`,
     `upos`, `heads`, `deprels`, `depths`. Raises `ParameterError` for an unknown collection or
     language."""
-    sentences = load_sentences(collections)
+    if languages is not None:
+        others = sorted({_language(path) for path in _jobs(collections)} - {"en"})
+        for language in languages: check_choice(language, others, "language")
+    sentences = load_sentences(collections, languages and ["en", *languages])
     files = [file["filename"] for file in sentences.cache_files]
-    pairs = cached("pairs-" + "-".join(collections), files, lambda: align(sentences))
-    return _keep(pairs, "lang_t", languages)
+    name = "-".join(["pairs", *collections, *sorted(set(languages or ()))])
+    return cached(name, files, lambda: align(sentences))

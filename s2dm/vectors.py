@@ -9,7 +9,6 @@ __all__ = ['KINDS', 'TESTS', 'as_sentences', 'TextVectors', 'Remembered', 'corre
            'plot_retrieval']
 
 # %% ../nbs/03b_vectors.ipynb #f0f3a293
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,12 +23,14 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .core import DataError, MissingData, ParameterError, check_choice
+from s2dm.core import (
+    DataError, MissingData, ParameterError, check_choice, check_keys, check_unicode, read_json,
+    reading)
 from .encoder import Encoder, FeatureCache, length_batches, load_encoder, usual_budget
 from .losses import masked_mean
 from .model import S2DM
 from .similarity import TRACKS, load_similarity
-from .sources import REGISTRY, fetch, read_text
+from .sources import REGISTRY, fetch, read_lines
 from .subwords import Sentence, as_sentence
 from .synthetic import Synthetic
 from .treebanks import load_sentences
@@ -43,6 +44,7 @@ def _one_sentence(number, text, language): # text `number`, a string, a sentence
     sentence = as_sentence(text)
     if not sentence.text.strip():
         raise ParameterError(f"text {number} is empty; expected at least one word")
+    check_unicode(sentence.text, f"text {number}")
     return Sentence(sentence.text, (), sentence.lang or language)
 
 
@@ -71,6 +73,14 @@ def _warn_of_long(lengths, encoder): # texts that fill the encoder
                   "what lies beyond was cut off", stacklevel=5)
 
 
+def _warn_of_empty(lengths, encoder): # of each text
+    empty = np.flatnonzero(np.asarray(lengths) == 0).tolist()
+    if not empty: return
+    warnings.warn(f"text {empty[0]} has no subwords for {encoder.name}: its vectors are zero"
+                  + f" ({len(empty)} texts in all)" * (len(empty) > 1), stacklevel=4)
+
+
+# %% ../nbs/03b_vectors.ipynb #7f05614f
 def _computed(sentences, encoder): # [N] subwords of each; positions -> their states, [S,d] each
     tokenized = encoder.split(sentences)
     lengths = np.array([len(t.ids) for t in tokenized])
@@ -126,11 +136,8 @@ def _read_about(file: Path) -> dict: # what encoder.json says
     if not file.is_file():
         raise MissingData(f"{file} is not there: it says which encoder the model reads, and "
                           "`s2dm.pretrain.pretrain` writes it beside the model.")
-    try: about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{file} is no JSON: {error}") from None
-    known = about if isinstance(about, dict) else {}
-    missing = [key for key in ("encoder", *_IDENTITY) if key not in known]
-    if missing: raise DataError(f"{file} lacks {', '.join(map(repr, missing))}.")
+    about = read_json(file, encoder=str, **dict.fromkeys(_IDENTITY, str))
+    check_keys(dict(layers=0) | about, file, layers=int)
     return about
 
 # %% ../nbs/03b_vectors.ipynb #ebb5b3b6
@@ -174,9 +181,10 @@ def __call__(
     for kind in kinds: check_choice(kind, known, "kind")
     row = {sentence: i for i, sentence in enumerate(dict.fromkeys(sentences))}
     lengths, states = _states(list(row), self.encoder, self.cache)
+    rows = [row[sentence] for sentence in sentences]
+    _warn_of_empty(lengths[rows], self.encoder)
     how = {kind: known[kind] for kind in kinds}
     vectors = _pooled(lengths, states, how, budget or usual_budget(self.encoder.device))
-    rows = [row[sentence] for sentence in sentences]
     return {kind: x[rows] for kind, x in vectors.items()}
 
 # %% ../nbs/03b_vectors.ipynb #2b261de9
@@ -223,7 +231,11 @@ def from_pretrained(
     about = _read_about(file)
     model = S2DM.from_pretrained(folder)
     if not isinstance(encoder, Encoder):
-        encoder = load_encoder(encoder or about["encoder"], device, layers=about.get("layers", 0))
+        layers = about.get("layers", 0)
+        try:
+            with reading(file):
+                encoder = load_encoder(encoder or about["encoder"], device, layers=layers)
+        except ParameterError as error: raise DataError(f"{file}: {error}") from None
     _same_encoder(about, encoder, file)
     return cls(encoder, model.to(encoder.device))
 
@@ -461,7 +473,7 @@ def parallel_text(
     found = {}
     for lang, path in files.items():
         if languages and lang not in languages: continue
-        found[lang] = read_text(fetch(path), crlf=True).removesuffix("\n").split("\n")
+        found[lang] = read_lines(fetch(path), crlf=True)
     return found
 
 # %% ../nbs/03b_vectors.ipynb #e7e48b30

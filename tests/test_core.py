@@ -1,4 +1,5 @@
 "Parameters, seeds, atomic files and the run record."
+import errno
 import json
 import math
 import multiprocessing
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.core import (
-    Config, ParameterError, RunRecord, atomic_write, has_bfloat16, param, runs_dir,
-    seed_everything, write_json)
+    Config, DataError, ParameterError, RunRecord, atomic_write, has_bfloat16, is_full, param,
+    runs_dir, seed_everything, write_json)
 from s2dm.systems import System
 
 
@@ -135,6 +136,59 @@ def test_failed_write_keeps_the_old_file_and_no_other(tmp_path):
         tmp.write_text("half")
         raise OSError("disk full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+FULL = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError(errno.EDQUOT, "quota"),
+        RuntimeError("I/O error: No space left on device (os error 28)")]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["space", "quota", "wrapped"])
+def test_a_full_disk_is_an_error_with_the_path_and_a_remedy(tmp_path, error):
+    "Whatever library writes, within a file or within a run."
+    says = "cannot be written: no space left.*another disk.*start again"
+    with pytest.raises(DataError, match=f"metrics.json {says}"):
+        with atomic_write(tmp_path / "metrics.json"): raise error
+    with pytest.raises(DataError, match=f"mine {says}"):
+        with RunRecord(tmp_path / "mine", Train()): raise error
+    assert is_full(error) and not is_full(OSError(errno.EACCES, "denied"))
+    with pytest.raises(PermissionError):
+        with atomic_write(tmp_path / "a"): raise PermissionError(errno.EACCES, "denied")
+
+
+def test_a_really_full_disk(tmp_path):
+    if not os.path.exists("/dev/full"): pytest.skip("no /dev/full here")
+    with pytest.raises(DataError, match="a.txt cannot be written: no space left"):
+        with atomic_write(tmp_path / "a.txt"), open("/dev/full", "w") as f:
+            f.write("a")
+            f.flush()
+
+
+# the same kernel runs a notebook twice
+
+
+def _kernel(cells): # the variables that these cells leave
+    space = {"In": [""]}
+    for cell in cells:
+        space["In"].append(cell)
+        exec(cell, space | {"Train": Train}, space)
+    return space
+
+
+RUN = ["lr = 0.1\nlangs = 'de'", "config = Train.from_notebook(globals() | locals())",
+       "loss = config.lr * 2\nrows = []\nfor place in 'ab': rows.append(place)\nsteps_done = 3"]
+
+
+def test_a_second_run_in_the_same_kernel_reads_its_parameters_alone():
+    assert _kernel(RUN * 3)["config"] == Train(lr=.1, langs="de")
+    changed = [*RUN, "lr = 0.2\nsteps = 7", *RUN[1:]]
+    assert _kernel(changed)["config"] == Train(lr=.2, steps=7, langs="de")
+
+
+@pytest.mark.parametrize("cells", [
+    ["import os\nlt = 1", *RUN], [*RUN, "lr = 0.1\nlt = 1", RUN[1]], ["lt = 1", RUN[1]],
+    [*RUN, "lr = 'x'", RUN[1]]])
+def test_a_slip_in_a_parameters_cell_is_refused_in_any_run(cells):
+    with pytest.raises(ParameterError, match="'lt'|lr='x'"): _kernel(cells)
 
 
 def test_run_record_is_complete_only_at_the_end(tmp_path):

@@ -384,8 +384,23 @@ def test_sizes_that_leave_no_room(splits, sizes, says):
 def test_nothing_to_read(splits):
     with pytest.raises(DataError, match="no questions"):
         Windows(splits["cased"], dict(question=[], context=[]))
-    with pytest.raises(DataError, match=r"context '\\u200b \\n' has no subwords for BertTokenizer"):
-        Windows(splits["cased"], dict(question=["a", "b"], context=["c", "\u200b \n"]))
+    says = r"context 0, '\\u200b \\n', has no subwords for BertTokenizer"
+    with pytest.raises(DataError, match=says):
+        Windows(splits["cased"], dict(question=["a", "b"], context=["\u200b \n"] * 2))
+
+
+def test_a_context_without_subwords_has_no_windows_and_the_others_have_theirs(splits):
+    contexts = ["am See liegt es"] * 2000
+    whole = Windows(splits["cased"], dict(question=["wo"] * 2000, context=contexts))
+    contexts[1234] = "\u200b"
+    with pytest.warns(UserWarning, match="^context 1234, .* it gets no answer$"):
+        some = Windows(splits["cased"], dict(question=["wo"] * 2000, context=contexts))
+    assert some.row.tolist() == [row for row in whole.row if row != 1234]
+    assert some.lengths.tolist() == whole.lengths.tolist()[:-1]
+    scores = torch.zeros(len(some), int(some.lengths.max()))
+    positions = np.arange(len(some))
+    answers = choose_answers(some, positions, best_spans(scores, scores, some, positions))
+    assert [i for i, best in enumerate(answers) if not best] == [1234]
 
 
 def test_the_bar_counts_texts(splits, capsys, monkeypatch):

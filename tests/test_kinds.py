@@ -257,7 +257,7 @@ def test_a_slow_tokenizer_without_one_of_its_files_is_an_error(tmp_path):
     tokenizer.save_pretrained(folder)
     load_encoder(str(folder), "cpu")
     (folder / "merges.txt").unlink()
-    with pytest.raises(DataError, match="merges|cannot be loaded"): load_encoder(str(folder), "cpu")
+    with pytest.raises(DataError, match="merges|cannot be read"): load_encoder(str(folder), "cpu")
 
 
 def test_a_tokenizer_with_more_ids_than_the_table_has_rows_is_an_error(tmp_path):
@@ -275,7 +275,7 @@ def test_no_code_of_a_folder_is_run(saved, tmp_path):
     about |= dict(model_type="mine", auto_map=own)
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(DataError, match="cannot be loaded"): load_encoder(str(folder), "cpu")
+    with pytest.raises(DataError, match="cannot be read"): load_encoder(str(folder), "cpu")
     assert not (tmp_path / "ran").exists()
 
 

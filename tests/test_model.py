@@ -598,7 +598,7 @@ TROUBLE = {
         lambda f: edit(f, lambda c: c.pop("s2dm_version") and None), DataError, "s2dm_version"),
     "another model": (
         lambda f: edit(f, lambda c: c.update(model_type="bert")), DataError, "describes no S2DM"),
-    "a list": (lambda f: edit(f, lambda c: [1]), DataError, "describes no S2DM"),
+    "a list": (lambda f: edit(f, lambda c: [1]), DataError, "holds a list"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), DataError, "is no JSON"),
     "not UTF-8": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), DataError, "is no JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), MissingData, "config.json is not there"),

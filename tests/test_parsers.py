@@ -1,4 +1,5 @@
 "Kept parses: lines that were cut off, registered files, a replayed server, and a real one."
+import gzip
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.parsers import (
     CoreNLP,
     Kept,
+    Stanza,
     corenlp,
     corenlp_server,
     fill,
@@ -192,6 +194,56 @@ def test_offsets_count_utf16_units():
     for token, (a, b) in zip(answer["sentences"][0]["tokens"], [(0, 2), (3, 7)]):
         token.update(characterOffsetBegin=a, characterOffsetEnd=b)
     assert read_answer(text, plain_answer(text, answer)).words == [(0, 1), (2, 6)]
+
+
+def test_a_tree_of_stanza_has_words_with_spaces():
+    "Vietnamese: a word is written in several syllables."
+    text = "Tên gọi phổ thông."
+    tree = "(ROOT (S (NP (N Tên gọi)) (AP (A phổ thông)) (. .)))" # as stanza 1.10 prints it
+    places = ((0, 7), (8, 17), (17, 18))
+    tokens = [SimpleNamespace(start_char=a, end_char=b, words=[None]) for a, b in places]
+    sentence = SimpleNamespace(tokens=tokens, constituency=tree, words=[])
+    parse = Stanza(lambda _: SimpleNamespace(sentences=[sentence]))([text])[0]
+    assert parse.words == list(places)
+    assert sorted(parse.phrases) == [(0, 7, "NP"), (0, 18, "S"), (8, 17, "AP")]
+
+
+@pytest.mark.parametrize("body", [
+    b"[" * 100_000, b'{"sentences": ' + b"9" * 5000 + b"}", b'{"sentences": [5]}', b"\xff", b"null",
+    b'{"sentences": [{"parse": "(S (N a))", "tokens": ["a"]}]}',
+    b'{"sentences": [{"parse": 5, "tokens": []}]}',
+    b'{"sentences": [{"parse": "(S (N a))", "tokens": [{"word": 5, "characterOffsetBegin": 0, '
+    b'"characterOffsetEnd": 1}]}]}'])
+def test_an_answer_of_wrong_types_is_an_error_that_names_the_text(replay, body):
+    server = replay({"a": body})
+    with pytest.raises(DataError, match="CoreNLP at http"): CoreNLP(server.url)(["a"])
+
+
+@pytest.mark.parametrize("change", [
+    dict(sentences=5), dict(sentences=[5]), dict(sentences=[dict(parse="(S (N a))")]),
+    dict(sentences=[dict(parse=None, tokens=[])]), dict(words=[5]), dict(words=None),
+    dict(sentences=[dict(parse="(S (N a))", tokens=[["a", "a", "0", "1", "N"]])]),
+    dict(sentences=[dict(parse="(S (N a))", tokens=[["a", "a", 0]])])])
+def test_a_kept_line_that_was_damaged_is_named(tmp_path, change):
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps(dict(sha256=text_key("a")) | change) + "\n")
+    with pytest.raises(DataError, match="corenlp, text 'a'"): Kept(None, file, (), "corenlp")(["a"])
+
+
+def test_a_kept_line_may_be_cut_within_a_letter(tmp_path):
+    file = tmp_path / "p.jsonl"
+    line = json.dumps(dict(sha256=text_key(TEXT)) | plain_answer(TEXT, answered())) + "\n"
+    file.write_bytes(line.encode() + '{"sha256": "中'.encode()[:-1])
+    assert len(Kept(None, file, (), "corenlp")([TEXT])[0].words) == 6
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"x" + raw, lambda raw: (
+    raw[:20] + bytes(b ^ 255 for b in raw[20:40]) + raw[40:])])
+def test_a_damaged_archive_of_parses_is_named(tmp_path, damage):
+    file = tmp_path / "p.jsonl.gz"
+    file.write_bytes(damage(gzip.compress(b'{"sha256": "a"}\n' * 100)))
+    with pytest.raises(DataError, match="p.jsonl.gz cannot be read"):
+        Kept(None, tmp_path / "q.jsonl", [file], "corenlp")
 
 
 # the registered parses

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from functools import partial
 from types import SimpleNamespace
 
@@ -277,6 +278,9 @@ def test_what_is_no_question_or_context(question, context, more, says):
 def test_texts_at_the_edge():
     reader = make()
     with pytest.raises(DataError, match="has no subwords"): reader.answer("Wo?", "\u200b")
+    with pytest.warns(UserWarning, match="context 1, .* has no subwords"):
+        first, second, third = reader.answer("Wo?", ["Am See.", "\u200b", "Am See."])
+    assert second == [] and first == third == reader.answer("Wo?", "Am See.")
     # a question without subwords, one that is cut
     assert reader.answer("\u200b", "Am See.") and reader.answer("wo " * 500, "Am See.")
     for text in TEXTS:
@@ -430,6 +434,11 @@ def edit(folder, **changes):
     file.write_text(json.dumps(about))
 
 
+def change_config(folder, **changes):
+    file = folder / "encoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def tensors(folder, change):
     own = load_file(folder / "reader.safetensors")
     change(own)
@@ -442,14 +451,32 @@ BROKEN = [
     (MissingData, "encoder/config.json is not there", lambda f: shutil.rmtree(f / "encoder")),
     (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_text("{")),
     (DataError, "reader.json is no JSON", lambda f: (f / "reader.json").write_bytes(b"\xff\xfe")),
-    (DataError, '"model_type" must be "s2dm_reader"',
-     lambda f: (f / "reader.json").write_text("[]")),
+    (DataError, "reader.json holds a list", lambda f: (f / "reader.json").write_text("[]")),
+    (DataError, "reader.json is no JSON: maximum recursion",
+     lambda f: (f / "reader.json").write_text("[" * 100_000)),
+    (DataError, "reader.json is no JSON: Exceeds the limit",
+     lambda f: (f / "reader.json").write_text('{"reader": ' + "9" * 5000 + "}")),
+    (DataError, "reader.json: 'facts' is None; expected dict", lambda f: edit(f, facts=None)),
+    (DataError, "reader.json: 's2dm' is 'x'; expected dict or null", lambda f: edit(f, s2dm="x")),
+    (DataError, "reader.json: 'encoder' is 3; expected dict or null",
+     lambda f: edit(f, encoder=3)),
+    (DataError, "reader.json, 'encoder' lacks 'name', 'revision', 'lower_layers'",
+     lambda f: edit(f, encoder=dict(layers=0, x=1))),
+    (DataError, "reader.json, 'encoder': 'revision' is None; expected str",
+     lambda f: edit(f, encoder=dict(name="x", revision=None, lower_layers=0))),
+    *((DataError, "encoder.*cannot be read", lambda f, n=name, t=text: (
+        f / "encoder" / n).write_text(t))
+      for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
+      for text in ("[" * 100_000, '{"a": ' + "9" * 5000 + "}", "[]", "null", "")),
+    (DataError, "encoder.*cannot be read", lambda f: change_config(f, hidden_size="16")),
+    (DataError, "encoder.*cannot be read", lambda f: change_config(f, hidden_act=["gelu"])),
+    (DataError, "encoder.*cannot be read", lambda f: change_config(f, num_attention_heads=0)),
     (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")),
     (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)),
     (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
     (DataError, "reader.json: unknown parameter 'hed'", lambda f: edit(f, reader__hed="semantic")),
     (DataError, "reader.json: head='x' is not possible", lambda f: edit(f, reader__head="x")),
-    (DataError, "reader.json: ", lambda f: edit(f, reader=3)),
+    (DataError, "reader.json: 'reader' is 3; expected dict", lambda f: edit(f, reader=3)),
     (DataError, "limits answers to 30 subwords.*replace.*longest_characters",
      lambda f: edit(f, reader__longest=30)),
     (DataError, "reader.json: max_length=960", lambda f: edit(f, reader__max_length=960)),
@@ -467,11 +494,11 @@ BROKEN = [
      lambda f: tensors(f, lambda t: t.update({"encoder.pooler.dense.bias": torch.zeros(16)}))),
     (DataError, "reader.safetensors does not belong",
      lambda f: os.truncate(f / "reader.safetensors", 100)),
-    (DataError, "encoder.*cannot be loaded",
+    (DataError, "encoder.*cannot be read",
      lambda f: os.truncate(f / "encoder/model.safetensors", 1000)),
     (DataError, "encoder.*holds no transformers encoder",
      lambda f: (f / "encoder/model.safetensors").unlink()),
-    (DataError, "encoder.*cannot be loaded",
+    (DataError, "encoder.*cannot be read",
      lambda f: (f / "encoder/config.json").write_text("{}")),
     (MissingData, "reader.json is not there",
      lambda f: (shutil.rmtree(f), network().save_pretrained(f)))]
@@ -488,6 +515,32 @@ def test_files_that_are_broken_or_do_not_belong_together(
     with pytest.raises(DataError, match=f"(?s){says}") as error:
         S2DMReader.from_pretrained("mine", device="cpu")
     assert error.type is kind and "mine" in str(error.value)
+
+
+def test_a_training_reader_that_answers_from_several_threads_stays_as_it_was():
+    reader = make().train()
+    reader.semantic.eval() # frozen parts may have a mode of their own
+    modes = [module.training for module in reader.modules()]
+    inside, go = threading.Barrier(3, timeout=60), threading.Event()
+    real_scores = reader.scores
+
+    def scores(batch): # both threads are in it before the first goes on
+        inside.wait()
+        if threading.current_thread().name == "late": go.wait(60)
+        assert not reader.training and not reader.encoder.training
+        return real_scores(batch)
+
+    object.__setattr__(reader, "scores", scores)
+    found = {}
+    def ask(name): found[name] = reader.answer("Wo?", "Am See.")
+    threads = [threading.Thread(target=ask, args=(n,), name=n) for n in ("early", "late")]
+    for thread in threads: thread.start()
+    inside.wait()
+    threads[0].join(60)
+    go.set()
+    threads[1].join(60)
+    assert found["early"] == found["late"] and found["early"][0].text
+    assert [module.training for module in reader.modules()] == modes
 
 
 def test_a_plain_process_reads_in_one_line(saved, tmp_path):

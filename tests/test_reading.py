@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.geometry import parallel_xnli
 from s2dm.reading import READING, load_reading, read_qamr, read_squad
 from s2dm.similarity import TRACKS, load_similarity, read_sts2017, read_zh_sts
+from s2dm.treebanks import read_conllu
 
 SQUAD = {
     "version": "1.1",
@@ -67,7 +69,8 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
 @pytest.mark.parametrize(
     "text, says",
     [(json.dumps(SQUAD)[:100], ["file.json:1:", "at column", "expected JSON (cut off?)"]),
-     ("[]", ["found list", "'data' of type list"]),
+     ("[]", ["no questions"]),
+     ("7", ["found int", "'data' of type list"]),
      ("", ["file.json:1:"]),
      ("{}", ["found nothing"]),
      ('{"data": []}', ["no questions"]),
@@ -75,7 +78,14 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
      (edited(article=("paragraphs", ...)), ["data[0]: found nothing", "'paragraphs' of type list"]),
      (edited(paragraph=("context", 3)),
       ["data[0].paragraphs[0]: found int", "'context' of type str"]),
-     (edited(qa=("id", 7)), ["'id' of type str"]),
+     (edited(qa=("id", 7.5)), ["'id' of type str"]),
+     (edited(qa=("id", True)), ["'id' of type str"]),
+     (edited(qa=("id", 2)), ["question 2: the same id for the second time"]),
+     (edited(qa=("is_impossible", True)), [QUESTION, "SQuAD 2.0", "leave such questions out"]),
+     (edited(qa=("answers", dict(text=["am See"], answer_start=[]))),
+      [QUESTION, "1 texts and 0 answer_start"]),
+     ('{"id": "1"}\n{"id": "2"}\n', ["data[0]: found nothing; expected an object with 'paragr"]),
+     ('{"id": "1"}\n{"id": "2}\n', ["file.json:2: Unterminated string"]),
      (edited(qa=("id", "2")), ["question 2: the same id for the second time"]),
      (edited(qa=("question", None)), [QUESTION, "found NoneType"]),
      (edited(qa=("answers", [])), [QUESTION, "no answer; expected at least one"]),
@@ -102,6 +112,36 @@ QUESTION = "data[0].paragraphs[0], question german--223-1"
 def test_malformed_squad_files_are_named(tmp_path, text, says):
     with pytest.raises(DataError) as error: read_squad(write(tmp_path, text))
     for words in ["file.json", *says]: assert words in str(error.value), str(error.value)
+
+
+def test_numbers_as_ids_are_read(tmp_path):
+    assert read_squad(write(tmp_path, edited(qa=("id", 7))))["id"][:2] == ["7", "2"]
+
+
+def _flat_rows(): # as the library `datasets` has them
+    rows = []
+    for article in SQUAD["data"][:1]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                columns = {k: [a[k] for a in qa["answers"]] for k in ("text", "answer_start")}
+                rows.append(qa | dict(title=article["title"], context=paragraph["context"],
+                                      answers=columns))
+    return rows
+
+
+@pytest.mark.parametrize("form", ["list", "data", "lines", "no end", "one line", "listed answers"])
+def test_flat_rows_and_json_lines_are_read(tmp_path, form):
+    rows = _flat_rows()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    listed = [row | dict(answers=qa["answers"]) for row, qa in zip(
+        rows, SQUAD["data"][0]["paragraphs"][0]["qas"])]
+    text = {"list": json.dumps(rows, indent=1), "data": json.dumps(dict(data=rows)),
+            "lines": lines, "no end": lines.rstrip(), "one line": json.dumps(rows[0]),
+            "listed answers": json.dumps(listed)}[form]
+    expected = read_squad(write(tmp_path, json.dumps(SQUAD), "nested.json"))[:]
+    found = read_squad(write(tmp_path, text))[:]
+    n = 1 if form == "one line" else 2
+    assert found == {name: column[:n] for name, column in expected.items()}
 
 
 _json = st.recursive(
@@ -171,6 +211,29 @@ def test_qamr_tokens_become_spans_and_gaps_are_counted(tmp_path):
         assert says in str(error.value), str(error.value)
     with pytest.raises(DataError, match="sentences.tsv:1: no tab"):
         read_qamr(tmp_path / "dev.tsv", write(tmp_path, "S The\n", "sentences.tsv"))
+
+
+# characters that Python's splitlines takes for ends of lines
+NO_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
+
+
+@pytest.mark.parametrize("c", NO_ENDS, ids=ascii)
+def test_only_a_line_feed_ends_a_line(tmp_path, c):
+    sentences = write(tmp_path, f"S\tThe man{c} sat down .\n", "s.tsv")
+    questions = write(tmp_path, f"S\t2\t7\t0\t3\tWho{c} ?\t1\t1:1\t2:0 1\n", "dev.tsv")
+    row, = read_qamr(questions, sentences)
+    assert (row["context"], row["question"]) == (f"The man{c} sat down .", f"Who{c} ?")
+    assert row["answers"]["text"] == [f"man{c}", f"man{c}", f"The man{c}"]
+    pairs = write(tmp_path, f"text_a\ttext_b\tscore\na{c}a\tb\t1\n", "zh.csv")
+    assert read_zh_sts(pairs)["text_a"][:] == [f"a{c}a"]
+    inputs = write(tmp_path, f"a{c}a\tb\n", "input.txt")
+    assert read_sts2017(inputs, write(tmp_path, "1\n", "gs.txt"), "en", "en")["text_a"][:] == [
+        f"a{c}a"]
+    parallel = write(tmp_path, f"en\tde\na{c}a\tb{c}b\n", "xnli.tsv")
+    assert parallel_xnli(parallel) == dict(en=[f"a{c}a"], de=[f"b{c}b"])
+    tree = f"# sent_id = n1\n# text = a{c}a\n1\ta{c}a\ta\tX\t_\t_\t0\troot\t_\t_\n\n"
+    sentence, = read_conllu(write(tmp_path, tree, "a.conllu"))
+    assert (sentence["text"], sentence["forms"]) == (f"a{c}a", [f"a{c}a"])
 
 
 def test_mlqa_has_49_pairs(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from s2dm.core import parameters_of
+
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 RUNS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]_", p.name)]
@@ -57,6 +59,24 @@ def test_a_run_has_parameters_validates_them_first_and_defines_nothing(path):
         isinstance(n, (ast.FunctionDef, ast.ClassDef))
         for s in sources
         for n in ast.walk(ast.parse(s)))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name)
+def test_a_second_run_in_the_same_kernel_reads_its_parameters_cell_alone(path):
+    "Whatever the first run left in the variables of the other cells."
+    code = ["".join(c["source"]) for c in cells(path) if c["cell_type"] == "code"]
+    code = [source for source in code if "google.colab" not in source]
+    space = {}
+    for source in code[:2]: exec(source, space)
+    first = space["config"]
+    bound = {n.id for source in code[2:] for n in ast.walk(ast.parse(source))
+             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    own = {n.id for n in ast.walk(ast.parse(code[0])) if isinstance(n, ast.Name)}
+    assert not bound & set(parameters_of(first)) - own, "a result has the name of a parameter"
+    space |= dict.fromkeys(bound, "of the first run")
+    space["In"] = [*code, *code[:2]]
+    for source in code[:2]: exec(source, space)
+    assert space["config"] == first
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)

@@ -266,11 +266,27 @@ def test_archives_cannot_write_or_read_outside(serve, tmp_path, body):
         assert not (data_dir() / "raw/demo/m.txt").exists()
 
 
+def _encrypted(): # says that its member is
+    body = bytearray(_zip([("a.txt", "yes")]))
+    body[6] |= 1
+    body[body.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(body)
+
+
+def _damaged(method): # within the compressed bytes
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as box: box.writestr("a.txt", "yes no " * 999)
+    body = buffer.getvalue()
+    return body[:40] + bytes(b ^ 255 for b in body[40:52]) + body[52:]
+
+
 @pytest.mark.parametrize(
     "body",
     [b"not an archive", _zip([("a.txt", "yes" * 999)])[:400], _tar([("a.txt", "yes" * 999)])[:60],
-     b"PK\x03\x04", b"\x1f\x8b\x08\x00"],
-    ids=["text", "half a zip", "half a tar", "start of a zip", "start of a gzip"])
+     b"PK\x03\x04", b"\x1f\x8b\x08\x00", _encrypted(), _damaged(zipfile.ZIP_DEFLATED),
+     _damaged(zipfile.ZIP_LZMA), _damaged(zipfile.ZIP_BZIP2)],
+    ids=["text", "half a zip", "half a tar", "start of a zip", "start of a gzip", "encrypted",
+         "deflate", "lzma", "bzip2"])
 def test_broken_archives_are_named(serve, tmp_path, body):
     folder = tmp_path / "published"
     folder.mkdir()
@@ -395,6 +411,27 @@ def test_half_written_cache_is_built_again(tmp_path, monkeypatch):
 
     build.__module__ = sources.__name__
     assert cached("demo", [file], build)["x"][:] == [1]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "state.json", "data-*.arrow"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "deep"])
+def test_a_damaged_cache_is_named(tmp_path, name, damage):
+    from datasets import Dataset
+
+    file = tmp_path / "a.txt"
+    file.write_text("x")
+
+    def build(): return Dataset.from_dict({"x": list(range(1000))})
+
+    build.__module__ = sources.__name__
+    cached("demo", [file], build)
+    part, = (data_dir() / "cache").glob(f"demo-*/{name}")
+    raw = part.read_bytes()
+    part.unlink()
+    if damage != "gone":
+        part.write_bytes(dict(cut=raw[:len(raw) // 2], empty=b"", deep=b"[" * 100_000)[damage])
+    with pytest.raises(DataError, match="cache/demo-.* remove it, and it is made again"):
+        cached("demo", [file], build)
 
 
 def test_real_mirror_over_http(serve, mirror_folder, monkeypatch):

@@ -42,6 +42,19 @@ def test_words_of_another_text_are_refused():
         with pytest.raises(DataError, match="text: "): align_words(text, forms)
 
 
+@pytest.mark.parametrize("text, forms, says", [
+    ("Le caf\u00e9 noir", ["Le", "cafe\u0301", "noir"], r"word 2, 'cafe\\u0301', is written with"),
+    ("cafe\u0301 noir", ["caf\u00e9", "noir"], r"word 1, 'caf\\xe9', is written with"),
+    ("Un mot cou\u00adpe\u0301", ["Un", "mot", "coup\u00e9"], r"word 3, 'coup\\xe9', is written"),
+    ("Ein Bahn hof", ["Ein", "Bahn\u00ad", "hof"], r"word 2, 'Bahn\\xad', is written with"),
+    ("Caf\u00e9 is open", ["Cafe", "is", "open"], "word 1, 'Cafe', does not follow"),
+    ("one four two", ["one", "three", "two"], "word 2, 'three', does not follow"),
+    ("Il va au bar", ["Il", "va", "\u00e0", "le", "parc"], "word 3"),
+    ("one two", ["one"], "something follows the last word")])
+def test_the_first_word_that_differs_is_named(text, forms, says):
+    with pytest.raises(DataError, match=f"here: {says}"): align_words(text, forms, "here")
+
+
 @pytest.mark.parametrize("language", ["French", "Arabic", "Chinese", "Spanish"])
 def test_sentences_of_the_parallel_treebanks_are_aligned(real, language):
     code = dict(French="fr", Arabic="ar", Chinese="zh", Spanish="es")[language]

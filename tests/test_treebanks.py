@@ -2,6 +2,7 @@
 malformed files.
 """
 from collections import Counter
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -10,7 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2dm.core import DataError, ParameterError
+from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.treebanks import (
     PAPER, UPOS, align, load_pairs, load_sentences, read_conllu, tree_depths, tree_distances)
 
@@ -125,6 +126,8 @@ def replaced(old, new):
      (SENTENCE.encode("utf-16"), "file.conllu:1: byte 0xff"),
      (replaced("zum\t_\t_\t_\t_\t_\t", "zum\t_\t_\t_\t_\t2\t"),
       "file.conllu:6: head '2' of 3-4, which is no word; expected _"),
+     (replaced("\t5\tdet", f"\t{'9' * 5000}\tdet"), "file.conllu:8: head '99999"),
+     (replaced("3-4", f"3-{'9' * 5000}"), "file.conllu:6: word id '3-99999"),
      (replaced("3-4", "03-4"), "file.conllu:1: in the sentence that starts here"),
      (b"", "the file ends without"),
      ("\n\n", "file.conllu:1: no sentences")],
@@ -181,6 +184,39 @@ def test_unknown_names_are_refused():
     with pytest.raises(ParameterError, match="did you mean 'partut-it'"):
         load_pairs(("pud", "partut-ti"))
     with pytest.raises(ParameterError, match="is empty"): load_sentences(())
+
+
+def test_some_languages_are_read_from_their_files_alone(tmp_path, monkeypatch):
+    "A mirror that holds English and German; then one that lacks German."
+    from dataclasses import replace
+
+    from s2dm import sources, treebanks
+
+    mirror = tmp_path / "mirror"
+    for language in ("English", "German"):
+        code = dict(English="en", German="de")[language]
+        path = f"ud/r2.7/UD_{language}-PUD/{code}_pud-ud-test.conllu"
+        file = mirror / path
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(
+            SENTENCE.replace("sent_id = s1", f"sent_id = n0100000{i}") for i in range(3)),
+            encoding="utf-8", newline="\n")
+        monkeypatch.setitem(
+            sources.REGISTRY, path, replace(sources.REGISTRY[path], sha256="", md5=""))
+    monkeypatch.setenv("S2DM_MIRROR", str(mirror))
+    for name in ("http_proxy", "https_proxy"): monkeypatch.setenv(name, "http://127.0.0.1:9")
+    asked = []
+    real_fetch = treebanks.fetch
+    monkeypatch.setattr(treebanks, "fetch", lambda path: asked.append(path) or real_fetch(path))
+    pairs = load_pairs(("pud",), languages=["de"])
+    assert len(pairs) == 3 and set(pairs["lang_t"][:]) == {"de"}
+    assert {Path(path).name[:2] for path in asked} == {"de", "en"}
+    assert len(load_sentences(("pud",), languages=["de"])) == 3
+    with pytest.raises(ParameterError, match="language='en' is not possible"):
+        load_pairs(("pud",), languages=["en"])
+    file.unlink()
+    with pytest.raises(MissingData, match="de_pud-ud-test.conllu"):
+        load_pairs(("pud",), languages=["de"])
 
 
 @pytest.mark.filterwarnings("ignore:.*stand-in")

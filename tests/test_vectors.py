@@ -163,14 +163,34 @@ def test_another_encoder_is_refused(saved, encoder):
 
 @pytest.mark.parametrize("text, says", [
     ("{", "is no JSON"),
-    ("[]", "lacks 'encoder'"),
+    ("[]", "holds a list"),
     ('{"encoder": "x", "revision": "r"}', "lacks 'tokenizer_sha256'"),
+    ("[" * 100_000, "is no JSON"),
+    ('{"encoder": null, "revision": "r", "tokenizer_sha256": "t"}', "'encoder' is None; expected"),
+    ('{"encoder": "x", "revision": 5, "tokenizer_sha256": "t"}', "'revision' is 5; expected str"),
+    ('{"encoder": "x", "revision": "r", "tokenizer_sha256": "t", "layers": "2"}', "expected int"),
+    ('{"encoder": "mbrt", "revision": "r", "tokenizer_sha256": "t"}', "did you mean 'mbert'"),
+    ('{"encoder": "\\ud800", "revision": "r", "tokenizer_sha256": "t"}', "encoder.json"),
     (None, "is not there")])
 def test_a_broken_encoder_json_is_named(text, says, saved):
     file = saved / "model/encoder.json"
     file.unlink() if text is None else file.write_text(text)
     with pytest.raises(DataError, match=says) as error: TextVectors.from_pretrained(saved / "model")
     assert "encoder.json" in str(error.value)
+
+
+def test_half_a_surrogate_pair_is_named(encoder):
+    with pytest.raises(ParameterError, match="text 1 holds half a surrogate pair"):
+        TextVectors(encoder).mean(["a", "b\ud83c"])
+    with pytest.raises(ParameterError, match="text 0 holds half a surrogate pair"):
+        TextVectors(encoder).mean([["a", "\udfff"]])
+
+
+def test_a_text_without_subwords_is_named_by_its_number(encoder):
+    vectors = TextVectors(encoder)
+    with pytest.warns(UserWarning, match=r"text 1 has no subwords .*\(2 texts in all\)"):
+        found = vectors.mean(["a b", "\u200b", "c", "\u200b"])
+    assert torch.equal(found[[0, 2]], vectors.mean(["a b", "c"])) and not found[[1, 3]].any()
 
 
 # ---------------------------------------------------------------- similarity
