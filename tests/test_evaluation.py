@@ -2,11 +2,16 @@
 counting, what is missing, and whose results these are.
 """
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from datasets import Dataset
 from test_finetune import config as finetune_config
 from test_finetune import parts  # noqa: F401
@@ -252,6 +257,39 @@ def test_an_evaluation_that_was_stopped_goes_on(mlqa, monkeypatch):
     for name in found.keys() - {"config.json"}: assert found[name] == expected[name], name
     assert json.loads(found["config.json"])["read_before"] == ["mlqa.en", "mlqa.de"]
     assert json.loads(expected["config.json"])["read_before"] == []
+
+
+SCRIPT = """
+import json, os, signal, sys
+from s2dm.evaluation import EvaluateConfig, evaluate
+left, real = int(sys.argv[2]), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    if left == 0: os.kill(os.getpid(), signal.SIGKILL)
+    real(*paths)
+os.replace = replace
+evaluate(EvaluateConfig(**json.loads(sys.argv[1])))
+"""
+
+
+def test_an_evaluation_that_is_killed_ends_as_one_that_was_not(mlqa, tmp_path, monkeypatch):
+    "Killed while it writes its fifth file, and again at the third of what was left."
+    make().save_pretrained(tmp_path / "reader")
+    config = EvaluateConfig(reader=str(tmp_path / "reader"), datasets="mlqa", samples=100)
+    whole = evaluate(config)
+    expected = contents(whole.folder)
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "killed"))
+    for at in ("5", "3"):
+        command = [sys.executable, "-c", SCRIPT, json.dumps(config.as_dict()), at]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+        assert not (config.folder("evaluate") / "metrics.json").exists()
+    again = evaluate(config)
+    found = contents(again.folder)
+    assert again.table.equals(whole.table) and found.keys() == expected.keys()
+    for name in found.keys() - {"config.json"}: assert found[name] == expected[name], name
 
 
 def test_a_stopped_evaluation_leaves_the_finished_one(mlqa, monkeypatch):

@@ -2,7 +2,11 @@
 malformed files, the same bytes twice.
 """
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,17 +48,20 @@ def single(tmp_path_factory):
         tmp_path_factory.mktemp("single"), ("baseline", "s2dm_sp", "s2dm_sp-untrained"), seeds=1)
 
 
+def write_pixel(figure, folder):
+    "One small picture for each figure."
+    png = folder / f"{figure.name}.png"
+    png.parent.mkdir(parents=True, exist_ok=True)
+    png.write_bytes(PIXEL)
+    plt.close(figure.fig)
+    return png
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Pages whose pictures are one small picture: drawing them takes longest, and is tested
     elsewhere."""
-    def write(figure, folder):
-        png = folder / f"{figure.name}.png"
-        png.parent.mkdir(parents=True, exist_ok=True)
-        png.write_bytes(PIXEL)
-        plt.close(figure.fig)
-        return png
-    monkeypatch.setattr("s2dm.report.write_figure", write)
+    monkeypatch.setattr("s2dm.report.write_figure", write_pixel)
 
 
 @pytest.fixture(scope="module")
@@ -608,6 +615,39 @@ def test_figure_1_reads_the_predictions(tmp_path):
 
 
 # --- the page
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+import test_report as T
+import s2dm.report as R
+left, real = int(sys.argv[3]), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    if left == 0: os.kill(os.getpid(), signal.SIGKILL)
+    real(*paths)
+os.replace = replace
+R.write_figure = T.write_pixel
+R.report(T.ReportConfig(edition="paper", runs=sys.argv[1], out=sys.argv[2]))
+"""
+
+
+def test_a_report_that_is_killed_ends_as_one_that_was_not(single, tmp_path, quick):
+    "Killed at its seventh file; what is there by then is whole."
+    def made(name):
+        page = report(ReportConfig(edition="paper", runs=str(single), out=str(tmp_path / name)))
+        return {p.name: p.read_bytes() for p in page.parent.iterdir() if p.suffix != ".tmp"}
+    whole = made("whole")
+    command = [sys.executable, "-c", SCRIPT, str(single), str(tmp_path / "killed"), "7"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=280)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    files = [p for p in (tmp_path / "killed").iterdir() if p.suffix != ".tmp"]
+    assert len([p for p in files if p.suffix != ".png"]) == 6
+    assert all(p.read_bytes() == whole[p.name] for p in files)
+    assert made("killed") == whole
+
 
 def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
     pages = [
