@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab lock clean corenlp table1 publish
+.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab demo lock clean corenlp table1 publish
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -77,8 +77,15 @@ export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, 
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/update_pages.py
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+lab: $(STAMP) ## open the notebooks in JupyterLab; LAB_ARGS=--no-browser: what it is told besides
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs $(LAB_ARGS)
+
+demo: $(STAMP) ## a page to ask in, on this machine alone: READER=folder or name, BESIDE=a second one, DEMO_ARGS=--port=8888
+	mkdir -p runs
+	$(BIN)/papermill --prepare-only --no-progress-bar nbs/08_ask.ipynb runs/08_ask.ipynb \
+	  $(if $(READER),-p reader "$(or $(realpath $(READER)),$(READER))") $(if $(BESIDE),-p beside "$(or $(realpath $(BESIDE)),$(BESIDE))")
+	$(BIN)/voila --Voila.ip=127.0.0.1 --no-browser --TagRemovePreprocessor.enabled=True \
+	  --TagRemovePreprocessor.remove_cell_tags=remove-cell $(DEMO_ARGS) runs/08_ask.ipynb
 
 lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network)
 	$(BIN)/python -m pip install --quiet uv

@@ -13,18 +13,33 @@ E5_WHEELS = (
     "(sys_platform == 'darwin' and platform_machine == 'arm64')"
 )
 
+
+
+def asked(name):
+    return cfg[f"{name}_requirements"].split()
+
+
+# each with what it stands on
+train = asked("train")
+report = train + asked("report")
+demo = asked("demo")
+docs = asked("docs")
+e5 = [f"{r}; {E5_WHEELS}" for r in asked("e5")]
+workflow = [f"{r}; python_version >= '3.11'" for r in asked("workflow")]
+
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown", keywords=cfg["keywords"], author=cfg["author"],
     author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_path"]]),
-    package_data={cfg["lib_name"]: ["*.tsv", "embedded/*"]},
+    package_data={cfg["lib_name"]: [
+        "py.typed", "*.tsv", "embedded/*", "readers/*/*", "readers/*/encoder/*"]},
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(),
     extras_require={
-        "xlm": cfg["xlm_requirements"].split(),
-        "lora": cfg["lora_requirements"].split(),
-        "e5": [f"{r}; {E5_WHEELS}" for r in cfg["e5_requirements"].split()],
-        "dev": cfg["dev_requirements"].split()
-            + [f"{r}; python_version >= '3.11'" for r in cfg["workflow_requirements"].split()]},
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]})
+        "train": train, "report": report, "demo": demo, "docs": docs, "e5": e5,
+        "xlm": asked("xlm"), "lora": asked("lora"),
+        "dev": report + demo + docs + asked("dev") + workflow},
+    entry_points={
+        "console_scripts": [cfg["console_scripts"]],
+        "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]})

@@ -38,11 +38,12 @@ from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
 from .reader import S2DMReader
 from .reference import reference_folder
+from .similarity import TESTS
 from .synthetic import Synthetic, read_constituents
 from .systems import EDITIONS, preset
 from .treebanks import load_sentences
 from .vectors import (
-    TESTS, Remembered, TextVectors, generated_tests, load_scored, parallel_generated,
+    Remembered, TextVectors, generated_tests, load_scored, parallel_generated,
     parallel_text, parallel_treebank)
 
 # %% ../nbs/06f_analysis.ipynb #84a07be7

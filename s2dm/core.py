@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'ParameterError', 'DataError', 'MissingData', 'check_choice', 'project_root', 'data_dir', 'runs_dir',
-           'figures_dir', 'is_full', 'writing', 'atomic_write', 'write_json', 'reading', 'check_keys', 'read_json',
-           'check_unicode', 'seed_everything', 'param', 'contains', 'parameters_of', 'Config', 'versions',
-           'git_revision', 'has_bfloat16', 'device_name', 'peak_memory', 'RunRecord']
+           'figures_dir', 'is_full', 'writing', 'atomic_write', 'write_json', 'file_hash', 'reading', 'check_keys',
+           'read_json', 'check_unicode', 'seed_everything', 'param', 'contains', 'parameters_of', 'Config', 'versions',
+           'git_revision', 'has_bfloat16', 'device_name', 'peak_memory', 'RunRecord', 'document']
 
 # %% ../nbs/00a_core.ipynb #4fa29861
 import ast
@@ -14,6 +14,8 @@ import copy
 import dataclasses
 import difflib
 import errno
+import hashlib
+import inspect
 import json
 import math
 import numbers
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from fastcore.basics import patch
+from fastcore.docments import docments
 
 # %% ../nbs/00a_core.ipynb #4421b707
 class ParameterError(ValueError):
@@ -147,6 +150,17 @@ def write_json(
     "Write `obj` as readable JSON, atomically. Raises `ValueError` for NaN."
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as tmp: tmp.write_text(text + "\n", encoding="utf-8")
+
+# %% ../nbs/00a_core.ipynb #0a0c1e01
+def file_hash(
+    file: str | os.PathLike, # any
+    algorithm: str = "sha256", # of `hashlib`
+) -> str: # hexadecimal digits
+    "The checksum of a file."
+    digest = hashlib.new(algorithm)
+    with open(file, "rb") as f:
+        while block := f.read(1 << 20): digest.update(block)
+    return digest.hexdigest()
 
 # %% ../nbs/00a_core.ipynb #5c1d9e02
 @contextmanager
@@ -579,3 +593,31 @@ def __exit__(self: RunRecord, kind, error, trace):
     if error is not None and is_full(error): # wherever a library was writing
         with writing(self.folder): raise error
 
+
+# %% ../nbs/00a_core.ipynb #0a0c1e04
+def _is_public(name, method): # and has a source with comments
+    if name.startswith("_") and name not in ("__init__", "__call__"): return False
+    return inspect.isfunction(method) and method.__module__.startswith(("s2dm.", "__main__"))
+
+
+def _parameters(function): # a line for each that has a comment, and what it returns
+    about = docments(function, full=True)
+    told = {name: about[name].docment for name in about if about[name].docment}
+    returned = told.pop("return", "")
+    lines = [f"  {name}: {' '.join(comment.split())}" for name, comment in told.items()]
+    lines = ["Parameters:", *lines] if lines else []
+    return lines + [f"Returns: {' '.join(returned.split())}"] * bool(returned)
+
+
+def document(
+    cls: type, # whose methods have comments beside their parameters
+):
+    "Put the comments on parameters into the docstrings of the public methods."
+    for name, found in vars(cls).items():
+        method = getattr(found, "__func__", getattr(found, "f", found))
+        if not _is_public(name, method): continue
+        try: lines = _parameters(method)
+        except OSError: continue # no source, as in a frozen application
+        text = inspect.cleandoc(method.__doc__ or "")
+        if lines and "Parameters:" not in text:
+            method.__doc__ = "\n".join([text, "", *lines]).strip()

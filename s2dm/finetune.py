@@ -62,7 +62,7 @@ def _questions_of(name): # a corpus/part, or a file
 # %% ../nbs/04d_finetune.ipynb #f0450fff
 def load_questions(
     names: tuple[str, ...], # corpus/part of `READING` or synthetic, or files in SQuAD's format
-) -> Dataset: # with the columns of `s2dm.reading.FEATURES`
+) -> Dataset: # with the columns of `s2dm.reading.features`
     """English questions from several sources. Raises `ParameterError` for an unknown name,
     `DataError` for a file that is malformed or cannot be had."""
     if not names:

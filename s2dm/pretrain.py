@@ -29,13 +29,13 @@ from .encoder import PRECISIONS, Encoder, FeatureCache, load_encoder
 from .fit import Fit, FitConfig, fit
 from .model import S2DM, S2DMConfig, model_card
 from .siamese import PairData, SentenceData, Siamese, distinct_sentences
-from .similarity import load_similarity
+from .similarity import TESTS, load_similarity
 from .sources import CORPORA, REGISTRY
 from .synthetic import Synthetic
 from .systems import VARIANTS, System, preset
 from .treebanks import COLLECTIONS, PAPER, load_pairs
 from s2dm.vectors import (
-    TESTS, Remembered, TextVectors, generated_tests, parallel_generated, parallel_text,
+    Remembered, TextVectors, generated_tests, parallel_generated, parallel_text,
     parallel_treebank, plot_retrieval, retrieval_table, similarity_table, sts_correlations,
 )
 

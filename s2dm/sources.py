@@ -22,15 +22,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
-import requests
 from filelock import FileLock
 from tqdm import tqdm
 
 from .core import (
-    DataError, MissingData, atomic_write, check_choice, data_dir, reading, writing)
-
-pooch.get_logger().setLevel("WARNING") # our own messages name the corpus and the remedy
+    DataError, MissingData, atomic_write, check_choice, data_dir, file_hash, reading, writing)
 
 # %% ../nbs/01a_sources.ipynb #59110cf2
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def verify(
     """Check `file` against every checksum there is. Raises `DataError` with both sums if one
     differs."""
     for algorithm, expected in _known_sums(file, source).items():
-        found = pooch.file_hash(str(file), alg=algorithm)
+        found = file_hash(file, algorithm)
         if found == expected: continue
         raise DataError(
             f"{name or file}: wrong checksum.\n"
@@ -114,10 +110,14 @@ def _append(answer, part, have): # write what arrives behind the bytes that are 
         with tqdm(total=total, initial=have, desc=part.stem, **shown) as bar:
             for chunk in answer.iter_content(1 << 16): bar.update(f.write(chunk))
     if total is not None and part.stat().st_size != total:
+        import requests # here and below, since who only reads downloads nothing
+
         raise requests.ConnectionError("the connection ended early")
 
 # %% ../nbs/01a_sources.ipynb #b384463c
 def _get_rest(url, part): # complete `part`; raises an error of requests
+    import requests
+
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}
     if have: headers["Range"] = f"bytes={have}-"
@@ -132,8 +132,10 @@ def _get_rest(url, part): # complete `part`; raises an error of requests
         _append(answer, part, have)
 
 # %% ../nbs/01a_sources.ipynb #4ad7914e
-_PASSING = ( # troubles that another attempt may not meet
-    requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+def _passing(): # troubles that another attempt may not meet
+    from requests import exceptions
+
+    return exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError
 
 
 class _Resume: # a pooch downloader that goes on where the last attempt stopped
@@ -147,7 +149,7 @@ class _Resume: # a pooch downloader that goes on where the last attempt stopped
             try:
                 _get_rest(url, self.part)
                 break
-            except _PASSING:
+            except _passing():
                 if attempt == self.attempts - 1: raise
                 time.sleep(self.pause * 2**attempt)
         os.replace(self.part, output_file)
@@ -160,12 +162,16 @@ def _published_sum(source): # as pooch wants it; None if there is none
 
 def _record_sum(source: Source, target: Path): # of a first download
     record = _recorded(target)
-    with atomic_write(record) as tmp: tmp.write_text(pooch.file_hash(str(target)) + "\n")
+    with atomic_write(record) as tmp: tmp.write_text(file_hash(target) + "\n")
     recorded = f"recorded that of this download in {record.name}"
     warnings.warn(f"{source.path} has no published checksum; {recorded}")
 
 # %% ../nbs/01a_sources.ipynb #6a1bc465
 def _download(source: Source, url: str, target: Path):
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("WARNING") # our own messages name the corpus and the remedy
     part = target.with_name(target.name + ".part")
     known = _published_sum(source)
     where = dict(fname=target.name, path=target.parent)
@@ -223,6 +229,8 @@ def _from_mirror(mirror, source, target) -> Path | None: # None: the mirror lack
     if not _is_server(mirror):
         file = Path(mirror) / source.path
         return verify(file, source) if file.is_file() else None
+    import requests
+
     try: _download(source, f"{mirror}/{source.path}", target)
     except requests.HTTPError as error:
         if error.response.status_code == 404: return None
@@ -242,6 +250,8 @@ def _from_archive(source, target, registry, tried): # None if only a copy is lef
 
 
 def _from_address(source, url, target, tried): # None, and a line in `tried`, if there is no answer
+    import requests
+
     try: _download(source, url, target)
     except requests.HTTPError as error: tried.append(f"{url}: status {error.response.status_code}")
     except requests.RequestException as error:
@@ -366,7 +376,7 @@ def cached(
     """`build()`, from `data/cache/` if it was built from the same files by the same code before."""
     code = _code_file(build)
     if not code: return build()
-    sums = [pooch.file_hash(str(file)) for file in (code, *files)]
+    sums = [file_hash(file) for file in (code, *files)]
     key = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
     folder = data_dir() / "cache" / f"{name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SYMBOLS', 'TREES', 'PEOPLE', 'THINGS', 'toy_tokenizer', 'toy_bert', 'toy_encoder', 'save_toy_encoder',
            'toy_sentences', 'random_heads', 'random_words', 'random_sentences', 'toy_s2dm', 'save_toy_s2dm',
-           'toy_questions', 'save_toy_questions', 'toy_reader']
+           'toy_questions', 'save_toy_questions', 'toy_reader', 'toy_finder']
 
 # %% ../nbs/00c_toy.ipynb #3e1c26d3
+import string
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from .core import write_json
@@ -105,8 +105,10 @@ def _sentence(group, lang, forms, upos, heads, deprels):
 
 def toy_sentences(
     languages=("en", "de", "fr"), # of `TREES`
-) -> Dataset: # 3 sentences in each language, with the columns of `load_sentences`
+): # -> datasets.Dataset, 3 sentences in each language, with the columns of `load_sentences`
     "The tiny treebank; `align` makes pairs of it."
+    from datasets import Dataset
+
     rows = []
     for lang in languages:
         for group, tree in enumerate(TREES[lang]):
@@ -142,8 +144,10 @@ def random_sentences(
     languages=("en", "de", "fi"), # ISO 639-1
     longest: int = 9, # words of a sentence
     seed: int = 0, # of the random numbers
-) -> Dataset: # with the columns of `load_sentences`
+): # -> datasets.Dataset, with the columns of `load_sentences`
     "Parallel sentences of random words with random tags and trees."
+    from datasets import Dataset
+
     from s2dm.treebanks import UPOS
 
     rng, rows = np.random.default_rng(seed), []
@@ -234,4 +238,48 @@ def toy_reader(
     if head != "baseline": model = toy_s2dm(100 + seed, bert.config.hidden_size, mlp_width=8)
     reader = S2DMReader(bert, tokenizer, model, config)
     torch.nn.init.normal_(reader.head.weight)
+    return reader.eval()
+
+# %% ../nbs/00c_toy.ipynb #0c0c1e02
+def _pass_through(bert: BertModel):
+    "Set the weights so that a state is its subword's embedding, centred and of unit variance."
+    for name, parameter in bert.named_parameters():
+        silent = name.endswith(("output.dense.weight", "output.dense.bias"))
+        if silent or "position_embeddings" in name or "token_type" in name:
+            torch.nn.init.zeros_(parameter)
+
+
+def _mark(table, tokenizer, words):
+    "Rows of the embedding table: coordinate 0 begins a word, 1 ends one, 3 is position 0, 2 else."
+    table.zero_()
+    table[:, 2] = 1
+    for k, word in enumerate(words):
+        for pieces in (tokenizer.tokenize(word), [f"##{word}"]):
+            ids = tokenizer.convert_tokens_to_ids([pieces[0], pieces[-1]])
+            table[ids, 2] = k / 2 # the first word is the loudest
+            table[ids, [0, 1]] = 1
+            if ids[0] != ids[1]: table[ids, 4] = 1 # as loud as one that does both
+    table[tokenizer.cls_token_id] = torch.eye(table.shape[1])[3]
+
+# %% ../nbs/00c_toy.ipynb #0c0c1e04
+def toy_finder(
+    words, # str, to be found in any context; of several, the first is the best answer
+    symbols: str = SYMBOLS, # the other characters it knows
+): # -> s2dm.reader.S2DMReader, in evaluation mode
+    "A reader that finds the given words, whatever is asked, and else that there is no answer."
+    from s2dm.reader import Calibration, ReaderConfig, S2DMReader
+
+    whole = [piece for word in words for piece in (word, f"##{word}")]
+    tokenizer = toy_tokenizer(whole, string.ascii_letters + symbols + "".join(words))
+    bert = toy_bert(len(tokenizer))
+    config = ReaderConfig(head="baseline", max_length=60, stride=16, query=12)
+    reader = S2DMReader(bert, tokenizer, config=config)
+    with torch.no_grad():
+        _pass_through(bert)
+        _mark(bert.embeddings.word_embeddings.weight, tokenizer, words)
+        reader.head.weight.zero_()
+        reader.head.bias.zero_()
+        reader.head.weight[[0, 1], [0, 1]] = 4
+        reader.head.weight[:, 3] = 1
+    reader.calibration = Calibration(threshold=.5)
     return reader.eval()

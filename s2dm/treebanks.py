@@ -9,16 +9,16 @@ __all__ = ['UPOS', 'COLLECTIONS', 'PAPER', 'tree_depths', 'tree_distances', 'rea
 # %% ../nbs/01b_treebanks.ipynb #864832c5
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import conllu
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
 from .core import DataError, ParameterError, check_choice
 from .sources import REGISTRY, cached, fetch, read_text
+
+# models need the tags alone, so what reads files is imported where it is used
+if TYPE_CHECKING: from datasets import Dataset
 
 # %% ../nbs/01b_treebanks.ipynb #497263a0
 def _head_array(heads) -> np.ndarray: # [S] int, checked but for cycles
@@ -129,6 +129,8 @@ _UNUSED = dict.fromkeys(("xpos", "feats", "deps", "misc"), _as_text)
 
 
 def _parse(lines, place): # what the checks let pass may still be wrong
+    import conllu
+
     try: return conllu.parse("\n".join(lines), field_parsers=_UNUSED)[0]
     except conllu.exceptions.ParseException as error:
         problem = f"in the sentence that starts here, {str(error).rstrip('.')}"
@@ -156,10 +158,12 @@ def _row(sentence, place): # a parsed sentence as a row of a dataset
 # %% ../nbs/01b_treebanks.ipynb #34b19725
 def read_conllu(
     path: str | Path, # a CoNLL-U file
-) -> Dataset: # one row per sentence
+) -> "Dataset": # one row per sentence
     """The sentences of a file: `sent_id`, `source_id` (the id in the file it was translated from),
     `text`, and per word `forms`, `upos`, `heads` (1-based, 0: root), `deprels`, `depths`.
     Raises `DataError` with file and line."""
+    from datasets import Dataset
+
     rows = {}
     for first, lines in _blocks(path):
         place = f"{path}:{first}"
@@ -211,6 +215,8 @@ def _group(collection, source_id, where): # a name that a sentence shares with i
 
 # %% ../nbs/01b_treebanks.ipynb #8fb5cc33
 def _placed(sentences, collection, path, file): # `path` in the registry; `file`: what was read
+    from datasets import Dataset, concatenate_datasets
+
     language = _language(path)
     n = len(sentences)
     groups = [_group(collection, source_id, file) for source_id in sentences["source_id"][:]]
@@ -224,7 +230,7 @@ def _placed(sentences, collection, path, file): # `path` in the registry; `file`
     return concatenate_datasets([Dataset.from_dict(places), labels], axis=1)
 
 # %% ../nbs/01b_treebanks.ipynb #30c34fc5
-def _one_file(path, collection) -> Dataset: # the sentences of one registered file
+def _one_file(path, collection) -> "Dataset": # the sentences of one registered file
     file = fetch(path)
     def build(): return _placed(read_conllu(file), collection, path, file)
     return cached(f"{file.parts[-3]}-{Path(path).stem}", [file], build)
@@ -248,10 +254,12 @@ def _jobs(collections, languages=None): # registered path -> its collection; Non
 def load_sentences(
     collections=PAPER, # any of "pud", "lines", "partut-it", "partut-fr"
     languages=None, # read only these languages; None: all
-) -> Dataset:
+) -> "Dataset":
     """Labelled sentences. Columns: `sentence_id` (group/language), `group`, `lang`, `treebank`,
     `release`, `text`, and per word `forms`, `upos`, `heads`, `deprels`, `depths`.
     Raises `ParameterError` for an unknown collection or language."""
+    from datasets import concatenate_datasets
+
     jobs = _jobs(collections, languages)
     # the bar is shown only if the sentences are not in the cache
     bar = tqdm(jobs.items(), desc="reading treebanks", unit="file", delay=1)
@@ -274,11 +282,14 @@ def _pair_rows(groups, langs, source): # numbers of the rows that make a pair
 
 # %% ../nbs/01b_treebanks.ipynb #a2cf4e7c
 def align(
-    sentences: Dataset, # as from `load_sentences`
+    sentences: "Dataset", # as from `load_sentences`
     source: str = "en", # the language that all others are paired with
-) -> Dataset: # with the columns of `load_pairs`
+) -> "Dataset": # with the columns of `load_pairs`
     """The source paired with every other language, by group. Raises `DataError` if a group has a
     language twice."""
+    import pyarrow as pa
+    from datasets import Dataset
+
     groups = sentences["group"][:] # without [:] a column is read element by element
     langs = sentences["lang"][:]
     rows_s, rows_t = _pair_rows(groups, langs, source)
@@ -296,7 +307,7 @@ def align(
 def load_pairs(
     collections=PAPER, # any of "pud", "lines", "partut-it", "partut-fr"
     languages=None, # read only pairs with these other languages; None: all
-) -> Dataset:
+) -> "Dataset":
     """Aligned, labelled sentence pairs. Columns: `pair_id`, `group`, then for both sides (`_s`
     English, `_t` the other language) `sentence_id`, `lang`, `treebank`, `release`, `text`, `forms`,
     `upos`, `heads`, `deprels`, `depths`. Raises `ParameterError` for an unknown collection or

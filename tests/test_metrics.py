@@ -26,7 +26,7 @@ from s2dm.metrics import (
     score,
     squad_scores,
 )
-from s2dm.reading import FEATURES, load_reading
+from s2dm.reading import features, load_reading
 
 MLQA = ("en", "ar", "de", "es", "hi", "vi", "zh")
 
@@ -189,7 +189,7 @@ def questions(n=4, language="en", context="a b c d e f g"):
             answers=dict(text=[context[2 * i], context[2 * i:2 * i + 3]], answer_start=[2 * i] * 2),
             lang_context=language, lang_question="en")
         for i in range(n)]
-    return Dataset.from_list(rows, features=FEATURES)
+    return Dataset.from_list(rows, features=features())
 
 
 def test_scores_follow_the_data_set_not_the_predictions(tmp_path):
