@@ -24,7 +24,7 @@ from fastcore.basics import patch
 # %% ../nbs/06f_analysis.ipynb #bdb2c90d
 from .constituents import (
     RULES, GoldParser, Trees, boundary_row, constituent_rows, decoding_row, violation_row)
-from .core import Config, MissingData, atomic_write, contains, param
+from .core import Config, MissingData, atomic_write, contains, param, run_lock
 from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import (
     DATASETS, EvaluateConfig, ReadingTest, begin_record, questions_of, read_answers,
@@ -449,16 +449,17 @@ def analyse(
     needs_vectors = {"sts", "geometry", "probes"} & set(config.analyses)
     vectors = system_vectors(config, encoder) if needs_vectors else None
     folder = config.folder("analyse")
-    out = _Tables()
-    record = begin_record(folder, config, ["*.csv"])
-    try:
-        for name in config.analyses: _look(name, config, vectors, parsers, out)
-        _write_tables(record.folder, out.tables)
-        tables = {name: _records(table) for name, table in out.tables.items()}
-        metrics = dict(tables=tables, missing=out.missing, seconds=out.seconds)
-        record.save(metrics | dict(encoder=vectors and vectors.encoder.record))
-    except BaseException: # a stop from outside, too
-        shutil.rmtree(record.folder)
-        raise
-    replace_record(folder, [f"{name}.csv" for name in out.tables], ["*.csv"])
+    with run_lock(folder):
+        out = _Tables()
+        record = begin_record(folder, config, ["*.csv"])
+        try:
+            for name in config.analyses: _look(name, config, vectors, parsers, out)
+            _write_tables(record.folder, out.tables)
+            tables = {name: _records(table) for name, table in out.tables.items()}
+            metrics = dict(tables=tables, missing=out.missing, seconds=out.seconds)
+            record.save(metrics | dict(encoder=vectors and vectors.encoder.record))
+        except BaseException: # a stop from outside, too
+            shutil.rmtree(record.folder)
+            raise
+        replace_record(folder, [f"{name}.csv" for name in out.tables], ["*.csv"])
     return Analysis(folder, out.tables, out.missing)

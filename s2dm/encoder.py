@@ -9,7 +9,7 @@ __all__ = ['PRECISIONS', 'scratch_folder', 'Location', 'hub_files', 'find_encode
            'collate']
 
 # %% ../nbs/02a_encoder.ipynb #cf6acba2
-import hashlib, inspect, json, os, threading
+import hashlib, inspect, json, os, threading, zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,13 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import (
     DataError, MissingData, ParameterError, check_choice, data_dir, file_hash, is_full, read_json,
-    reading, runs_dir, write_json)
+    reading, runs_dir, write_json, write_lock)
 from .e5 import PACKAGE, SHA256, e5_folder, package_file
 from .sources import fetch
 from .subwords import NOWHERE, Sentence, TextSplitter, as_sentence, first_subwords, words_of_all
@@ -40,7 +39,6 @@ def scratch_folder(
     if name != "small": return runs_dir() / "encoder" / name / "seed0" / "checkpoint"
     package = Path(inspect.getsourcefile(check_choice)).parent # also when a notebook defines this
     return package / "embedded"
-
 
 # %% ../nbs/02a_encoder.ipynb #e2b7d4ac
 def _weights(files) -> list[str]: # names of the weights among `files`
@@ -202,7 +200,6 @@ def find_encoder(
     if name.count("/") != 1:
         check_choice(name, (*ENCODERS, "a hub id (owner/name)", "a local folder"), "model")
     return _hub(name, None, name)
-
 
 # %% ../nbs/02a_encoder.ipynb #02a5ae01
 def on_this_machine(
@@ -642,10 +639,11 @@ class FeatureCache:
     def __len__(self): return len(self.index)
 
     def __getitem__(self, position: int) -> Features:
+        h = self.states(position) # checked
         _, start, rows, words, *_ = self.index[position]
         ids, word = self._subwords[start:start + rows].T
         first, there = first_subwords(word, words)
-        return Features(self.states(position), torch.from_numpy(ids.astype(np.int64)),
+        return Features(h, torch.from_numpy(ids.astype(np.int64)),
                         torch.from_numpy(first), torch.from_numpy(there))
 
 # %% ../nbs/02a_encoder.ipynb #1aef24da
@@ -663,17 +661,41 @@ def _mapped(file: Path, dtype, shape) -> np.ndarray:
 @patch
 def _map_files(self: FeatureCache): # map what there is now
     features, subwords, sentences = self.files
-    for file in self.files: file.touch()
+    for file in self.files:
+        if not file.exists(): file.touch() # a folder that cannot be written may have them
     index = np.fromfile(sentences, _SENTENCE)
     sizes = self._sizes()
     whole = min(features.stat().st_size // sizes[0], subwords.stat().st_size // sizes[1])
-    ends = np.flatnonzero(index["end"] & (index["start"] + index["rows"] <= whole))
+    ends = np.flatnonzero((index["end"] != 0) & (index["start"] + index["rows"] <= whole))
     self.index = index[:ends[-1] + 1 if len(ends) else 0]
     self.rows = int(self.index["rows"].sum())
     self._h = _mapped(features, PRECISIONS[self.precision][1], (self.rows, self.width))
     self._subwords = _mapped(subwords, np.int32, (self.rows, 2))
+    ends = np.flatnonzero(self.index["end"])
+    self._bounds = np.array([0, *(ends + 1)]) # of batch i: [i], [i + 1]
+    self._batch = np.repeat(np.arange(len(ends)), np.diff(self._bounds)) # of each sentence
+    self._unseen = self.index["end"][ends] != 1 # batches to be checked; 1: of an older version
     keys = self.index["key"].tobytes()
     self._at = {keys[16 * i:16 * i + 16]: i for i in range(len(self.index))}
+
+# %% ../nbs/02a_encoder.ipynb #02a5e101
+def _sum(h, subwords, index) -> int: # arrays as in the three files, of one batch -> int32, odd
+    rows = index.copy()
+    rows["end"] = 0
+    found = 0
+    for array in (h, subwords, rows): found = zlib.crc32(np.ascontiguousarray(array), found)
+    return int(np.uint32(max(found | 1, 3)).astype(np.int32)) # 1 stood there in older versions
+
+
+@patch
+def _check(self: FeatureCache, batch: int):
+    "Raises `DataError` if the features of a batch are not those that were written."
+    rows = self.index[self._bounds[batch]:self._bounds[batch + 1]]
+    here = slice(rows["start"][0], rows["start"][-1] + rows["rows"][-1])
+    if _sum(self._h[here], self._subwords[here], rows) != rows["end"][-1]:
+        raise DataError(f"{self.folder}: the features of {len(rows)} sentences are damaged (wrong "
+                        "checksum); remove this folder, and they are computed again")
+    self._unseen[batch] = False
 
 # %% ../nbs/02a_encoder.ipynb #c4ddc9e4
 @patch
@@ -682,6 +704,7 @@ def states(
     position: int, # as from `encode`
 ) -> Tensor: # [S,d]
     "The hidden states of a sentence alone."
+    if self._unseen[self._batch[position]]: self._check(self._batch[position])
     _, start, rows, *_ = self.index[position]
     return torch.from_numpy(self._h[start:start + rows].copy()).view(PRECISIONS[self.precision][0])
 
@@ -725,10 +748,11 @@ def _write(cache: FeatureCache, keys: list[bytes], batch: list[Tokenized], h: Te
                         "choose precision='bfloat16' or 'float32'")
     sentences = _sentence_rows(keys, batch, start)
     subwords = np.concatenate([np.stack([t.ids, t.word], 1) for t in batch])
-    stored = h.view(torch.int16) if h.dtype == torch.bfloat16 else h
+    stored = (h.view(torch.int16) if h.dtype == torch.bfloat16 else h).numpy()
+    sentences["end"][-1] = _sum(stored, subwords, sentences)
     sizes = [f.stat().st_size for f in cache.files]
     try:
-        for file, array in zip(cache.files, (stored.numpy(), subwords, sentences)):
+        for file, array in zip(cache.files, (stored, subwords, sentences)):
             _append(file, array)
     except OSError as error:
         for file, size in zip(cache.files, sizes): os.truncate(file, size)
@@ -789,7 +813,7 @@ def encode(
     sentences = [s._replace(lang=language(s.lang)) for s in sentences]
     keys = [_key(s) for s in sentences]
     if not all(k in self._at for k in keys):
-        with FileLock(self.folder / "lock"):
+        with write_lock(self.folder / "features"):
             self._map_files() # another process may have added some
             todo = {k: s for k, s in zip(keys, sentences) if k not in self._at}
             try: _fill(self, todo, budget, progress)

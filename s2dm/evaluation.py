@@ -23,7 +23,8 @@ from datasets import Dataset
 from fastcore.basics import patch
 
 from .core import (
-    Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, runs_dir,
+    Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, run_lock,
+    runs_dir,
     write_json)
 from .features import Answer
 from .grammar import LANGUAGES, parse_language
@@ -368,18 +369,20 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a reader on every test there is; go on where a call was stopped (Section 4.3).
     Answers and record go to runs/evaluate/model/system/seed, all at once. Raises `MissingData` for
-    a reader that has not been trained yet, or if no test can be had; the last evaluation stays."""
+    a reader that has not been trained yet, or if no test can be had; the last evaluation stays.
+    Raises `ParameterError` if another process is evaluating it."""
     folder = config.folder("evaluate")
     reader = _open_reader(config) if reader is None else reader
     patterns = [f"{kind}.*.json" for kind in _FILES]
-    record = begin_record(folder, config, patterns)
-    try: done = _read_tests(config, reader, record.folder)
-    finally: # what was not read yet leaves nothing
-        if not any(record.folder.glob("read.*.json")): shutil.rmtree(record.folder)
-    record.config |= dict(read_before=done.before) # by a call that was stopped
-    record.save(dict(results=done.rows, missing=done.missing, reader=reader.facts))
-    files = [f"{kind}.{label}.json" for kind in _FILES for label in done.labels]
-    replace_record(folder, files, patterns)
+    with run_lock(folder):
+        record = begin_record(folder, config, patterns)
+        try: done = _read_tests(config, reader, record.folder)
+        finally: # what was not read yet leaves nothing
+            if not any(record.folder.glob("read.*.json")): shutil.rmtree(record.folder)
+        record.config |= dict(read_before=done.before) # by a call that was stopped
+        record.save(dict(results=done.rows, missing=done.missing, reader=reader.facts))
+        files = [f"{kind}.{label}.json" for kind in _FILES for label in done.labels]
+        replace_record(folder, files, patterns)
     table = pd.DataFrame(done.rows).drop(columns=["em_mlqa", "f1_mlqa"])
     return Evaluation(folder, table, done.missing, done.rows)
 

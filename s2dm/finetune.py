@@ -330,12 +330,13 @@ def finetune(
     unseen = _as_seen(dev, config, reader)
     with RunRecord(folder, config) if main else nullcontext() as record:
         fitted = _fit(config, reader, data, unseen, folder, questions)
-    merge_lora(reader.encoder)
-    metrics = _metrics(config, reader, windows, questions, fitted)
-    if main:
-        said = f"{len(questions):,} in English: {', '.join(config.data)}"
-        training = f"{fitted.steps} steps, seed {config.seed}"
-        reader.facts |= dict(questions=said, training=training)
-        reader.save_pretrained(folder / "checkpoint")
-        record.save(metrics)
+        merge_lora(reader.encoder)
+        reader.facts |= dict(run=fitted.run)
+        metrics = _metrics(config, reader, windows, questions, fitted)
+        if main:
+            said = f"{len(questions):,} in English: {', '.join(config.data)}"
+            training = f"{fitted.steps} steps, seed {config.seed}"
+            reader.facts |= dict(questions=said, training=training)
+            reader.save_pretrained(folder / "checkpoint")
+            record.save(metrics)
     return Finetuned(folder, reader, fitted, metrics)

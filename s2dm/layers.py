@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from s2dm.core import (
-    MissingData, ParameterError, atomic_write, data_dir, has_bfloat16, writing
+    MissingData, ParameterError, atomic_write, data_dir, has_bfloat16, remove_leftovers,
+    write_lock,
 )
 from .encoder import length_batches
 
@@ -251,15 +251,13 @@ def _compute(lower, half, file, batches, load, bar): # write the states of a par
             out.write(kept.numpy().tobytes())
             bar.update(len(positions))
 
-
 # %% ../nbs/02f_layers.ipynb #d12877f0
 def _states_of_part(kept, batches, load, rows, bar): # the file of some texts, mapped into memory
     width = kept.lower.config.hidden_size
     file = kept.folder / f"{_key(kept.about, batches, load)}.bin"
-    with writing(kept.folder): kept.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        if file.is_file() and file.stat().st_size == rows * width * 2:
-            bar.update(sum(map(len, batches)))
+    def is_whole(): return file.is_file() and file.stat().st_size == rows * width * 2
+    with nullcontext() if is_whole() else write_lock(file):
+        if is_whole(): bar.update(sum(map(len, batches))) # perhaps by another process meanwhile
         else: _compute(kept.lower, kept.half, file, batches, load, bar)
     return np.memmap(file, np.float16, "r", shape=(rows, width))
 
@@ -297,6 +295,7 @@ def of(
     """The states of texts; what is not there yet is computed. Raises `DataError` if the disk is
     full: what was written until then stays."""
     lengths = np.asarray(lengths)
+    remove_leftovers(self.folder)
     parts, places = [], []
     with tqdm(total=len(lengths), desc="lower layers", delay=1, disable=not progress) as bar:
         for number, first in enumerate(range(0, len(lengths), _PART)):

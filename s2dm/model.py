@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import __version__
 from . import losses as L
 from .core import (
-    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param,
-    read_json, write_json)
+    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, file_hash,
+    markdown_text, param, read_json, save_tensors, write_json, writing)
 from .losses import blank, masked_mean, widen
 from .systems import EDITIONS
 from .treebanks import UPOS
@@ -430,8 +430,8 @@ def model_card(
     rows = []
     for name, value in settings.items():
         if isinstance(value, tuple): value = ", ".join(value)
-        rows.append(f"| {name} | {value} |")
-    facts = dict(title=title, version=__version__, settings="\n".join(rows))
+        rows.append(f"| {name} | {markdown_text(value)} |")
+    facts = dict(title=markdown_text(title), version=__version__, settings="\n".join(rows))
     return _CARD.format_map(settings | facts)
 
 # %% ../nbs/02d_model.ipynb #1f7b66a3
@@ -444,6 +444,7 @@ def _read_settings(file: Path) -> dict: # raises DataError
         raise DataError(f'{file} describes no S2DM: "model_type" must be "s2dm".')
     if not isinstance(settings.pop("s2dm_version", None), str):
         raise DataError(f'{file} lacks "s2dm_version", the version that wrote it.')
+    settings.pop("weights_sha256", None) # is looked at with the weights
     return settings
 
 # %% ../nbs/02d_model.ipynb #6b8fa11e
@@ -464,6 +465,16 @@ def _read_weights(file: Path) -> dict[str, Tensor]: # raises DataError
     except Exception as error: # which of them depends on where the file is damaged
         raise DataError(f"{file} is no complete safetensors file: {error}") from None
 
+# %% ../nbs/02d_model.ipynb #d2a5e001
+def _check_sum(folder: Path):
+    "Raises `DataError` if the weights are not those that config.json was written with."
+    known = read_json(folder / "config.json").get("weights_sha256")
+    file = folder / "model.safetensors"
+    if known is None or not file.is_file(): return # of an older version; said elsewhere
+    if file_hash(file) == known: return
+    raise DataError(f"{file} does not belong to its config.json, or is broken: "
+                    f"expected the SHA-256 {known}.")
+
 # %% ../nbs/02d_model.ipynb #51269134
 def _save(
     model: nn.Module, # made from an `S2DMConfig`, its attribute `config`
@@ -472,13 +483,12 @@ def _save(
     "Write model.safetensors, README.md (if there is none) and, last, config.json."
     folder = Path(folder)
     card = folder / "README.md"
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_write(folder / "model.safetensors") as tmp:
-        save_file(weights, tmp, metadata=dict(format="pt", s2dm_version=__version__))
+    file = folder / "model.safetensors"
+    with writing(file): save_tensors(file, model.state_dict(), dict(format="pt"))
     if not card.exists():
         text = model_card(model.config, folder.name or "S2DM")
         with atomic_write(card) as tmp: tmp.write_text(text, encoding="utf-8")
-    about = dict(model_type="s2dm", s2dm_version=__version__)
+    about = dict(model_type="s2dm", s2dm_version=__version__, weights_sha256=file_hash(file))
     write_json(folder / "config.json", about | model.config.as_dict())
     return folder
 
@@ -489,6 +499,7 @@ def _load(
 ) -> nn.Module: # of this kind, in eval mode, on the CPU
     "The saved model. Raises `DataError` or `MissingData`."
     config = _read_config(Path(folder) / "config.json")
+    _check_sum(Path(folder))
     weights = _read_weights(Path(folder) / "model.safetensors")
     with torch.device("meta"): model = kind(config)
     file = Path(folder) / "model.safetensors"

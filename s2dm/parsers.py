@@ -25,12 +25,11 @@ from pathlib import Path
 import numpy as np
 import requests
 from fastcore.basics import patch
-from filelock import FileLock
 from tqdm import tqdm
 
 from .constituents import Parse, dependency_parse, join_parses, tree_parse
 from .core import (
-    DataError, MissingData, ParameterError, check_choice, data_dir, writing)
+    DataError, MissingData, ParameterError, check_choice, data_dir, write_lock, writing)
 from .sources import REGISTRY, fetch
 
 # %% ../nbs/06b_parsers.ipynb #95447817
@@ -267,7 +266,6 @@ def _read_line(text, line, where): # its Parse
         raise DataError(f"{where}: the kept line is damaged ({type(error).__name__}: {error}); "
                         "remove it, and the text is parsed again") from None
 
-
 # %% ../nbs/06b_parsers.ipynb #7b3b47d4
 def _lines(file): # key -> line; a line that was cut off is left out
     opened = gzip.open if Path(file).suffix == ".gz" else open
@@ -281,10 +279,9 @@ def _lines(file): # key -> line; a line that was cut off is left out
         raise DataError(f"{file} cannot be read ({error}); remove it and fetch it again") from None
     return lines
 
-
 # %% ../nbs/06b_parsers.ipynb #eb0ee98f
 def _append(file, line): # behind a line that was cut off, on a line of its own
-    with writing(file), FileLock(f"{file}.lock"), open(file, "a+b") as f:
+    with writing(file), write_lock(file), open(file, "a+b") as f:
         if f.tell():
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n": f.write(b"\n")
@@ -306,7 +303,6 @@ class Kept:
         self.name = name or parser.name
         self.file = Path(file)
         self.remedy = remedy
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         self.lines = {}
         for source in [*also, self.file]:
             if source.exists(): self.lines |= _lines(source)

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .core import atomic_write, figures_dir
+from .core import atomic_write, figures_dir, markdown_text
 
 # %% ../nbs/00b_plots.ipynb #55ca294c
 def set_style():
@@ -62,9 +62,10 @@ def save_table(
     "Write `table` as `name`.csv, `name`.md and `name`.tex."
     folder = Path(folder or figures_dir())
     shown = _rounded(table, digits)
+    marked = shown.map(markdown_text).rename(columns=markdown_text)
     texts = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
-        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n",
+        "md": marked.to_markdown(index=False, disable_numparse=True) + "\n",
         "tex": shown.to_latex(index=False, escape=True),
     }
     for kind, text in texts.items():

@@ -22,8 +22,8 @@ from fastcore.basics import patch
 
 # %% ../nbs/03c_pretrain.ipynb #5d0c7a1a
 from s2dm.core import (
-    Config, MissingData, ParameterError, RunRecord, atomic_write, check_choice, contains, param,
-    seed_everything, write_json,
+    Config, MissingData, ParameterError, RunRecord, atomic_write, check_choice, contains,
+    file_hash, markdown_text, param, seed_everything, write_json,
 )
 from .encoder import PRECISIONS, Encoder, FeatureCache, load_encoder
 from .fit import Fit, FitConfig, fit
@@ -215,7 +215,7 @@ def _completed(card: str, facts: Mapping[str, str]) -> str: # name of an entry -
     "Fill in the blanks of a card."
     for name, fact in facts.items():
         blank = card.index(_BLANK, card.index(f"- **{name}**"))
-        card = card[:blank] + fact + card[blank + len(_BLANK):]
+        card = card[:blank] + markdown_text(fact) + card[blank + len(_BLANK):]
     return card
 
 # %% ../nbs/03c_pretrain.ipynb #8f2641c4
@@ -326,10 +326,12 @@ def _train(config, vectors, siamese, data, dev, folder) -> Fit:
 
 # %% ../nbs/03c_pretrain.ipynb #9fc6a74c
 def _save(folder, config, vectors, data, found): # the model, with its encoder's name and its card
+    (folder / "encoder.json").unlink(missing_ok=True) # written last: with it all is complete
     card = _card(config, vectors.model, vectors.encoder, data, found)
     with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
     vectors.model.save_pretrained(folder)
-    write_json(folder / "encoder.json", vectors.encoder.record)
+    sums = dict(run=found.run, weights_sha256=file_hash(folder / "model.safetensors"))
+    write_json(folder / "encoder.json", vectors.encoder.record | sums)
 
 # %% ../nbs/03c_pretrain.ipynb #e41c7a97
 def model_settings(
@@ -358,7 +360,8 @@ def _metrics(result, data) -> dict: # what the tables of the report read
     found = result.fit
     tables = {name: table.to_dict("records") for name, table in result.tables.items()}
     return dict(
-        examples=len(data), steps=found.steps, best_step=found.best_step, seconds=found.seconds,
+        run=found.run, examples=len(data), steps=found.steps, best_step=found.best_step,
+        seconds=found.seconds,
         encoder=result.vectors.encoder.record, cache=result.vectors.cache.counts,
         last=found.history.iloc[-1].to_dict(), evaluations=found.evaluations.to_dict("records"),
         history=found.history.to_dict("list"), **tables, missing=result.missing)
@@ -385,16 +388,16 @@ def pretrain(
     vectors = TextVectors(encoder, siamese.model.to(encoder.device), cache)
     with RunRecord(folder, config) if state.is_main_process else nullcontext() as record:
         found = _train(config, vectors, siamese, data, dev, folder)
-    result = Pretrained(config.name, folder, vectors, found, tables={}, missing=[])
-    if not record: return result
-    _save(folder / "checkpoint", config, vectors, data, found)
-    if config.measure:
-        seed_everything(config.seed)  # the weights from which the training started
-        untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
-        measured = _tables(vectors, untrained, config)
-        result.tables = measured.tables
-        result.missing = measured.missing
-    record.save(_metrics(result, data))
+        result = Pretrained(config.name, folder, vectors, found, tables={}, missing=[])
+        if not record: return result
+        _save(folder / "checkpoint", config, vectors, data, found)
+        if config.measure:
+            seed_everything(config.seed)  # the weights from which the training started
+            untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
+            measured = _tables(vectors, untrained, config)
+            result.tables = measured.tables
+            result.missing = measured.missing
+        record.save(_metrics(result, data))
     return result
 
 # %% ../nbs/03c_pretrain.ipynb #d1f752c3

@@ -23,16 +23,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 # %% ../nbs/04c_reader.ipynb #3824d4b9
 from . import __version__
 from s2dm.core import (
-    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, check_keys,
-    check_unicode, document, has_bfloat16, param, read_json, reading, write_json, writing
+    Config, DataError, MissingData, ParameterError, atomic_folder, atomic_write, check_choice,
+    check_keys, check_run, check_unicode, document, file_hash, has_bfloat16, markdown_text,
+    param, read_json, reading, save_tensors, write_json, writing
 )
+
+# %% ../nbs/04c_reader.ipynb #4ca5e010
 from s2dm.encoder import (
     Encoder, hub_files, length_batches, load_encoder, quiet, states_width, subword_limit,
     usual_budget,
@@ -207,16 +210,13 @@ An extractive reader (Wu et al., ACL 2022, {paper}), written by s2dm {version}; 
 @patch
 def _card(self: S2DMReader, name: str) -> str:
     "The page of a saved reader."
-    facts = "\n".join(f"- **{what}**: {value}" for what, value in self.facts.items())
-    title = self.facts.get("system", name)
+    lines = []
+    for what, value in self.facts.items():
+        lines.append(f"- **{markdown_text(what)}**: {markdown_text(value)}")
+    title = markdown_text(self.facts.get("system", name))
     head = self.config.head
-    return _CARD.format(title=title, paper=_PAPER, version=__version__, head=head, facts=facts)
-
-# %% ../nbs/04c_reader.ipynb #33e42699
-def _save_tensors(tensors: dict[str, Tensor], file: Path):
-    "As safetensors, the same bytes each time."
-    # one entry of metadata: the order of several is random
-    with atomic_write(file) as tmp: save_file(tensors, tmp, metadata=dict(format="pt"))
+    return _CARD.format(title=title, paper=_PAPER, version=__version__, head=head,
+                        facts="\n".join(lines))
 
 # %% ../nbs/04c_reader.ipynb #23a6b242
 @patch
@@ -226,14 +226,15 @@ def _save_encoder(
 ) -> dict | None: # what reader.json says of the encoder; None: it is all there
     "Write encoder and tokenizer, or only the weights that learned."
     if not self.base or all(p.requires_grad for p in self.encoder.parameters()):
-        with quiet(), writing(folder / "encoder"):
-            self.encoder.save_pretrained(folder / "encoder")
-            self.tokenizer.save_pretrained(folder / "encoder")
+        with writing(folder / "encoder"), atomic_folder(folder / "encoder") as new, quiet():
+            self.encoder.save_pretrained(new)
+            self.tokenizer.save_pretrained(new)
         return None
     learned = {}
     for name, parameter in self.encoder.named_parameters():
-        if parameter.requires_grad: learned[name] = parameter.detach().contiguous()
-    _save_tensors(learned, folder / "encoder.safetensors")
+        if parameter.requires_grad: learned[name] = parameter.detach()
+    file = folder / "encoder.safetensors"
+    with writing(file): save_tensors(file, learned, dict(format="pt"))
     return dict(self.base, lower_layers=self.lower_layers)
 
 # %% ../nbs/04c_reader.ipynb #acf2ba87
@@ -241,7 +242,35 @@ def _save_encoder(
 def _own_weights(self: S2DMReader) -> dict[str, Tensor]:
     "All but the encoder's."
     weights = self.state_dict()
-    return {name: w.contiguous() for name, w in weights.items() if not name.startswith("encoder.")}
+    return {name: w for name, w in weights.items() if not name.startswith("encoder.")}
+
+# %% ../nbs/04c_reader.ipynb #9c53bc3e
+def _need(folder: Path, part: str):
+    "Raises `MissingData` if a file is not there."
+    if (folder / part).is_file(): return
+    raise MissingData(
+        f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors "
+        "and encoder/ or encoder.safetensors, as `save_pretrained` writes them.")
+
+# %% ../nbs/04c_reader.ipynb #4ca5e002
+def _part_sums(folder: Path) -> dict[str, str]: # path in the folder -> SHA-256
+    "Checksums of the files that a reader consists of, reader.json aside."
+    files = [*folder.glob("*.safetensors"), *(folder / "encoder").glob("*")]
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in sorted(files)}
+
+
+def _check_parts_belong(
+    folder: Path, # of a reader
+    known: dict[str, str], # as of `_part_sums`, from reader.json; {} in those of older versions
+):
+    "Raises `DataError` if a file is not the one that reader.json was written with."
+    check_keys(dict(files=known), folder / "reader.json", files=dict)
+    found = _part_sums(folder) if known else {}
+    for name in sorted(known):
+        _need(folder, name)
+        if found.get(name) == known[name]: continue
+        raise DataError(f"{folder / name} does not belong to its reader.json, or is broken: "
+                        f"expected the SHA-256 {known[name]}.")
 
 # %% ../nbs/04c_reader.ipynb #c54fb6c1
 @patch
@@ -253,14 +282,18 @@ def save_pretrained(
     folder = Path(folder)
     with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     (folder / "reader.json").unlink(missing_ok=True)
+    # of a reader that was there before, with an encoder of the other kind
+    (folder / "encoder.safetensors").unlink(missing_ok=True)
     encoder = self._save_encoder(folder)
-    _save_tensors(self._own_weights(), folder / "reader.safetensors")
+    file = folder / "reader.safetensors"
+    with writing(file): save_tensors(file, self._own_weights(), dict(format="pt"))
     card = self._card(folder.name)
     with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
     s2dm = self.s2dm_config and self.s2dm_config.as_dict()
     about = dict(
         model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
-        s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(), facts=self.facts)
+        s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(), facts=self.facts,
+        files=_part_sums(folder))
     write_json(folder / "reader.json", about)
     return folder
 
@@ -317,14 +350,6 @@ def _check_about(about: dict, file: Path):
             f'replace that entry of "reader" by "longest_characters": {LONGEST}, '
             "and some of its answers may change.")
 
-# %% ../nbs/04c_reader.ipynb #9c53bc3e
-def _need(folder: Path, part: str):
-    "Raises `MissingData` if a file is not there."
-    if (folder / part).is_file(): return
-    raise MissingData(
-        f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors "
-        "and encoder/ or encoder.safetensors, as `save_pretrained` writes them.")
-
 # %% ../nbs/04c_reader.ipynb #cda83170
 def _read_about(folder: Path) -> dict:
     "What reader.json says. Raises `DataError` if it is broken, `MissingData` if a file is missing."
@@ -334,6 +359,7 @@ def _read_about(folder: Path) -> dict:
     about = read_json(file)
     _check_about(about, file)
     _need(folder, "encoder.safetensors" if about.get("encoder") else "encoder/config.json")
+    _check_parts_belong(folder, about.get("files", {}))
     return about
 
 # %% ../nbs/04c_reader.ipynb #9a2ed27f
@@ -408,7 +434,7 @@ def _put_together(
         if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
     return reader.to(encoder.device)
 
-
+# %% ../nbs/04c_reader.ipynb #4ca5e011
 @patch(cls_method=True)
 def from_pretrained(
     cls: S2DMReader, # the class
@@ -419,6 +445,7 @@ def from_pretrained(
     files are broken or do not belong together."""
     folder = _reader_folder(name)
     about = _read_about(folder)
+    check_run(folder, about.get("facts", {}).get("run"))
     try:
         with reading(folder / "reader.json"): reader = _put_together(cls, folder, about, device)
     except ParameterError as error:
@@ -507,7 +534,6 @@ def _evaluating(reader: S2DMReader):
             if threads > 1: _READING[reader] = threads - 1, modes
             else:
                 for module, training in modes: module.training = training
-
 
 # %% ../nbs/04c_reader.ipynb #69481b8d
 class _Read(NamedTuple):

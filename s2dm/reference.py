@@ -53,7 +53,8 @@ def generated_questions(
     files = reading_files(SyntheticConfig(), {name: grammar})
     text = next(text for path, text in files if path.startswith("train/"))
     place = data_dir() / "synthetic" / "monolingual" / f"{name}.json"
-    with atomic_write(place) as tmp: tmp.write_text(text, encoding="utf-8")
+    if not place.is_file() or place.read_text(encoding="utf-8") != text:
+        with atomic_write(place) as tmp: tmp.write_text(text, encoding="utf-8")
     return place
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .core import atomic_write, figures_dir, runs_dir
+from .core import atomic_write, figures_dir, markdown_text, runs_dir
 from .figures import Figure, all_figures, write_figure
 from s2dm.results import (
     Measure, ReportConfig, Results, against_baseline, collect, compare, control_of, dataset_name,
@@ -576,10 +576,10 @@ def page(
 
 # %% ../nbs/07d_report.ipynb #0d92ee9e
 def _summary(lead, found): # as Markdown
-    parts = [f"{lead}\n"]
+    parts = [f"{markdown_text(lead)}\n"]
     for finding in found:
         parts.append(f"\n{finding.question}\n\n")
-        parts += [f"- {answer}\n" for answer in finding.answers]
+        parts += [f"- {markdown_text(answer)}\n" for answer in finding.answers]
     return "".join(parts)
 
 # %% ../nbs/07d_report.ipynb #fa2d91a7

@@ -9,10 +9,10 @@ __all__ = ['QUESTIONS', 'PARALLEL', 'REAL', 'TEXTS', 'SPECIAL', 'TOKENIZERS', 'A
            'Prepared', 'prepare', 'Scratch', 'train_encoder', 'plot_training']
 
 # %% ../nbs/02g_scratch.ipynb #0f39b0d4
-import hashlib, re, shutil
+import hashlib, re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from .core import (
-    Config, DataError, ParameterError, RunRecord, device_name, param, runs_dir, writing)
+    Config, DataError, ParameterError, RunRecord, atomic_folder, device_name, markdown_text,
+    param, runs_dir, writing)
 from .encoder import length_batches, quiet
 from .fit import Fit, FitConfig, fit, step_seed
 from .grammar import LANGUAGES
@@ -517,7 +518,6 @@ def masked_accuracy(
 # %% ../nbs/02g_scratch.ipynb #b37dd35d
 HOLD = ("none", "heads", "all")
 
-
 # %% ../nbs/02g_scratch.ipynb #66814403
 def _wrong_folder_name(name): # None, or what would be right
     if re.fullmatch(r"\w[\w.-]*", name, re.ASCII): return None
@@ -565,7 +565,6 @@ def _check_width(settings): # heads share it evenly; raises ParameterError
     raise ParameterError(
         f"width={settings.width} is not possible with heads={settings.heads} and "
         f"{settings.architecture}; expected a multiple of {unit}")
-
 
 # %% ../nbs/02g_scratch.ipynb #c1baad1d
 @dataclass(frozen=True, init=False)
@@ -666,33 +665,22 @@ def model_card(
     metrics: dict, # what came out
 ) -> str: # README.md
     "What a user of the encoder should know."
-    origins = [f"| {title} | {licence} |"
+    origins = [f"| {markdown_text(title)} | {markdown_text(licence)} |"
                for title, licence in _origins([*config.texts, *config.parallel])]
     warning = ("**Some of this text is for non-commercial use only, "
                "and so is what was trained on it.**")
-    parameters = [f"| {name} | {value} |" for name, value in config.as_dict().items()]
+    parameters = [f"| {name} | {markdown_text(value)} |"
+                  for name, value in config.as_dict().items()]
     numbers = [f"| {name.replace('_', ' ')} | {_number(x)} |" for name, x in metrics.items()]
     return _CARD.format(
-        name=config.name, architecture=config.architecture, device=device_name(),
+        name=markdown_text(config.name), architecture=config.architecture, device=device_name(),
         origins="\n".join(origins), generated=_about_generated(config),
         warning=warning if any("NC" in row for row in origins) else "",
         parameters="\n".join(parameters), numbers="\n".join(numbers))
 
-# %% ../nbs/02g_scratch.ipynb #76d319ae
-@contextmanager
-def _replacing(folder: Path): # a new folder that replaces `folder` when the block has succeeded
-    new = folder.with_name(f".{folder.name}.new")
-    old = folder.with_name(f".{folder.name}.old")
-    for rest in (new, old): shutil.rmtree(rest, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if folder.exists(): folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
 # %% ../nbs/02g_scratch.ipynb #61aa26bb
 def _save(folder: Path, model: nn.Module, tokenizer, card: str): # a folder of transformers
-    with writing(folder), _replacing(folder) as new, quiet():
+    with writing(folder), atomic_folder(folder) as new, quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(card, encoding="utf-8")
@@ -801,6 +789,13 @@ def _evaluated(net: MaskedLM, evaluation: dict) -> dict: # e.g. mlm_accuracy, ml
         measured[f"{name}_accuracy"], measured[f"{name}_loss"] = masked_accuracy(net, data)
     return measured
 
+
+def _metrics(net: MaskedLM, done: Fit, counts: dict, seen: int) -> dict: # of the record
+    measured = done.evaluations.iloc[-1].drop("step").to_dict()
+    return measured | counts | dict(
+        parameters=sum(p.numel() for p in net.parameters()), steps=done.steps, subwords_seen=seen,
+        training_seconds=done.seconds, subwords_per_second=seen / done.seconds)
+
 # %% ../nbs/02g_scratch.ipynb #740736f0
 def train_encoder(
     config: ScratchConfig, # what to train on, how large, how long
@@ -819,13 +814,10 @@ def train_encoder(
     with RunRecord(folder, config) if is_main else nullcontext() as record:
         def evaluate(): return _evaluated(net, evaluation)
         done = fit(net, data, config, folder, evaluate=evaluate, about=about)
-    seen = _subwords_seen(data, config.epochs, done.steps)
-    metrics = {k: v for k, v in done.evaluations.iloc[-1].items() if k != "step"} | counts | dict(
-        parameters=sum(p.numel() for p in net.parameters()), steps=done.steps, subwords_seen=seen,
-        training_seconds=done.seconds, subwords_per_second=seen / done.seconds)
-    if record:
-        _save(folder / "checkpoint", net.model, tokenizer, model_card(config, metrics))
-        record.save(metrics)
+        metrics = _metrics(net, done, counts, _subwords_seen(data, config.epochs, done.steps))
+        if record:
+            _save(folder / "checkpoint", net.model, tokenizer, model_card(config, metrics))
+            record.save(metrics)
     return Scratch(folder / "checkpoint", done, metrics)
 
 # %% ../nbs/02g_scratch.ipynb #8767373f

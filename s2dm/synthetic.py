@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, concatenate_datasets
-from filelock import FileLock
 from tqdm import tqdm
 
-from .core import Config, check_choice, data_dir, param, reading, write_json, writing
+from .core import (
+    Config, check_choice, data_dir, param, reading, write_json, write_lock, writing)
 from .grammar import LANGUAGES, Grammar, Language, conllu, parse_language
 from .meanings import (
     Draw, draw_clause, draw_passage, draw_question, draw_similar, similarity)
@@ -245,8 +245,8 @@ def corpus_folder(
 ) -> Path:
     "The folder with the files of a kind, generated if it is not there."
     folder = data_dir() / "synthetic" / _key(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{kind}.lock"):
+    if (folder / kind).exists(): return folder / kind
+    with write_lock(folder / kind):
         if (folder / kind).exists(): return folder / kind
         unfinished = folder / f"{kind}.partial"
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .core import atomic_write
+from .core import atomic_write, markdown_text
 from s2dm.results import (
     Measure, MeasureOf, Results, against_baseline, compare, control_of, counted_violations,
     dataset_name, experiments, main_effects, model_name, paper_values, source_of, summarise,
@@ -76,8 +76,8 @@ def _flat(columns): # the two levels as one
 
 # %% ../nbs/07b_tables.ipynb #e24a17e6
 def _markdown(cells):
-    text = cells.map(str)
-    text.columns = _flat(cells.columns)
+    text = cells.map(markdown_text)
+    text.columns = [*map(markdown_text, _flat(cells.columns))]
     return text.to_markdown(index=False, disable_numparse=True)
 
 # %% ../nbs/07b_tables.ipynb #ade86fc9
@@ -100,11 +100,11 @@ def write_table(
     tex = [f"% {table.title}"]
     for block in table.blocks:
         if block.heading:
-            md.append(f"{block.heading}:")
+            md.append(f"{markdown_text(block.heading)}:")
             tex.append(f"% {block.heading}")
         md.append(_markdown(block.cells))
         tex.append(_latex(block.cells))
-    if table.notes: md.append("\n".join(f"- {note}" for note in table.notes))
+    if table.notes: md.append("\n".join(f"- {markdown_text(note)}" for note in table.notes))
     csv = table.data.to_csv(index=False, lineterminator="\n")
     files = dict(csv=csv, md="\n\n".join(md) + "\n", tex="\n".join(tex))
     for kind, text in files.items():

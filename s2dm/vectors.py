@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .core import (
-    DataError, MissingData, ParameterError, check_choice, check_keys, check_unicode, document,
-    read_json, reading)
+    DataError, MissingData, ParameterError, check_choice, check_keys, check_run, check_unicode,
+    document, file_hash, read_json, reading)
 from .encoder import Encoder, FeatureCache, length_batches, load_encoder, usual_budget
 from .losses import masked_mean
 from .model import S2DM
@@ -78,7 +78,6 @@ def _warn_of_empty(lengths, encoder): # of each text
     if not empty: return
     warnings.warn(f"text {empty[0]} has no subwords for {encoder.name}: its vectors are zero"
                   + f" ({len(empty)} texts in all)" * (len(empty) > 1), stacklevel=4)
-
 
 # %% ../nbs/03b_vectors.ipynb #7f05614f
 def _computed(sentences, encoder): # [N] subwords of each; positions -> their states, [S,d] each
@@ -229,6 +228,7 @@ def from_pretrained(
     trained on, `MissingData` if something is not there."""
     file = Path(folder) / "encoder.json"
     about = _read_about(file)
+    check_run(folder, about.get("run"))
     model = S2DM.from_pretrained(folder)
     if not isinstance(encoder, Encoder):
         layers = about.get("layers", 0)
@@ -237,6 +237,9 @@ def from_pretrained(
                 encoder = load_encoder(encoder or about["encoder"], device, layers=layers)
         except ParameterError as error: raise DataError(f"{file}: {error}") from None
     _same_encoder(about, encoder, file)
+    known = about.get("weights_sha256")
+    if known not in (None, file_hash(Path(folder) / "model.safetensors")):
+        raise DataError(f"{file} belongs to another model.safetensors, of SHA-256 {known}")
     return cls(encoder, model.to(encoder.device))
 
 # %% ../nbs/03b_vectors.ipynb #0b5c1e02

@@ -68,13 +68,25 @@ def segmenters(monkeypatch):
 
 class Handler(BaseHTTPRequestHandler):
     """Serves the server's `folder`. `server.trouble` may hold 'cut' (break off half-way), 'wrong'
-    (change a byte), 'no-range', 'slow'."""
+    (change a byte), 'no-range', 'slow', 'flood' (zeros without end), 'trickle' (byte by byte),
+    'down' (status 500). `server.length` is the Content-Length that it says, if it is set."""
+
+    def pour(self, chunk, pause=0.):
+        "The same bytes for ever, until nobody listens."
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(chunk)
+                self.server.sent += len(chunk)
+                if self.server.hold.wait(pause): return
+        except OSError: return
 
     def do_GET(self):
         server = self.server
         file = server.folder / self.path.lstrip("/")
         sent_range = self.headers.get("Range")
         with server.lock: server.requests.append((self.path, sent_range))
+        if "down" in server.trouble: return self.send_error(500)
         if not file.is_file(): return self.send_error(404)
         body, start = file.read_bytes(), 0
         if "wrong" in server.trouble: body = bytes([body[0] ^ 1]) + body[1:]
@@ -82,9 +94,13 @@ class Handler(BaseHTTPRequestHandler):
             start = int(sent_range.removeprefix("bytes=").rstrip("-"))
         if start > len(body) or (start and start == len(body)): return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
+        endless = server.trouble & {"flood", "trickle"}
+        length = server.length or ("" if endless else str(len(body) - start))
+        if length: self.send_header("Content-Length", length)
         if start: self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
+        if "flood" in server.trouble: return self.pour(bytes(1 << 16))
+        if "trickle" in server.trouble: return self.pour(b"x", .02)
         if "slow" in server.trouble: server.hold.wait(2)
         rest = body[start:]
         if "cut" in server.trouble and server.cuts > 0:
@@ -109,6 +125,7 @@ def serve():
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.folder, server.trouble, server.cuts, server.requests = Path(folder), set(), 0, []
         server.lock, server.hold = threading.Lock(), threading.Event()
+        server.length, server.sent = "", 0
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
@@ -116,5 +133,6 @@ def serve():
 
     yield start
     for server in servers:
+        server.hold.set()
         server.shutdown()
         server.server_close()

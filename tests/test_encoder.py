@@ -513,7 +513,7 @@ def test_a_full_disk_leaves_a_clear_error_and_a_usable_cache(
         with pytest.raises(DataError, match="No space left on device.*stays usable.*start again"):
             cache.encode(words(50), budget=64)
     assert len(cache) == len(FeatureCache(encoder))
-    assert cache.index["end"].sum() == (fails_at - 1) // 3
+    assert (cache.index["end"] != 0).sum() == (fails_at - 1) // 3
     assert all(torch.equal(cache[i].h, straight[i].h) for i in range(len(cache)))
     cache.encode(words(50), budget=64)
     assert content(cache) == content(straight)
@@ -626,3 +626,59 @@ def test_real_sentences_through_the_cache(real, tmp_path):
         len(u) for u in pairs["upos_s"][:] + pairs["upos_t"][:]])).all()
     assert 0 < counts["bare_words"] < .1 * counts["words"]
     assert batch.first.max() < batch.h.shape[1] and batch.h.isfinite().all()
+
+
+def zero(file, at, size):
+    with open(file, "r+b") as f:
+        f.seek(at)
+        f.write(bytes(size))
+
+
+@pytest.mark.parametrize("precision", s2dm.encoder.PRECISIONS)
+@pytest.mark.parametrize("damaged", ["features", "subwords", "sentences"])
+def test_features_that_became_zeros_are_noticed(encoder, damaged, precision):
+    "As a disk leaves them that loses its power: of the right size, and all numbers."
+    cache = FeatureCache(encoder, precision)
+    cache.encode(words(50), budget=64)
+    before = [cache[i].h for i in range(len(cache))]
+    last = cache.index[-1]
+    widths = dict(zip(("features", "subwords"), cache._sizes()))
+    if damaged == "sentences": zero(cache.files[2], 48 * (len(cache) - 1) + 28, 4) # its words
+    else:
+        number = ("features", "subwords").index(damaged)
+        zero(cache.files[number], int(last["start"]) * widths[damaged], widths[damaged])
+    again = FeatureCache(encoder, precision)
+    assert torch.equal(again[0].h, before[0]) # of another batch
+    for read in (again.__getitem__, again.states):
+        with pytest.raises(DataError, match="damaged .wrong checksum.; remove") as error:
+            read(len(before) - 1)
+    assert str(again.folder) in str(error.value)
+
+
+def test_features_of_an_older_version_are_read_and_added_to(encoder):
+    "Their batches have no checksum, but a 1 in its place."
+    cache = FeatureCache(encoder)
+    cache.encode(words(30), budget=64)
+    before = [cache[i].h for i in range(len(cache))]
+    rows = np.fromfile(cache.files[2], s2dm.encoder._SENTENCE)
+    assert (rows["end"][rows["end"] != 0] & 1).all() # what that version looks at
+    rows["end"] = rows["end"] != 0
+    rows.tofile(cache.files[2])
+    again = FeatureCache(encoder)
+    assert all(torch.equal(again[i].h, h) for i, h in enumerate(before))
+    again.encode(words(50), budget=64)
+    assert {1} < {*again.index["end"]} - {0}
+
+
+def test_a_batch_is_checked_once(encoder, monkeypatch):
+    "So reading costs a checksum of each byte once in a process, and a look at a flag after that."
+    cache = FeatureCache(encoder)
+    cache.encode(words(50), budget=64)
+    cache = FeatureCache(encoder)
+    calls = []
+    real = s2dm.encoder._sum
+    monkeypatch.setattr(
+        s2dm.encoder, "_sum", lambda *arrays: calls.append(len(arrays[2])) or real(*arrays))
+    for _ in range(3):
+        for i in range(len(cache)): cache.states(i)
+    assert sum(calls) == len(cache) and len(calls) == (cache.index["end"] != 0).sum() > 1

@@ -10,6 +10,7 @@ import time
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
@@ -255,6 +256,70 @@ def test_another_run_in_the_folder_is_refused_unless_thrown_away(tmp_path):
     train(tmp_path, learning_rate=0.02, checkpoint_seconds=9, workers=1) # says only how, not what
 
 
+SECOND = """
+import sys
+sys.path.insert(0, "tests")
+import test_fit as T
+from s2dm import core
+core.LOCK_SECONDS = float(sys.argv[2])
+try: T.train(sys.argv[1], learning_rate=0.02, evaluate=T.closeness, metric="value")
+except T.ParameterError as error: print(error)
+"""
+
+
+def closeness(net): return dict(value=-float(net.out.bias.abs().sum()))
+
+
+def second_run(folder, seconds):
+    return subprocess.run(
+        [sys.executable, "-c", SECOND, str(folder), str(seconds)], cwd=ROOT, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, timeout=100).stdout
+
+
+def test_a_second_run_in_the_folder_is_refused_and_named_the_first(tmp_path):
+    "Other parameters, started in the middle of the first: its weights would be taken for ours."
+    alone, found = train(tmp_path / "alone", evaluate=closeness, metric="value")
+    said = []
+
+    def evaluate(net):
+        if not said: said.append(second_run(tmp_path / "shared", .1))
+        return closeness(net)
+    mine, shared = train(tmp_path / "shared", evaluate=evaluate, metric="value")
+    assert f"in use by process {os.getpid()} on" in said[0]
+    assert str(tmp_path / "shared") in said[0] and "S2DM_RUNS" in said[0]
+    assert same(mine, alone) and shared.run == found.run
+    assert not [p for p in (tmp_path / "shared").iterdir() if p.name.startswith(".")]
+    # afterwards the folder is free: what is refused now are the parameters
+    assert "learning_rate was 0.01 and is 0.02" in second_run(tmp_path / "shared", .1)
+
+
+def test_the_best_weights_of_another_run_are_refused(tmp_path):
+    for name, step in (("mine", .01), ("other", .02)):
+        train(tmp_path / name, evaluate=closeness, metric="value", learning_rate=step)
+    mine = tmp_path / "mine/best.safetensors"
+    kept = mine.read_bytes()
+    mine.write_bytes((tmp_path / "other/best.safetensors").read_bytes())
+    says = "best.safetensors belongs to another run: learning_rate was 0.02 and is 0.01"
+    with pytest.raises(ParameterError, match=says):
+        train(tmp_path / "mine", evaluate=closeness, metric="value")
+    save_file(load_file(tmp_path / "other/best.safetensors"), mine, dict(about='{"step": 1}'))
+    with pytest.raises(DataError, match="does not say which run it belongs to"):
+        train(tmp_path / "mine", evaluate=closeness, metric="value")
+    mine.write_bytes(kept)
+    train(tmp_path / "mine", evaluate=closeness, metric="value")
+
+
+def test_the_lock_of_a_killed_run_is_free(tmp_path):
+    "The system frees it; the name that the dead process left does no harm."
+    script = ("import sys, os, signal; from s2dm.core import run_lock\n"
+              "with run_lock(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, check=False,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (tmp_path / ".lock.holder").is_file()
+    train(tmp_path)
+    assert not (tmp_path / ".lock.holder").exists()
+
+
 @pytest.mark.parametrize("damage, says", [
     (lambda p: p.write_bytes(p.read_bytes()[:500]), "is no checkpoint"),
     (lambda p: p.write_bytes(b""), "is no checkpoint"),
@@ -278,7 +343,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     def save(tensors, path, metadata):
         if next(calls) == 3: raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata)
-    monkeypatch.setattr(F, "save_file", save)
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
     with pytest.raises(DataError, match="No space left on device.*start again"):
         train(tmp_path / "b")
     assert F._load(tmp_path / "b/fit.safetensors")[1]["progress"]["step"] == 15
@@ -292,7 +357,7 @@ import test_fit as T
 def save(tensors, path, metadata): # safetensors writes to a file of its own first
     open(os.path.join(os.path.dirname(path), ".tmpAbCdEf"), "wb").write(bytes(1000))
     os.kill(os.getpid(), T.signal.SIGKILL)
-T.F.save_file = save
+T.safetensors.torch.save_file = save
 T.train(sys.argv[1])
 """
 
@@ -308,9 +373,11 @@ def test_what_a_killed_process_was_writing_is_removed_at_the_next_start(tmp_path
     others = [tmp_path / f".notes.{dead}x.tmp", tmp_path / f".best.safetensors.{os.getppid()}.tmp"]
     (tmp_path / "checkpoint").mkdir()
     below = tmp_path / "checkpoint" / f".README.md.{dead}.tmp" # as `atomic_write` leaves it
-    for path in (below, *others): path.touch()
+    # as safetensors leaves it where nobody gives it a folder of its own
+    nameless = tmp_path / "checkpoint/.tmpXyZ123"
+    for path in (below, nameless, *others): path.touch()
     train(tmp_path)
-    assert not left.exists() and not below.exists()
+    assert not left.exists() and not below.exists() and not nameless.exists()
     assert all(path.exists() for path in others) # not ours, or of a process that is alive
 
 

@@ -1,8 +1,11 @@
 """Hard tests of s2dm.model: shapes, padding, sampling, settings, gradients, saved folders, half
 precision and training. The examples that explain them stand in nbs/02d_model.ipynb."""
+import contextlib
 import json
+import os
 import pickle
 import re
+import shutil
 from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
@@ -577,6 +580,12 @@ def other_weights(folder, change):
     save_file(weights, folder / "model.safetensors")
 
 
+def forget_sum(folder):
+    "As an older version left it: what follows the checksum is to be seen."
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        edit(folder, lambda c: c.pop("weights_sha256") and None)
+
+
 def cut_short(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
@@ -624,8 +633,29 @@ TROUBLE = {
 def test_a_folder_that_is_wrong_is_named(what, tmp_path):
     spoil, kind, message = TROUBLE[what]
     spoil(model_of().save_pretrained(tmp_path))
+    forget_sum(tmp_path)
     with pytest.raises(kind, match=re.escape(message)) as caught: S2DM.from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_the_weights_of_another_model_are_refused(tmp_path):
+    mine = model_of().save_pretrained(tmp_path / "mine")
+    torch.manual_seed(1)
+    other = model_of()
+    with torch.no_grad(): next(other.parameters()).add_(1)
+    shutil.copy(other.save_pretrained(tmp_path / "other") / "model.safetensors", mine)
+    with pytest.raises(DataError, match="model.safetensors does not belong to its config.json"):
+        S2DM.from_pretrained(mine)
+    forget_sum(mine)
+    S2DM.from_pretrained(mine)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path, mask):
+    before = os.umask(mask)
+    try: folder = model_of().save_pretrained(tmp_path / "model")
+    finally: os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o666 & ~mask}
 
 
 def test_no_folder_at_all(tmp_path):

@@ -1,6 +1,7 @@
 """The reader: scores and loss against a plain re-computation, what each head sees, long contexts in
 any script, files that are broken, foreign or cut off, the hub.
 """
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from datasets import Dataset
@@ -406,8 +408,8 @@ def test_writing_over_a_reader_that_is_interrupted_leaves_no_reader(tmp_path, mo
     "Neither the old one nor a mixture can be loaded."
     make("semantic").save_pretrained(tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(
-            s2dm.reader, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("power cut")))
+        def fail(*_, **__): raise OSError("power cut")
+        m.setattr(safetensors.torch, "save_file", fail)
         with pytest.raises(OSError, match="power cut"):
             make("semantic", seed=1).save_pretrained(tmp_path)
     with pytest.raises(MissingData, match="reader.json is not there"):
@@ -437,6 +439,13 @@ def edit(folder, **changes):
 def change_config(folder, **changes):
     file = folder / "encoder/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+def forget_sums(folder):
+    "As an older version left it: what follows the checksums is to be seen."
+    file = folder / "reader.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        about = json.loads(file.read_text())
+        del about["files"]
+        file.write_text(json.dumps(about))
 
 
 def tensors(folder, change):
@@ -511,6 +520,7 @@ def test_files_that_are_broken_or_do_not_belong_together(
     monkeypatch.setattr(s2dm.encoder, "hub_files", lambda *_: pytest.fail("asked the network"))
     shutil.copytree(saved, tmp_path / "mine")
     damage(tmp_path / "mine")
+    forget_sums(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"(?s){says}") as error:
         S2DMReader.from_pretrained("mine", device="cpu")
@@ -541,6 +551,65 @@ def test_a_training_reader_that_answers_from_several_threads_stays_as_it_was():
     threads[1].join(60)
     assert found["early"] == found["late"] and found["early"][0].text
     assert [module.training for module in reader.modules()] == modes
+def partly(seed):
+    "A reader whose encoder is partly frozen."
+    reader = make(seed=seed)
+    reader.base = dict(name="tiny", revision="first")
+    reader.encoder.embeddings.requires_grad_(False)
+    return reader
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["encoder/", "encoder.safetensors"])
+def test_parts_of_two_readers_are_not_one(tmp_path, whole):
+    "Same sizes, other weights: nothing else would notice."
+    kind = make if whole else partly
+    mine = kind(seed=0).save_pretrained(tmp_path / "mine")
+    other = kind(seed=1).save_pretrained(tmp_path / "other")
+    names = [*json.loads((mine / "reader.json").read_text())["files"]]
+    assert "reader.safetensors" in names
+    assert ("encoder/model.safetensors" if whole else "encoder.safetensors") in names
+    for name in names:
+        kept = (mine / name).read_bytes()
+        if kept == (other / name).read_bytes(): (mine / name).write_bytes(kept + b" ")
+        else: shutil.copy(other / name, mine / name)
+        with pytest.raises(DataError, match=f"{name} does not belong to its reader.json"):
+            S2DMReader.from_pretrained(mine, "cpu")
+        (mine / name).unlink()
+        with pytest.raises(MissingData, match=f"{name} is not there"):
+            S2DMReader.from_pretrained(mine, "cpu")
+        (mine / name).write_bytes(kept)
+    if whole: S2DMReader.from_pretrained(mine, "cpu")
+
+
+def test_text_in_a_card_is_text(tmp_path):
+    reader = make()
+    reader.facts = {"system": "<i>s</i>", "questions": "a|b\n# [here](http://x)", "<u>": "\\|"}
+    card = (reader.save_pretrained(tmp_path) / "README.md").read_text()
+    assert "# &lt;i&gt;s&lt;/i&gt;\n" in card
+    assert "- **questions**: a\\|b # [here]\\(http://x)\n" in card
+    assert "- **&lt;u&gt;**: &#92;\\|\n" in card
+
+
+def test_a_reader_of_another_run_than_the_record_beside_it_is_refused(tmp_path):
+    reader = make()
+    reader.facts = dict(run="1f")
+    folder = reader.save_pretrained(tmp_path / "checkpoint")
+    for run, right in (("1f", True), ("2e", False)):
+        (tmp_path / "metrics.json").write_text(json.dumps(dict(run=run)))
+        if right: S2DMReader.from_pretrained(folder, "cpu")
+    with pytest.raises(DataError, match="weights of run 1f, but .*metrics.json is the record of"):
+        S2DMReader.from_pretrained(folder, "cpu")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path, mask):
+    before = os.umask(mask)
+    try: folder = make().save_pretrained(tmp_path / "reader")
+    finally: os.umask(before)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert len(files) > 5
+    assert {p.stat().st_mode & 0o777 for p in files} == {0o666 & ~mask}
+    assert (folder / "encoder").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_a_plain_process_reads_in_one_line(saved, tmp_path):

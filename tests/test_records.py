@@ -1,9 +1,15 @@
 "Records that travel: what is kept of unfinished work, and what comes back on another machine."
+import io
 import subprocess
 import sys
+import tarfile
 
+import pytest
 from conftest import ROOT
 from fake_runs import fake_runs
+
+from s2dm.core import DataError
+from s2dm.results import open_records
 
 
 def records(tmp_path, runs, *arguments):
@@ -29,6 +35,21 @@ def test_whole_chains_come_back_and_a_reader_without_its_scores_does_not(tmp_pat
         for stage in ("pretrain", "finetune", "analyse")}
     assert there <= whole
     assert all((second / name).read_bytes() == (first / name).read_bytes() for name in there)
+
+
+@pytest.mark.parametrize("sizes", [[3_000_000], [400_000] * 5, [0] * 500])
+def test_an_archive_cannot_fill_the_disk(tmp_path, monkeypatch, sizes):
+    "Some hundred kB of zeros were 2 GiB of records."
+    monkeypatch.setattr("s2dm.results.UNPACKED", 2_000_000 - 1)
+    path = tmp_path / "records.tar.xz"
+    with tarfile.open(path, "w:xz") as tar:
+        for i, size in enumerate(sizes):
+            info = tarfile.TarInfo(f"evaluate/small/baseline/seed{i}/metrics.json")
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+    assert path.stat().st_size < 10_000
+    says = "records.tar.xz: it unpacks to more than 1,999,999 bytes"
+    with pytest.raises(DataError, match=says), open_records(path): pass
 
 
 def test_what_is_there_is_left_as_it_is(tmp_path):

@@ -721,3 +721,33 @@ def test_names_in_a_record_cannot_break_the_page(tmp_path, quick):
     html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(
         tmp_path / "out"))).read_text(encoding="utf-8")
     assert "<b>x</b>" not in html and "&lt;b&gt;x" in html
+    pages = [file.read_text(encoding="utf-8") for file in (tmp_path / "out").glob("*.md")]
+    assert not any("<b>" in page for page in pages)
+    tables = [page for page in pages if "&lt;b&gt;x&lt;/b&gt;" in page]
+    assert tables
+    for table in tables: # as many cells in each row
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        heads = [lines[i - 1] for i, line in enumerate(lines) if line.startswith("|:")]
+        assert {cells(line) for line in lines} == {cells(line) for line in heads} or len(heads) > 1
+
+
+def cells(line): return len(re.findall(r"(?<!\\)\|", line))
+
+
+IMPOSSIBLE = [
+    ("evaluate", "em", "500"), ("evaluate", "em", "-1"), ("evaluate", "f1", "1e999"),
+    ("evaluate", "em", "NaN"), ("evaluate", "f1", "-Infinity"), ("evaluate", "em", "1" + "0" * 400),
+    ("evaluate", "em", "true"), ("analyse", "pearson", "101"), ("analyse", "mean", "-0.1"),
+    ("analyse", "silhouette_language", "1.5"), ("analyse", "norm", "-1"),
+    ("analyse", "score", "101")]
+
+
+@pytest.mark.parametrize("stage, name, number", IMPOSSIBLE)
+def test_a_score_that_cannot_be_is_refused(tmp_path, stage, name, number):
+    runs = fake_runs(tmp_path / "runs", ("baseline",), 1)
+    file = runs / f"{stage}/small/baseline/seed0/metrics.json"
+    text, count = re.subn(rf'"{name}": [-0-9.e]+', f'"{name}": {number}', file.read_text(), count=1)
+    assert count == 1
+    file.write_text(text)
+    with pytest.raises(DataError, match="metrics.json.*(expected a number|is no number)"):
+        collect(("small",), tmp_path / "runs")

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from s2dm import scratch as S, treebanks
-from s2dm.core import DataError, MissingData, ParameterError, runs_dir
+from s2dm.core import DataError, MissingData, ParameterError, atomic_folder, runs_dir
 from s2dm.encoder import WordTokenizer, find_encoder, load_encoder
 from s2dm.scratch import (
     MaskedBatches, MaskedLM, ScratchConfig, hide, load_parallel, load_text, new_model,
@@ -627,16 +627,16 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
 def test_an_encoder_that_is_half_written_is_none(tmp_path):
     folder = tmp_path / "checkpoint"
     for stop in (KeyboardInterrupt, OSError):
-        with pytest.raises(stop), S._replacing(folder) as new:
+        with pytest.raises(stop), atomic_folder(folder) as new:
             (new / "config.json").touch()
             raise stop
         assert not folder.exists()
-    with S._replacing(folder) as new: (new / "good").touch()
-    with pytest.raises(OSError), S._replacing(folder) as new:
+    with atomic_folder(folder) as new: (new / "good").touch()
+    with pytest.raises(OSError), atomic_folder(folder) as new:
         (new / "bad").touch()
         raise OSError
     assert [p.name for p in folder.iterdir()] == ["good"]
-    with S._replacing(folder) as new: (new / "better").touch()
+    with atomic_folder(folder) as new: (new / "better").touch()
     assert [p.name for p in folder.iterdir()] == ["better"]
     assert [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name] == ["checkpoint"]
 

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -121,8 +123,9 @@ def test_a_file_changed_on_disk_is_found(serve, published):
     assert hashlib.sha256(b"changed").hexdigest() in str(error.value)
 
 
-def test_first_checksum_is_recorded_said_and_held(serve, published):
+def test_first_checksum_is_recorded_said_and_held(serve, published, monkeypatch):
     server = serve(published)
+    monkeypatch.setenv("S2DM_UNVERIFIED", "1")
     registry = entry(server, sha256="")
     with pytest.warns(UserWarning, match="no published checksum; recorded"): file = get(registry)
     assert (file.with_name("big.bin.sha256").read_text().strip()
@@ -329,6 +332,164 @@ def test_a_full_disk_is_said_and_what_came_is_kept(serve, published, monkeypatch
     assert get(registry).read_bytes() == (published / "big.bin").read_bytes()
 
 
+def test_no_more_bytes_are_taken_than_registered(serve, published):
+    "A server that never ends, one that says so beforehand, and one with a stale part here."
+    server = serve(published)
+    server.trouble = {"flood"}
+    registry = entry(server, bytes=12_000)
+    with pytest.raises(DataError, match="big.bin: the server sends more than 12,000 bytes"):
+        get(registry)
+    assert server.sent < 16e6 and leftovers() == [] # what its socket held
+    server.length = "400000000"
+    with pytest.raises(DataError, match="sends 400,000,000 bytes; expected 12,000 at most"):
+        get(registry)
+    server.trouble, server.length = set(), ""
+    (data_dir() / "raw/demo/big.bin.part").write_bytes(bytes(400_000))
+    assert get(entry(server)).read_bytes() == (published / "big.bin").read_bytes()
+    assert leftovers() == ["big.bin"]
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", "٣", "9" * 5000], ids=range(5))
+def test_a_length_that_is_none_is_said(serve, published, length):
+    server = serve(published)
+    server.length = length.encode().decode("latin-1")
+    with pytest.raises(DataError, match="the server says Content-Length: .*expected a number"):
+        get(entry(server))
+    assert leftovers() == []
+
+
+def test_a_download_does_not_trickle_for_ever(serve, published, monkeypatch):
+    "Each byte comes in time; what has come is kept."
+    server = serve(published)
+    server.trouble = {"trickle"}
+    monkeypatch.setattr(sources, "SECONDS", .5)
+    monkeypatch.setattr(sources, "SLOWEST", 1e9)
+    start = time.monotonic()
+    with pytest.raises(MissingData, match="big.bin: Timeout, no answer or too slow"):
+        get(entry(server))
+    assert time.monotonic() - start < 5
+    assert leftovers() == ["big.bin.part"] and len(server.requests) == 1
+
+
+def test_what_has_no_checksum_does_not_come_by_plain_http(serve, published, monkeypatch):
+    server = serve(published)
+    registry = entry(server, sha256="")
+    with pytest.raises(MissingData, match="refused: plain http, and no checksum is registered"):
+        get(registry)
+    monkeypatch.setenv("S2DM_MIRROR", server.url)
+    with pytest.raises(MissingData, match="S2DM_MIRROR=http://[^ ]*: plain http"):
+        get(entry(server, sha256="", url="https://127.0.0.1:9/big.bin", path="demo/big.bin"))
+    assert not server.requests and leftovers() == []
+
+
+@pytest.mark.parametrize("trouble", ["", "wrong", "down", "flood"])
+@pytest.mark.parametrize("name", ["me:s3cret", "me:s3c@ret", "s3cret"])
+def test_no_message_repeats_a_password(serve, published, monkeypatch, trouble, name):
+    server = serve(published)
+    server.trouble = {trouble}
+    registry = entry(server) # the mirror lacks demo/big.bin
+    if trouble:
+        (published / "demo").mkdir()
+        (published / "demo/big.bin").write_bytes((published / "big.bin").read_bytes())
+    else: registry = entry(server, url="http://127.0.0.1:9/big.bin")
+    for address in (server.url, "http://127.0.0.1:9", "ftp://127.0.0.1"):
+        monkeypatch.setenv("S2DM_MIRROR", address.replace("://", f"://{name}@"))
+        with pytest.raises(DataError) as error: get(registry)
+        said = "".join(traceback.format_exception(error.value))
+        assert "127.0.0.1" in str(error.value)
+        assert "s3c" not in said and "ret@" not in said, said
+    monkeypatch.setenv("S2DM_MIRROR", f"{name}@127.0.0.1/data")
+    with pytest.raises(DataError, match="127.0.0.1/data is no folder") as error: get(registry)
+    assert "s3c" not in str(error.value)
+
+
+def test_a_mirror_is_named_as_people_name_folders(serve, published, monkeypatch, tmp_path):
+    registry = entry(serve(published), url="http://127.0.0.1:9/big.bin")
+    shelf = tmp_path / "my mirror"
+    (shelf / "demo").mkdir(parents=True)
+    (shelf / "demo/big.bin").write_bytes((published / "big.bin").read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/my mirror", "~/my mirror/", shelf.as_uri(), f"file://localhost{shelf}",
+                 f"FILE://{shelf}/"):
+        monkeypatch.setenv("S2DM_MIRROR", name)
+        assert get(registry) == shelf / "demo/big.bin"
+        assert not sources.needs_publisher("demo/big.bin")
+    for name in ("~nobody-here/x", "file://elsewhere/x", "file:///nowhere", "ftp://x/y", "s3://x"):
+        monkeypatch.setenv("S2DM_MIRROR", name)
+        with pytest.raises(DataError, match=f"S2DM_MIRROR={name} is no folder; set it to"):
+            get(registry)
+
+
+@pytest.mark.parametrize("size, most", [(5, 5), (None, 100)])
+def test_a_member_is_not_larger_than_registered(serve, tmp_path, size, most):
+    "Without a registered size, a hundred times the archive: text does not shrink more."
+    folder = tmp_path / "published"
+    folder.mkdir()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as box:
+        box.writestr("m.txt", bytes(20_000_000))
+    (folder / "box").write_bytes(buffer.getvalue())
+    if not size: most *= len(buffer.getvalue())
+    registry = entry(serve(folder), "box")
+    registry["demo/m.txt"] = Source("demo/m.txt", "demo", "demo/box#m.txt", bytes=size)
+    with pytest.raises(DataError, match=f"m.txt unpacks to more than {most:,} bytes"):
+        fetch("demo/m.txt", registry)
+    assert leftovers() == ["box"]
+
+
+KILLED = """
+import os, signal, sys
+from s2dm import sources
+def place(*_): os.kill(os.getpid(), signal.SIGKILL)
+sources._place = place
+sources.fetch("demo/big.bin", {"demo/big.bin": sources.Source("demo/big.bin", "demo", sys.argv[1],
+                                                              sha256="0")})
+"""
+
+
+def test_what_killed_downloads_left_is_removed_at_the_next(serve, published):
+    server = serve(published)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, f"{server.url}/big.bin"], cwd=ROOT, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    assert killed.returncode < 0 and leftovers() == ["big.bin.part"]
+    folder = data_dir() / "raw/demo"
+    (folder / "tmpab3_x9qz").write_bytes(bytes(1000)) # pooch's, in earlier versions
+    (folder / ".m.txt.999999999.tmp").write_bytes(bytes(1000))
+    (folder / "tmp-of-mine").touch()
+    assert get(entry(server)).read_bytes() == (published / "big.bin").read_bytes()
+    assert leftovers() == ["big.bin", "tmp-of-mine"]
+
+
+def contents(folder): return {p: p.stat().st_mtime_ns for p in [folder, *folder.rglob("*")]}
+
+
+def test_a_data_folder_that_has_everything_is_not_written(serve, published, monkeypatch):
+    "Not even a lock: it may lie on a disk that cannot be written."
+    from datasets import Dataset
+    from s2dm.encoder import FeatureCache
+    from s2dm.synthetic import Synthetic
+    from s2dm.toy import toy_encoder
+
+    def build(): return Dataset.from_dict({"x": [1]})
+    build.__module__ = sources.__name__
+    server = serve(published)
+    encoder = toy_encoder()
+
+    def use():
+        get(entry(server))
+        cached("demo", [published / "big.bin"], build)
+        cache = FeatureCache(encoder)
+        cache[cache.encode(["a dog barks"], progress=False)[0]]
+        return len(Synthetic().similarity("svo", "svo", "dev"))
+    size = use()
+    for lock in data_dir().rglob("*.lock"): lock.unlink()
+    before = contents(data_dir())
+    def fail(*_): pytest.fail("locks")
+    monkeypatch.setattr("s2dm.core.FileLock", fail)
+    assert use() == size and contents(data_dir()) == before
+
+
 def test_unknown_path_lists_what_there_is():
     with pytest.raises(ParameterError, match="did you mean 'xquad/xquad.de.json'"):
         fetch("xquad/xquad.dee.json")
@@ -461,4 +622,5 @@ def test_real_mirror_matches_the_registry(real, mirror_folder):
     assert len(found) > 150
     for s in found:
         assert fetch(s.path) == Path(mirror_folder) / s.path
-        assert (not s.bytes or s.bytes == (Path(mirror_folder) / s.path).stat().st_size)
+        assert s.bytes == (Path(mirror_folder) / s.path).stat().st_size
+        assert s.sha256
