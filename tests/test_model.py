@@ -582,7 +582,7 @@ def other_weights(folder, change):
 
 def forget_sum(folder):
     "As an older version left it: what follows the checksum is to be seen."
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         edit(folder, lambda c: c.pop("weights_sha256") and None)
 
 

@@ -442,7 +442,7 @@ def change_config(folder, **changes):
 def forget_sums(folder):
     "As an older version left it: what follows the checksums is to be seen."
     file = folder / "reader.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         about = json.loads(file.read_text())
         del about["files"]
         file.write_text(json.dumps(about))
