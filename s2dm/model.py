@@ -23,7 +23,7 @@ from . import __version__
 from . import losses as L
 from .core import (
     Config, DataError, MissingData, ParameterError, atomic_write, check_choice, param,
-    read_json, write_json)
+    read_json, reading, write_json)
 from .losses import blank, masked_mean, widen
 from .systems import EDITIONS
 from .treebanks import UPOS
@@ -488,9 +488,10 @@ def _load(
     folder: str | os.PathLike, # what `_save` wrote
 ) -> nn.Module: # of this kind, in eval mode, on the CPU
     "The saved model. Raises `DataError` or `MissingData`."
-    config = _read_config(Path(folder) / "config.json")
+    settings = Path(folder) / "config.json"
+    config = _read_config(settings)
     weights = _read_weights(Path(folder) / "model.safetensors")
-    with torch.device("meta"): model = kind(config)
+    with reading(settings), torch.device("meta"): model = kind(config) # sizes may be absurd
     file = Path(folder) / "model.safetensors"
     try: model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
