@@ -467,6 +467,9 @@ def _open(folder: Path, dtype): # tokenizer, model, names of weights that are mi
     if config.model_type in ("canine", "perceiver"):
         raise ParameterError(f"{folder} holds a {config.model_type} model, which reads characters; "
                              "expected an encoder with a table of subwords, such as mbert or xlmr")
+    layers = getattr(config, "num_hidden_layers", 0)
+    if layers > 1000: # making so many would take for ever, and weights would be missing in the end
+        raise DataError(f"{folder}: config.json says {layers} layers; expected at most 1000")
     tokenizer = AutoTokenizer.from_pretrained(folder, **how)
     how |= dict(config=config, dtype=dtype, weights_only=True, output_loading_info=True)
     model, info = _encoder_class(config).from_pretrained(folder, **how)

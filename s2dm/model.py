@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from . import __version__
 from . import losses as L
 from .core import (
-    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, file_hash,
-    markdown_text, param, read_json, save_tensors, write_json, writing)
+    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, file_hash, param,
+    read_json, reading, save_tensors, write_json)
 from .losses import blank, masked_mean, widen
 from .systems import EDITIONS
 from .treebanks import UPOS
@@ -498,10 +498,11 @@ def _load(
     folder: str | os.PathLike, # what `_save` wrote
 ) -> nn.Module: # of this kind, in eval mode, on the CPU
     "The saved model. Raises `DataError` or `MissingData`."
-    config = _read_config(Path(folder) / "config.json")
+    settings = Path(folder) / "config.json"
+    config = _read_config(settings)
     _check_sum(Path(folder))
     weights = _read_weights(Path(folder) / "model.safetensors")
-    with torch.device("meta"): model = kind(config)
+    with reading(settings), torch.device("meta"): model = kind(config) # sizes may be absurd
     file = Path(folder) / "model.safetensors"
     try: model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -609,6 +609,8 @@ TROUBLE = {
         lambda f: edit(f, lambda c: c.update(model_type="bert")), DataError, "describes no S2DM"),
     "a list": (lambda f: edit(f, lambda c: [1]), DataError, "holds a list"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), DataError, "is no JSON"),
+    "absurd sizes": (lambda f: edit(f, lambda c: c | dict(mlp_width=10**30)), DataError,
+                     "config.json cannot be read"),
     "not UTF-8": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), DataError, "is no JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), MissingData, "config.json is not there"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), MissingData,

@@ -480,6 +480,8 @@ BROKEN = [
     (DataError, "encoder.*cannot be read", lambda f: change_config(f, hidden_size="16")),
     (DataError, "encoder.*cannot be read", lambda f: change_config(f, hidden_act=["gelu"])),
     (DataError, "encoder.*cannot be read", lambda f: change_config(f, num_attention_heads=0)),
+    (DataError, "encoder.*config.json says 1000000 layers",
+     lambda f: change_config(f, num_hidden_layers=10**6)),
     (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")),
     (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)),
     (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
