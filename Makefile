@@ -96,4 +96,4 @@ lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network
 
 clean: ## remove the environment, caches, generated data and runs; downloads in data/raw stay
 	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis data/cache data/synthetic *.egg-info
-	find runs -mindepth 1 ! -name .gitkeep -delete
+	test ! -d runs || find runs -mindepth 1 -delete

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from . import __version__
 from . import losses as L
 from .core import (
-    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, file_hash, param,
-    read_json, reading, save_tensors, write_json)
+    Config, DataError, MissingData, ParameterError, atomic_write, check_choice, file_hash,
+    markdown_text, param, read_json, reading, save_tensors, write_json, writing)
 from .losses import blank, masked_mean, widen
 from .systems import EDITIONS
 from .treebanks import UPOS

@@ -413,7 +413,7 @@ def _load_own(self: S2DMReader, file: Path):
         raise DataError(
             f"{file} does not belong to its reader.json, or is broken: {error}") from None
 
-# %% ../nbs/04c_reader.ipynb #59faf581
+# %% ../nbs/04c_reader.ipynb #0c5c1e09
 def _put_together(
     kind: type[S2DMReader], # the class
     folder: Path, # of a saved reader

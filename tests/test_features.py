@@ -22,7 +22,7 @@ from s2dm.core import Config, DataError, ParameterError, contains
 from s2dm.encoder import length_batches, mbert_tokenizer
 from s2dm.features import (
     LONGEST, Answer, Spans, SpanTokenizer, TrainingBatches, Windows, best_spans, choose_answers,
-    pad_windows, recovery)
+    log_total, pad_windows, recovery)
 from s2dm.fit import FitConfig, fit
 from s2dm.reading import READING, load_reading
 from s2dm.subwords import tighten
@@ -703,3 +703,32 @@ def test_an_answer_of_the_longest_size_is_found_and_a_longer_one_is_not(splits):
         spans = best_spans(start, end, windows, [w])
         first, last = windows.characters([w], spans.start[0, :1], spans.end[0, :1])
         assert (last - first, spans.score[0, 0]) == (LONGEST, 18)
+
+
+def test_probabilities_are_a_softmax_over_all_distinct_spans_and_no_answer(splits):
+    """Against dictionaries, in any order of reading: a span that two windows see counts once, with
+    its higher score, and of a question's windows the lowest score of no answer."""
+    windows = Windows(splits["cased"], corpus(20), 40, 12, 10)
+    g = torch.Generator().manual_seed(0)
+    shape = pad_windows(windows, range(len(windows)))["input_ids"].shape
+    start, end = (2 * torch.randn(shape, generator=g) for _ in range(2))
+    order = np.random.default_rng(0).permutation(len(windows)).tolist()
+    spans = best_spans(start[order], end[order], windows, order, n_best=8)
+    none = (start + end)[order, 0].numpy()
+    total = log_total(windows, order, spans, none, temperature=1.7)
+    scores = [{} for _ in windows.gold]
+    lowest = [np.inf] * len(windows.gold)
+    shared = 0
+    for k, window in enumerate(order):
+        row = windows.row[window]
+        lowest[row] = min(lowest[row], none[k])
+        for i, j, score in zip(*(x[k] for x in spans)):
+            if score == -np.inf: continue
+            first, last = windows.characters(*np.array([[window], [i], [j]]))
+            place = first.item(), last.item()
+            shared += place in scores[row]
+            scores[row][place] = max(score, scores[row].get(place, -np.inf))
+    assert shared > 5 and max(np.bincount(windows.row)) > 1
+    for row, known in enumerate(scores):
+        mass = sum(np.exp(s / 1.7) for s in [*known.values(), lowest[row]])
+        assert total[row] == pytest.approx(np.log(mass), abs=1e-5)

@@ -2,10 +2,12 @@
 malformed predictions; bootstrap against scipy and theory.
 """
 import json
+import random
 import re
 import string
 import sys
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from s2dm.metrics import (
     read_predictions,
     read_spans,
     score,
+    squad2_report,
     squad_scores,
 )
 from s2dm.reading import features, load_reading
@@ -442,3 +445,64 @@ def test_real_answers_half_right_score_as_the_official_scripts_do(real, language
         assert (list(zip(found.em, found.f1))
                 == [official(said[q["id"]], q["answers"]["text"], normalise) for q in data])
         assert 15 < found.em.mean() < 60 and found.em.mean() < found.f1.mean() < 95
+
+
+# SQuAD 2.0
+
+def official_v2(predictions, golds, none, threshold):
+    "The report of evaluate-v2.0.py, written anew from its rules, question by question."
+    def tokens(text): # lower case, punctuation, articles, white space
+        text = "".join(c for c in text.lower() if c not in string.punctuation)
+        return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+    def pair(gold, said):
+        gold, said = tokens(gold), tokens(said)
+        exact = int(" ".join(gold) == " ".join(said))
+        if not gold or not said: return exact, int(gold == said)
+        same = sum((Counter(gold) & Counter(said)).values())
+        if not same: return exact, 0
+        precision, recall = same / len(said), same / len(gold)
+        return exact, 2 * precision * recall / (precision + recall)
+    raw = {}
+    for i, texts in golds.items():
+        counted = [t for t in texts if tokens(t)] or [""]
+        raw[i] = [max(values) for values in zip(*(pair(t, predictions[i]) for t in counted))]
+    report = {}
+    for k, name in enumerate(("exact", "f1")):
+        kept = {i: float(not golds[i]) if none[i] > threshold else raw[i][k] for i in golds}
+        for prefix, which in (("", golds), ("HasAns_", [i for i in golds if golds[i]]),
+                              ("NoAns_", [i for i in golds if not golds[i]])):
+            if not which: continue
+            report[f"{prefix}{name}"] = 100 * sum(kept[i] for i in which) / len(which)
+            report[f"{prefix}total"] = len(which)
+        now = best = sum(not texts for texts in golds.values())
+        best_at = 0.
+        for i in sorted(none, key=none.get):
+            if golds[i]: now += raw[i][k]
+            else: now += -1 if predictions[i] else 0
+            if now > best: best, best_at = now, none[i]
+        report |= {f"best_{name}": 100 * best / len(golds), f"best_{name}_thresh": best_at}
+    return report
+
+
+def test_squad2_is_counted_as_the_official_script_counts():
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "a", "Mat.", "", "an", "!", "dog"]
+    def text(n): return " ".join(rng.choice(words) for _ in range(n))
+    for _ in range(300):
+        ids = [f"q{i}" for i in range(rng.randint(1, 8))]
+        golds = {i: [text(rng.randint(1, 3)) for _ in range(rng.randint(0, 2))] for i in ids}
+        said = {i: rng.choice(["", *golds[i], text(2), text(1)]) for i in ids}
+        none = {i: rng.choice([0., .2, .5, rng.random(), 1.]) for i in ids}
+        at = rng.choice([0., .2, .5, 1.])
+        columns = dict(id=ids, answers=[dict(text=golds[i]) for i in ids])
+        found = squad2_report(said, columns, none, at)
+        expected = official_v2(said, golds, none, at)
+        assert found.keys() == expected.keys()
+        assert found == pytest.approx(expected)
+
+
+def test_squad2_says_what_is_missing():
+    columns = dict(id=["a", "b"], answers=[dict(text=[]), dict(text=["x"])])
+    with pytest.raises(DataError, match="no prediction for b"): squad2_report(dict(a=""), columns)
+    assert "best_exact" not in squad2_report(dict(a="", b="x"), columns)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import mbert_tokenizer
 from s2dm.features import SpanTokenizer, pad_windows
-from s2dm.reader import ReaderConfig, S2DMReader
+from s2dm.reader import Calibration, ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
 from s2dm.systems import HEADS
 from s2dm.toy import toy_bert, toy_reader, toy_s2dm
@@ -799,3 +800,64 @@ def test_an_answer_is_read_in_its_language(tmp_path, segmenters):
     assert [len(w.subwords(0)[1]) for w in asked] == [4, 6, 6] and answers[1] == answers[2]
     reader = make()
     assert reader.answer("Wo?", CONTEXT, language="zh") == reader.answer("Wo?", CONTEXT)
+
+
+# How sure
+
+def test_a_reader_keeps_its_calibration(tmp_path):
+    "Readers that were saved before have none, and answer as they did."
+    reader = make()
+    reader.calibration = Calibration(temperature=2.5, threshold=.3)
+    folder = reader.save_pretrained(tmp_path / "mine")
+    again = S2DMReader.from_pretrained(folder, device="cpu")
+    assert again.calibration.as_dict() == dict(temperature=2.5, threshold=.3)
+    about = json.loads((folder / "reader.json").read_text())
+    for bad, says in ((dict(threshold=2), "threshold=2"), (dict(temperature=0), "temperature=0"),
+                      (dict(warmth=1), "unknown parameter 'warmth'"), ([], "calibration")):
+        (folder / "reader.json").write_text(json.dumps(about | dict(calibration=bad)))
+        with pytest.raises(DataError, match=says) as error:
+            S2DMReader.from_pretrained(folder, device="cpu")
+        assert "reader.json" in str(error.value)
+    del about["calibration"]
+    (folder / "reader.json").write_text(json.dumps(about))
+    old = S2DMReader.from_pretrained(folder, device="cpu")
+    assert old.calibration.threshold == 0 and old.answer("wo?", CONTEXT)
+
+
+def test_the_threshold_decides_whether_there_is_an_answer():
+    reader = make()
+    best = reader.answer("wo?", CONTEXT, top_k=3)
+    assert 0 < sum(a.probability for a in best) < 1
+    assert [a.probability for a in best] == sorted((a.probability for a in best), reverse=True)
+    p = best[0].probability
+    assert reader.answer("wo?", CONTEXT, top_k=3, threshold=p) == best
+    assert reader.answer("wo?", CONTEXT, threshold=np.nextafter(p, 1)) == []
+    reader.calibration = Calibration(temperature=100.)
+    flat = reader.answer("wo?", CONTEXT, top_k=3)
+    assert [a[:4] for a in flat] == [a[:4] for a in best] and flat[0].probability < p
+    assert reader.read(reader.windows(dict(question=["wo?"], context=[CONTEXT])))[0][0] == (
+        best[0]._replace(probability=None))
+
+
+def test_readers_of_the_package_have_names(saved, tmp_path, monkeypatch):
+    "A folder of that name does not stand before it, but its path does."
+    monkeypatch.setattr(s2dm.reader, "published_readers", lambda: dict(e5=saved))
+    (tmp_path / "e5").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert S2DMReader.from_pretrained("e5", device="cpu").answer("wo?", CONTEXT)
+    with pytest.raises(MissingData, match="reader.json is not there"):
+        S2DMReader.from_pretrained("./e5", device="cpu")
+    with pytest.raises(MissingData, match=r"none of those in the package \(e5\)"):
+        S2DMReader.from_pretrained("e6", device="cpu")
+
+
+def test_an_unknown_script_is_told_once():
+    reader = make()
+    known, unknown = "Zürich liegt am See.", "ກຂຄງຈ ຊ ຍດຕ ຖທນ"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for context in (known, unknown, unknown + " ", known): reader.answer("Wo?", context)
+    said = [str(warning.message) for warning in told]
+    assert said.count(next(s for s in said if "Lao" in s)) == 1
+    assert [s for s in said if s.startswith("100% of a text is unknown to the vocabulary, most of "
+                                            "it Lao script")]
