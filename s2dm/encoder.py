@@ -170,12 +170,14 @@ def _hub(repo: str, revision: str | None, name: str) -> Location:
     return Location(folder, name, folder.name)
 
 # %% ../nbs/02a_encoder.ipynb #3fa8fcb5
-def _e5() -> Location: # what this machine has already, then the hub, then the package
-    if cached := _cached(*ENCODERS["e5"].hub, "e5"): return cached
+def _e5(revision=None) -> Location: # what this machine has already, then the hub, then the package
     packaged = Location(e5_folder(write=False), "e5", f"package {PACKAGE}, sha256:{SHA256}")
+    if revision == packaged.revision: return packaged._replace(folder=e5_folder())
+    if cached := _cached(*ENCODERS["e5"].hub, "e5"): return cached
     if packaged.folder.is_dir(): return packaged
     try: return _hub(*ENCODERS["e5"].hub, "e5")
     except MissingData: return packaged._replace(folder=e5_folder())
+
 
 # %% ../nbs/02a_encoder.ipynb #445c8f51
 def _own(name: str) -> Location: # of `OURS`
@@ -189,13 +191,14 @@ def _own(name: str) -> Location: # of `OURS`
 # %% ../nbs/02a_encoder.ipynb #25f1254f
 def find_encoder(
     name: str = "small", # a preset, a hub id (owner/name) or a local folder
+    revision: str | None = None, # of e5, which has two sources: which it must be; None: any
 ) -> Location:
     """The local folder of an encoder, downloaded if need be.
 
     Raises `MissingData` within 5 s if it cannot be had, `ParameterError` if there is no such."""
     if name in OURS: return _own(name)
     if Path(name).is_dir(): return _local(Path(name), name)
-    if name == "e5": return _e5()
+    if name == "e5": return _e5(revision)
     if name in ENCODERS: return _hub(*ENCODERS[name].hub, name)
     if name.count("/") != 1:
         check_choice(name, (*ENCODERS, "a hub id (owner/name)", "a local folder"), "model")
@@ -516,12 +519,13 @@ def load_encoder(
     device: str | torch.device | None = None, # None: a GPU if there is one
     dtype: torch.dtype = torch.float32, # precision of its weights and of the computation
     layers: int = 0, # lower layers that are kept; 0: all
+    revision: str | None = None, # as for `find_encoder`
 ) -> Encoder:
     """A frozen encoder, ready to use; of an encoder-decoder the encoder. No code of a repository is
     run. Raises `MissingData` within 5 s if it cannot be had, `DataError` if its files are broken or
     incomplete or do not fit together, `ParameterError` if it has no subwords or too few layers.
     Warns if the tokenizer's offsets do not say where words are (`offset_recovery`)."""
-    where = find_encoder(name)
+    where = find_encoder(name, revision)
     says = f"encoder {name!r}: {where.folder}"
     try:
         with quiet(), reading(says): tokenizer, model, missing = _open(where.folder, dtype)

@@ -28,12 +28,13 @@ from transformers import (
 
 import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
-from s2dm.encoder import mbert_tokenizer
+from s2dm.encoder import load_encoder, mbert_tokenizer
 from s2dm.features import SpanTokenizer, pad_windows
+from s2dm.layers import freeze
 from s2dm.reader import Calibration, ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
 from s2dm.systems import HEADS
-from s2dm.toy import toy_bert, toy_reader, toy_s2dm
+from s2dm.toy import save_toy_encoder, toy_bert, toy_reader, toy_s2dm
 
 CONTEXT = "Zürich liegt am See. Er sagte: Nein, und ging… nach Hause. " * 6
 
@@ -861,3 +862,47 @@ def test_an_unknown_script_is_told_once():
     assert said.count(next(s for s in said if "Lao" in s)) == 1
     assert [s for s in said if s.startswith("100% of a text is unknown to the vocabulary, most of "
                                             "it Lao script")]
+
+
+@pytest.mark.parametrize("head", ["baseline", "semantic"])
+def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
+    """What learned is rounded, the more bits the less is lost; the rest is exact. The parts belong
+    together, as in any folder."""
+    base = save_toy_encoder(tmp_path / "base")
+    encoder = load_encoder(str(base), "cpu")
+    before = {name: weight.clone() for name, weight in encoder.model.named_parameters()}
+    s2dm = None if head == "baseline" else toy_s2dm(width=encoder.width)
+    settings = ReaderConfig(head=head, max_length=64, query=16, stride=8)
+    reader = S2DMReader(encoder.model, encoder.split.tokenizer, s2dm, settings)
+    freeze(reader.encoder.requires_grad_(), embeddings=True)
+    reader.base = dict(name=str(base), revision=encoder.revision)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in reader.encoder.parameters():
+            if weight.requires_grad: weight += .01 * torch.randn(weight.shape, generator=draw)
+    whole = reader.save_pretrained(tmp_path / "whole")
+    lost = {}
+    for bits in (4, 6, 8):
+        folder = reader.save_pretrained(tmp_path / f"bits{bits}", bits)
+        assert not (folder / "encoder.safetensors").exists()
+        assert (folder / "encoder.xz").stat().st_size < (
+            whole / "encoder.safetensors").stat().st_size / 3
+        back = S2DMReader.from_pretrained(folder, "cpu")
+        assert torch.equal(back.head.weight, reader.head.weight)
+        lost[bits] = max(
+            (a - b).abs().max().item()
+            for a, b in zip(back.encoder.parameters(), reader.encoder.parameters()))
+        kept = back.encoder.get_input_embeddings().weight
+        assert torch.equal(kept, before["embeddings.word_embeddings.weight"])
+    assert .005 > lost[4] > lost[6] > lost[8] > 0
+    (tmp_path / "bits6/encoder.xz").write_bytes((tmp_path / "bits8/encoder.xz").read_bytes())
+    with pytest.raises(DataError, match="encoder.xz does not belong to its reader.json"):
+        S2DMReader.from_pretrained(tmp_path / "bits6", "cpu")
+    # written over by one that is not rounded
+    again = reader.save_pretrained(tmp_path / "bits8")
+    assert not (again / "encoder.xz").exists() and S2DMReader.from_pretrained(again, "cpu")
+
+
+def test_a_reader_whose_encoder_nobody_else_has_is_not_rounded(tmp_path):
+    with pytest.raises(ParameterError, match="bits=6 is not possible"):
+        make().save_pretrained(tmp_path / "mine", bits=6)
