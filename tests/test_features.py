@@ -708,7 +708,7 @@ def test_an_answer_of_the_longest_size_is_found_and_a_longer_one_is_not(splits):
 def test_probabilities_are_a_softmax_over_all_distinct_spans_and_no_answer(splits):
     """Against dictionaries, in any order of reading: a span that two windows see counts once, with
     its higher score, and of a question's windows the lowest score of no answer."""
-    windows = Windows(splits["cased"], corpus(20), 40, 12, 10)
+    windows = Windows(splits["cased"], corpus(60), 40, 12, 10)
     g = torch.Generator().manual_seed(0)
     shape = pad_windows(windows, range(len(windows)))["input_ids"].shape
     start, end = (2 * torch.randn(shape, generator=g) for _ in range(2))
