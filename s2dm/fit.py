@@ -347,6 +347,17 @@ def save(
         _save(self.file, tensors, dict(identity=self.identity, progress=progress.as_dict()))
     self.written = time.monotonic()
 
+# %% ../nbs/02e_fit.ipynb #16d40ace
+@patch
+def save_best(
+    self: Checkpoint,
+    model: nn.Module, # as it was evaluated
+    about: dict, # the evaluation
+):
+    "Keep the weights of the best evaluation. Raises `DataError` if that is impossible."
+    about = dict(identity=self.identity, evaluation=about)
+    if self.writes: _save(self.best_file, _weights(model), about)
+
 # %% ../nbs/02e_fit.ipynb #19af6f16
 def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     "Those whose names begin so, without the beginning."
@@ -391,17 +402,6 @@ def restore(
             states.setdefault(int(number), {})[name] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | dict(state=states))
     return progress
-
-# %% ../nbs/02e_fit.ipynb #16d40ace
-@patch
-def save_best(
-    self: Checkpoint,
-    model: nn.Module, # as it was evaluated
-    about: dict, # the evaluation
-):
-    "Keep the weights of the best evaluation. Raises `DataError` if that is impossible."
-    about = dict(identity=self.identity, evaluation=about)
-    if self.writes: _save(self.best_file, _weights(model), about)
 
 # %% ../nbs/02e_fit.ipynb #8b1bf470
 @patch

@@ -264,12 +264,14 @@ def _own_weights(self: S2DMReader) -> dict[str, Tensor]:
     return {name: w for name, w in weights.items() if not name.startswith("encoder.")}
 
 # %% ../nbs/04c_reader.ipynb #9c53bc3e
+_WHOLE = ("a reader's folder holds reader.json, reader.safetensors and encoder/ or "
+          "encoder.safetensors, as `save_pretrained` writes them.")
+
+
 def _need(folder: Path, part: str):
     "Raises `MissingData` if a file is not there."
     if (folder / part).is_file(): return
-    raise MissingData(
-        f"{folder / part} is not there: a reader's folder holds reader.json, reader.safetensors "
-        "and encoder/ or encoder.safetensors, as `save_pretrained` writes them.")
+    raise MissingData(f"{folder / part} is not there: {_WHOLE}")
 
 # %% ../nbs/04c_reader.ipynb #4ca5e002
 def _part_sums(folder: Path) -> dict[str, str]: # path in the folder -> SHA-256
@@ -286,8 +288,8 @@ def _check_parts_belong(
     check_keys(dict(files=known), folder / "reader.json", files=dict)
     found = _part_sums(folder) if known else {}
     for name in sorted(known):
-        _need(folder, name)
         if found.get(name) == known[name]: continue
+        if name not in found: raise MissingData(f"{folder / name} is not there: {_WHOLE}")
         raise DataError(f"{folder / name} does not belong to its reader.json, or is broken: "
                         f"expected the SHA-256 {known[name]}.")
 
