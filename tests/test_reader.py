@@ -889,9 +889,11 @@ def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
             whole / "encoder.safetensors").stat().st_size / 3
         back = S2DMReader.from_pretrained(folder, "cpu")
         assert torch.equal(back.head.weight, reader.head.weight)
+        learned = dict(reader.encoder.named_parameters())
         lost[bits] = max(
-            (a - b).abs().max().item()
-            for a, b in zip(back.encoder.parameters(), reader.encoder.parameters()))
+            (weight - learned[name]).abs().max().item()
+            for name, weight in back.encoder.named_parameters()
+            if "pooler" not in name) # which is drawn anew, since nobody reads it
         kept = back.encoder.get_input_embeddings().weight
         assert torch.equal(kept, before["embeddings.word_embeddings.weight"])
     assert .005 > lost[4] > lost[6] > lost[8] > 0
