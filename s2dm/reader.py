@@ -632,6 +632,42 @@ def weigh(
         weighed.append([a._replace(probability=p) for a, p in zip(row, odds)] if sure else [])
     return weighed
 
+# %% ../nbs/04c_reader.ipynb #0ca11b02
+_TEMPERATURES = np.geomspace(.2, 5, 65)
+
+
+def _log_loss(sure: np.ndarray, right: np.ndarray) -> float: # [N] probabilities; [N] bool; nats
+    p = np.clip(sure, 1e-6, 1 - 1e-6)
+    return float(-np.mean(np.where(right, np.log(p), np.log(1 - p))))
+
+
+@patch
+def calibrate(
+    self: S2DMReader,
+    questions, # a Dataset with id, question, context, answers, which it was not trained on
+    progress: bool = True, # a bar, if it takes more than a second
+) -> np.ndarray: # [N,2] of each question: probability of the best answer; 1 if it is right, else 0
+    "Choose the temperature that makes scores probabilities."
+    from s2dm.metrics import score # here, since who only reads scores nothing
+
+    windows = self.windows(questions, progress)
+    said = self._read(windows, progress=progress)
+    best = [row[0] if row else None for row in choose_answers(windows, said.order, said.spans, 1)]
+    texts = {id: a.text if a else "" for id, a in zip(questions["id"][:], best)}
+    right = score(texts, questions).em > 0
+    scores = np.array([a.score if a else -np.inf for a in best])
+
+    def sure(temperature):
+        total = log_total(windows, said.order, said.spans, said.none, temperature)
+        return np.exp(np.minimum(scores / temperature - total, 0))
+
+    losses = [_log_loss(sure(t), right) for t in _TEMPERATURES]
+    temperature = float(_TEMPERATURES[np.argmin(losses)])
+    self.calibration = Calibration(
+        temperature=temperature, threshold=self.calibration.threshold)
+    return np.stack([sure(temperature), right], 1)
+
+
 # %% ../nbs/04c_reader.ipynb #050f9aad
 def _check_text(text, name: str):
     "Raises `ParameterError` if it is not a string with something in it."

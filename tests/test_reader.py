@@ -34,7 +34,7 @@ from s2dm.layers import freeze
 from s2dm.reader import Calibration, ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
 from s2dm.systems import HEADS
-from s2dm.toy import save_toy_encoder, toy_bert, toy_reader, toy_s2dm
+from s2dm.toy import save_toy_encoder, toy_bert, toy_questions, toy_reader, toy_s2dm
 
 CONTEXT = "Zürich liegt am See. Er sagte: Nein, und ging… nach Hause. " * 6
 
@@ -908,3 +908,20 @@ def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
 def test_a_reader_whose_encoder_nobody_else_has_is_not_rounded(tmp_path):
     with pytest.raises(ParameterError, match="bits=6 is not possible"):
         make().save_pretrained(tmp_path / "mine", bits=6)
+
+
+def test_calibration_makes_the_loss_smallest_and_changes_no_answer():
+    reader = toy_reader("baseline", seed=3)
+    with torch.no_grad(): reader.head.weight *= 30 # far too sure of itself
+    known = Dataset.from_list(toy_questions())
+    before = reader.answer(known["question"][:], known["context"][:])
+    unsure = reader.calibrate(known)
+    after = reader.answer(known["question"][:], known["context"][:])
+    assert reader.calibration.temperature > 1.5
+    assert [[a.text for a in row] for row in before] == [[a.text for a in row] for row in after]
+    assert [row[0].probability for row in after] == pytest.approx(unsure[:, 0].tolist())
+    golds = [row["text"][0] for row in known["answers"]]
+    assert unsure[:, 1].tolist() == [row[0].text == gold for row, gold in zip(after, golds)]
+    loss = s2dm.reader._log_loss
+    sure = np.array([row[0].probability for row in before])
+    assert loss(unsure[:, 0], unsure[:, 1] > 0) < loss(sure, unsure[:, 1] > 0)
