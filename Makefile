@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder data notebooks pytest lint export lab demo lock clean corenlp table1 publish
+.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ publish: $(STAMP) ## put a report into figures/: FROM=runs/figures/full/small TO
 
 encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)
 	$(BIN)/python workflow/encoder.py
+
+reader: $(STAMP) ## put a trained reader into the package, in a few megabytes: FROM=runs/finetune/e5/baseline/seed0/checkpoint
+	$(BIN)/python workflow/reader.py $(FROM) $(or $(NAME),e5)
 
 data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and runs/figures/
 	mkdir -p runs
