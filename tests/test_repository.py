@@ -17,6 +17,7 @@ import yaml
 from conftest import ROOT
 
 from s2dm.core import parameters_of
+from s2dm.systems import ENCODERS
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 RUNS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
@@ -318,3 +319,14 @@ def test_the_repository_holds_few_files():
 
 def test_no_output_names_the_machine_that_made_it():
     assert [p.name for p in NOTEBOOKS if "/site-packages/" in p.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("number, stage", [
+    ("03", "pretrain"), ("04", "finetune"), ("05", "evaluate"), ("06", "analyse")])
+def test_a_run_leaves_to_the_encoder_what_is_its_own(number, stage):
+    "What some encoder has a preset for is None among the parameters of the run, else it would win."
+    preset = {name for encoder in ENCODERS.values() for name in getattr(encoder, stage)}
+    notebook = json.loads((ROOT / f"nbs/{number}_{stage}.ipynb").read_text(encoding="utf-8"))
+    (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", ())]
+    for line in ast.parse("".join(cell["source"])).body:
+        if line.targets[0].id in preset: assert line.value.value is None, line.targets[0].id

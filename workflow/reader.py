@@ -37,7 +37,7 @@ def reliability(sure, bins=5): # lines for people: how sure, how often right
 def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
     "Calibrate, round, measure, save."
     reader = S2DMReader.from_pretrained(checkpoint, "cpu")
-    questions: Dataset = evenly(load_questions(dev), count)
+    questions: Dataset = evenly(load_questions([dev]), count)
     sure = reader.calibrate(questions)
     before = scores_of(reader, questions)
     temperature = f"temperature {reader.calibration.temperature:.2f}"
