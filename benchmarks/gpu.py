@@ -38,7 +38,7 @@ tokenizing and counting of answers are in neither.
 
 On a machine that has torch, transformers, accelerate, tensorboard, pyarrow, scipy and matplotlib,
 but no package index, what else s2dm imports travels as wheels, all of them pure Python:
-    pip download --no-deps -d wheels datasets dill multiprocess conllu pooch platformdirs
+    pip download --no-deps -d wheels datasets dill multiprocess conllu
     pip install --no-index --no-deps --target site wheels/*.whl; PYTHONPATH=.:site python
     benchmarks/gpu.py
 """

@@ -6,10 +6,12 @@ rate and epochs.
 
 A reader's arms see the same questions, `--questions` of them, and are scored on English development
 questions (SQuADShifts reddit). An S2DM's arms are scored as training selects it, by Pearson's
-correlation of y on Chinese STS, development part, in percent. Nothing else is read. One line is
+correlation of y on Chinese STS, development part, in percent. Nothing else is read. What is trained
+lies in `--runs`, apart from the runs of the experiment, which would take it for theirs. One line is
 written for each arm; an arm that has its line is not run again, so the script goes on where it was
 stopped."""
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -79,6 +81,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/rates"))
     given = parser.parse_args()
+    os.environ["S2DM_RUNS"] = str(given.runs)
     measure, arms = STAGES[given.stage]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     rows = pd.read_csv(given.out).to_dict("records") if given.out.exists() else []

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import KILLED_AT_A_FILE, ROOT
 from datasets import Dataset
 from test_finetune import config as finetune_config
 from test_finetune import parts  # noqa: F401
@@ -259,17 +259,10 @@ def test_an_evaluation_that_was_stopped_goes_on(mlqa, monkeypatch):
     assert json.loads(expected["config.json"])["read_before"] == []
 
 
-SCRIPT = """
-import json, os, signal, sys
+SCRIPT = KILLED_AT_A_FILE + """
+import json
 from s2dm.evaluation import EvaluateConfig, evaluate
-left, real = int(sys.argv[2]), os.replace
-def replace(*paths):
-    global left
-    left -= 1
-    if left == 0: os.kill(os.getpid(), signal.SIGKILL)
-    real(*paths)
-os.replace = replace
-evaluate(EvaluateConfig(**json.loads(sys.argv[1])))
+evaluate(EvaluateConfig(**json.loads(sys.argv[2])))
 """
 
 
@@ -281,7 +274,7 @@ def test_an_evaluation_that_is_killed_ends_as_one_that_was_not(mlqa, tmp_path, m
     expected = contents(whole.folder)
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "killed"))
     for at in ("5", "3"):
-        command = [sys.executable, "-c", SCRIPT, json.dumps(config.as_dict()), at]
+        command = [sys.executable, "-c", SCRIPT, at, json.dumps(config.as_dict())]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import KILLED_AT_A_FILE, ROOT
 from fake_runs import LANGUAGES, MAIN, SUBSETS, analysis, evaluation, fake_runs, leave
 from scipy import stats
 
@@ -616,20 +616,12 @@ def test_figure_1_reads_the_predictions(tmp_path):
 
 # --- the page
 
-SCRIPT = """
-import os, signal, sys
+SCRIPT = KILLED_AT_A_FILE + """
 sys.path.insert(0, "tests")
 import test_report as T
 import s2dm.report as R
-left, real = int(sys.argv[3]), os.replace
-def replace(*paths):
-    global left
-    left -= 1
-    if left == 0: os.kill(os.getpid(), signal.SIGKILL)
-    real(*paths)
-os.replace = replace
 R.write_figure = T.write_pixel
-R.report(T.ReportConfig(edition="paper", runs=sys.argv[1], out=sys.argv[2]))
+R.report(T.ReportConfig(edition="paper", runs=sys.argv[2], out=sys.argv[3]))
 """
 
 
@@ -639,7 +631,7 @@ def test_a_report_that_is_killed_ends_as_one_that_was_not(single, tmp_path, quic
         page = report(ReportConfig(edition="paper", runs=str(single), out=str(tmp_path / name)))
         return {p.name: p.read_bytes() for p in page.parent.iterdir() if p.suffix != ".tmp"}
     whole = made("whole")
-    command = [sys.executable, "-c", SCRIPT, str(single), str(tmp_path / "killed"), "7"]
+    command = [sys.executable, "-c", SCRIPT, "7", str(single), str(tmp_path / "killed")]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=280)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]

@@ -19,11 +19,10 @@ from s2dm.metrics import score
 from s2dm.reader import S2DMReader
 
 
-def scores_of(reader, questions): # EM and F1, percent
+def exact_match(reader, questions): # percent
     answers = reader.read(reader.windows(questions))
     said = {id: a[0].text if a else "" for id, a in zip(questions["id"][:], answers, strict=True)}
-    found = score(said, questions)
-    return dict(em=round(float(found.em.mean()), 1), f1=round(float(found.f1.mean()), 1))
+    return score(said, questions).em.mean()
 
 
 def reliability(sure, bins=5): # lines for people: how sure, how often right
@@ -39,17 +38,16 @@ def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
     reader = S2DMReader.from_pretrained(checkpoint, "cpu")
     questions: Dataset = evenly(load_questions([dev]), count)
     sure = reader.calibrate(questions)
-    before = scores_of(reader, questions)
+    before = 100 * sure[:, 1].mean()
     temperature = f"temperature {reader.calibration.temperature:.2f}"
     reader.facts = reader.facts | dict(
         calibration=f"{temperature}, by {len(sure)} questions of {dev}; {reliability(sure)}")
     folder = project_root() / "s2dm/readers" / name
     with atomic_folder(folder) as new:
         reader.save_pretrained(new, bits)
-        after = scores_of(S2DMReader.from_pretrained(new, "cpu"), questions)
+        after = exact_match(S2DMReader.from_pretrained(new, "cpu"), questions)
         reader.facts = reader.facts | dict(
-            rounding=f"{bits} bits; on {dev}, EM / F1 {before['em']} / {before['f1']} before, "
-                     f"{after['em']} / {after['f1']} after")
+            rounding=f"{bits} bits; EM on {dev} {before:.1f} before, {after:.1f} after")
         reader.save_pretrained(new, bits)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"{folder}: {size:.1f} MB; {reader.facts['rounding']}")
