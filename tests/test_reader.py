@@ -4,6 +4,7 @@ any script, files that are broken, foreign or cut off, the hub.
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -30,11 +31,13 @@ import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.encoder import load_encoder, mbert_tokenizer
 from s2dm.features import SpanTokenizer, pad_windows
+from s2dm.finetune import evenly
 from s2dm.layers import freeze
 from s2dm.reader import Calibration, ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
 from s2dm.systems import HEADS
-from s2dm.toy import save_toy_encoder, toy_bert, toy_questions, toy_reader, toy_s2dm
+from s2dm.toy import (
+    save_toy_encoder, save_toy_questions, toy_bert, toy_questions, toy_reader, toy_s2dm)
 
 CONTEXT = "Zürich liegt am See. Er sagte: Nein, und ging… nach Hause. " * 6
 
@@ -870,11 +873,9 @@ def test_an_unknown_script_is_told_once():
                                             "it Lao script")]
 
 
-@pytest.mark.parametrize("head", ["baseline", "semantic"])
-def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
-    """What learned is rounded, the more bits the less is lost; the rest is exact. The parts belong
-    together, as in any folder."""
-    base = save_toy_encoder(tmp_path / "base")
+def over_another(folder, head="baseline"):
+    "A reader whose encoder is that of a folder, but for its layers; and what that encoder's are."
+    base = save_toy_encoder(folder)
     encoder = load_encoder(str(base), "cpu")
     before = {name: weight.clone() for name, weight in encoder.model.named_parameters()}
     s2dm = None if head == "baseline" else toy_s2dm(width=encoder.width)
@@ -886,6 +887,14 @@ def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
     with torch.no_grad():
         for weight in reader.encoder.parameters():
             if weight.requires_grad: weight += .01 * torch.randn(weight.shape, generator=draw)
+    return reader, before
+
+
+@pytest.mark.parametrize("head", ["baseline", "semantic"])
+def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
+    """What learned is rounded, the more bits the less is lost; the rest is exact. The parts belong
+    together, as in any folder."""
+    reader, before = over_another(tmp_path / "base", head)
     whole = reader.save_pretrained(tmp_path / "whole")
     lost = {}
     for bits in (4, 6, 8):
@@ -931,3 +940,22 @@ def test_calibration_makes_the_loss_smallest_and_changes_no_answer():
     loss = s2dm.reader._log_loss
     sure = np.array([row[0].probability for row in before])
     assert loss(unsure[:, 0], unsure[:, 1] > 0) < loss(sure, unsure[:, 1] > 0)
+
+
+def test_a_trained_reader_is_put_into_the_package(tmp_path):
+    "`make reader`: calibrated, rounded, with what that cost on its card; found by its name."
+    reader, _ = over_another(tmp_path / "base")
+    reader.save_pretrained(tmp_path / "checkpoint")
+    save_toy_questions(tmp_path / "dev.json")
+    publish = runpy.run_path(str(ROOT / "workflow/reader.py"))["publish"]
+    publish.__globals__["project_root"] = lambda: tmp_path
+    publish(tmp_path / "checkpoint", "mine", bits=6, dev=str(tmp_path / "dev.json"), count=10)
+    folder = tmp_path / "s2dm/readers/mine"
+    found = S2DMReader.from_pretrained(folder, "cpu")
+    dev = evenly(Dataset.from_list(toy_questions()), 10)
+    sure = reader.calibrate(dev)
+    assert found.calibration == reader.calibration
+    card = (folder / "README.md").read_text()
+    before = 100 * sure[:, 1].mean()
+    assert "by 10 questions of" in card and f"EM on {tmp_path}/dev.json {before:.1f} before" in card
+    assert (folder / "encoder.xz").is_file() and not (folder / "encoder.safetensors").exists()
