@@ -17,7 +17,6 @@ import dataclasses
 import difflib
 import errno
 import hashlib
-import html
 import inspect
 import json
 import math
@@ -160,7 +159,8 @@ def markdown_text(
     text, # anything that has a text
 ) -> str: # one line
     "The text for a page or a table in Markdown, where it stands for itself."
-    safe = html.escape(" ".join(str(text).splitlines()), quote=False)
+    safe = " ".join(str(text).splitlines()).replace("&", "&amp;")
+    safe = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", safe) # a tag may begin; "p <0.001" is none
     for sign, other in (("\\", "&#92;"), ("|", "\\|"), ("](", "]\\(")):
         safe = safe.replace(sign, other)
     return safe
