@@ -45,6 +45,7 @@ _SMALL = dict(
 
 # %% ../nbs/00d_systems.ipynb #00d5109b
 _FAST = dict(epochs=3, learning_rate=1e-3)
+_E5_S2DM = dict(epochs=3, learning_rate=3e-4, decoder_vocabulary="data")
 _SYNTHETIC = dict(collections="synthetic", selection="synthetic", epochs=1, learning_rate=1e-3)
 _SMALL_ENCODER = dict(
     texts="", parallel="synthetic", vocabulary=800, layers=4, width=128, heads=4,
@@ -64,7 +65,7 @@ ENCODERS = {
     "real-s": Preset("real-s", encoder={}, pretrain=_FAST, finetune=_REAL),
     "real-m": Preset("real-m", encoder=_MEDIUM_ENCODER, pretrain=_FAST, finetune=_REAL),
     "e5": Preset(
-        "e5", _E5_HUB, pretrain=_FAST | dict(decoder_vocabulary="data"), finetune=_E5,
+        "e5", _E5_HUB, pretrain=_E5_S2DM, finetune=_E5,
         analyse=dict(parser="corenlp", rule="brackets")),
     "mbert": Preset("mBERT", _MBERT, finetune=_SQUAD),
     "xlm100": Preset("XLM-100", ("FacebookAI/xlm-mlm-100-1280", None), finetune=_XLM100),
