@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import (
-    DataError, MissingData, ParameterError, check_choice, data_dir, file_hash, is_full, read_json,
-    reading, runs_dir, write_json, write_lock)
+    DataError, MissingData, ParameterError, check_choice, check_run, data_dir, file_hash, is_full,
+    read_json, reading, runs_dir, write_json, write_lock)
 from .e5 import PACKAGE, SHA256, e5_folder, package_file
 from .sources import fetch
 from .subwords import NOWHERE, Sentence, TextSplitter, as_sentence, first_subwords, words_of_all
@@ -59,6 +59,8 @@ def _local(folder: Path, name: str) -> Location:
     if not weights or not (folder / "config.json").is_file():
         raise ParameterError(f"model={name!r}: {folder} holds no transformers encoder; expected "
                              "config.json and model.safetensors (or pytorch_model.bin)")
+    # of an encoder that was trained here, the run
+    check_run(folder, read_json(folder / "config.json").get("s2dm_run"))
     sums = {n: file_hash(folder / n) for n in ["config.json", *sorted(weights)]}
     digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
     return Location(folder, name, f"sha256:{digest}")

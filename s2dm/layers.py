@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from s2dm.core import (
-    MissingData, ParameterError, atomic_write, data_dir, has_bfloat16, remove_leftovers,
-    write_lock,
+    DataError, MissingData, ParameterError, atomic_write, data_dir, has_bfloat16,
+    remove_leftovers, write_lock,
 )
 from .encoder import length_batches
 
@@ -242,24 +243,41 @@ def _compute(lower, half, file, batches, load, bar): # write the states of a par
     device = next(lower.parameters()).device
     cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
     lower.eval()
+    checksum = 0
     with atomic_write(file) as new, open(new, "wb") as out:
         for positions in batches:
             batch = load(positions)
             inputs = {name: tensor.to(device) for name, tensor in _inputs(batch).items()}
             with cast: states = lower(**inputs).last_hidden_state.cpu()
-            kept = states[batch["attention_mask"].bool()].to(torch.float16)
-            out.write(kept.numpy().tobytes())
+            kept = states[batch["attention_mask"].bool()].to(torch.float16).numpy().tobytes()
+            out.write(kept)
+            checksum = zlib.crc32(kept, checksum)
             bar.update(len(positions))
+        out.write(checksum.to_bytes(_CHECKSUM, "little"))
 
 # %% ../nbs/02f_layers.ipynb #d12877f0
-def _states_of_part(kept, batches, load, rows, bar): # the file of some texts, mapped into memory
+_CHECKSUM = 4 # bytes at a file's end
+
+
+def _states_of_file(file, rows, width): # mapped into memory; raises DataError
+    states = np.memmap(file, np.float16, "r", shape=(rows, width))
+    with open(file, "rb") as end:
+        end.seek(-_CHECKSUM, os.SEEK_END)
+        written = int.from_bytes(end.read(), "little")
+    if zlib.crc32(states) == written: return states
+    raise DataError(f"{file}: the states of lower layers are damaged (wrong checksum); "
+                    "remove this file, and they are computed again")
+
+
+def _states_of_part(kept, batches, load, rows, bar): # of some texts
     width = kept.lower.config.hidden_size
+    size = rows * width * 2 + _CHECKSUM
     file = kept.folder / f"{_key(kept.about, batches, load)}.bin"
-    def is_whole(): return file.is_file() and file.stat().st_size == rows * width * 2
+    def is_whole(): return file.is_file() and file.stat().st_size == size
     with nullcontext() if is_whole() else write_lock(file):
         if is_whole(): bar.update(sum(map(len, batches))) # perhaps by another process meanwhile
         else: _compute(kept.lower, kept.half, file, batches, load, bar)
-    return np.memmap(file, np.float16, "r", shape=(rows, width))
+    return _states_of_file(file, rows, width)
 
 # %% ../nbs/02f_layers.ipynb #d12877f1
 class LowerStates:
@@ -293,7 +311,7 @@ def of(
     progress: bool = True, # a bar, if it takes more than a second
 ) -> TextStates:
     """The states of texts; what is not there yet is computed. Raises `DataError` if the disk is
-    full: what was written until then stays."""
+    full (what was written until then stays), or a file is damaged."""
     lengths = np.asarray(lengths)
     remove_leftovers(self.folder)
     parts, places = [], []

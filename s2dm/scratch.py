@@ -679,7 +679,8 @@ def model_card(
         parameters="\n".join(parameters), numbers="\n".join(numbers))
 
 # %% ../nbs/02g_scratch.ipynb #61aa26bb
-def _save(folder: Path, model: nn.Module, tokenizer, card: str): # a folder of transformers
+def _save(folder: Path, model: nn.Module, tokenizer, card: str, run: str): # of transformers
+    model.config.s2dm_run = run # which run the weights are of; `find_encoder` checks it
     with writing(folder), atomic_folder(folder) as new, quiet():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
@@ -816,7 +817,9 @@ def train_encoder(
         done = fit(net, data, config, folder, evaluate=evaluate, about=about)
         metrics = _metrics(net, done, counts, _subwords_seen(data, config.epochs, done.steps))
         if record:
-            _save(folder / "checkpoint", net.model, tokenizer, model_card(config, metrics))
+            card = model_card(config, metrics)
+            metrics |= dict(run=done.run)
+            _save(folder / "checkpoint", net.model, tokenizer, card, done.run)
             record.save(metrics)
     return Scratch(folder / "checkpoint", done, metrics)
 

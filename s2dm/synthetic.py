@@ -286,7 +286,7 @@ def _sentences(config, part, language):
 # %% ../nbs/01j_synthetic.ipynb #ae81c911
 def _documents(config, part, language):
     text = read_text(corpus_file(config, "text", part, f"{language}.txt"))
-    return [document.splitlines() for document in text.split("\n\n")]
+    return [document.strip("\n").split("\n") for document in text.split("\n\n")]
 
 
 def _questions(config, part, language):

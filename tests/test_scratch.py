@@ -577,6 +577,17 @@ def test_a_refused_run_leaves_the_encoder_that_is_there(tmp_path):
     assert load_encoder(str(folder), device="cpu").width == 32
 
 
+def test_an_encoder_beside_the_record_of_another_run_is_refused(tmp_path):
+    found = train_encoder(ScratchConfig(**tiny(tmp_path, max_steps=2)))
+    config = json.loads((found.folder / "config.json").read_text())
+    assert found.metrics["run"] == config["s2dm_run"]
+    record = found.folder.parent / "metrics.json"
+    record.write_text(json.dumps(found.metrics | dict(run="0" * 16)))
+    for name in ("real-s", str(found.folder)):
+        with pytest.raises(DataError, match=f"run {found.metrics['run']}.* record of run 0000"):
+            load_encoder(name, device="cpu")
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
