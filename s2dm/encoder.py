@@ -36,7 +36,8 @@ def scratch_folder(
     name: str, # of `OURS`
 ) -> Path:
     "Where our own encoder is: `small` in the package, the others where `02_encoder` leaves them."
-    if name != "small": return runs_dir() / "encoder" / name / "seed0" / "checkpoint"
+    seed = ENCODERS[name].encoder.get("seed", 0)
+    if name != "small": return runs_dir() / "encoder" / name / f"seed{seed}" / "checkpoint"
     package = Path(inspect.getsourcefile(check_choice)).parent # also when a notebook defines this
     return package / "embedded"
 

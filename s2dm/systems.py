@@ -7,7 +7,7 @@ __all__ = ['ENCODERS', 'OURS', 'VARIANTS', 'EDITIONS', 'HEADS', 'CONTROLS', 'Pre
            'ReadingSystem']
 
 # %% ../nbs/00d_systems.ipynb #00d50004
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,18 @@ _XLMR = ("FacebookAI/xlm-roberta-base", "e73636d4f797dec63c3081bb6ed5c7b0bb3f208
 _E5_HUB = ("intfloat/multilingual-e5-small", "614241f622f53c4eeff9890bdc4f31cfecc418b3")
 
 # %% ../nbs/00d_systems.ipynb #00d5009b
+_EMBEDDED = Preset(
+    "embedded", encoder=_SMALL_ENCODER, pretrain=_SYNTHETIC, finetune=_SMALL,
+    evaluate=dict(datasets="synthetic"), analyse=dict(corpora="synthetic", groups=250))
+
+
+def _embedded_again(seed): # trained like the embedded one, from another seed
+    return replace(
+        _EMBEDDED, label=f"embedded, seed {seed}", encoder=_SMALL_ENCODER | dict(seed=seed))
+
+
 ENCODERS = {
-    "small": Preset(
-        "embedded", encoder=_SMALL_ENCODER, pretrain=_SYNTHETIC, finetune=_SMALL,
-        evaluate=dict(datasets="synthetic"), analyse=dict(corpora="synthetic", groups=250)),
+    "small": _EMBEDDED,
     "real-s": Preset("real-s", encoder={}, pretrain=_FAST, finetune=_REAL),
     "real-m": Preset("real-m", encoder=_MEDIUM_ENCODER, pretrain=_FAST, finetune=_REAL),
     "e5": Preset(
@@ -70,6 +78,7 @@ ENCODERS = {
     "mbert": Preset("mBERT", _MBERT, finetune=_SQUAD),
     "xlm100": Preset("XLM-100", ("FacebookAI/xlm-mlm-100-1280", None), finetune=_XLM100),
     "xlmr": Preset("XLM-R", _XLMR, finetune=_SQUAD),
+    **{f"small-{seed}": _embedded_again(seed) for seed in range(1, 5)},
 }
 OURS = tuple(name for name, preset in ENCODERS.items() if preset.encoder is not None)
 
