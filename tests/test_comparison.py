@@ -30,7 +30,8 @@ def test_means_are_means_over_languages_of_means_over_questions():
     scores = [dict(de=rng.random(4) * 100, ar=rng.random(2) * 100) for _ in range(3)]
     found = passage_scores(scores, names)
     assert np.allclose(found.means(), [(s["de"].mean() + s["ar"].mean()) / 2 for s in scores])
-    assert found.counts.tolist() == [[3, 1, 0], [0, 1, 1]] and found.passages == ["a", "b", "c"]
+    assert found.counts.tolist() == [[[3, 1, 0], [0, 1, 1]]] * 3
+    assert found.passages == ["a", "b", "c"]
 
 
 def test_one_passage_and_one_seed_leave_no_chance():
@@ -91,7 +92,7 @@ def test_what_cannot_be_compared():
     a, b = simulate(rng, 2), simulate(rng, 2, passages=50)
     with pytest.raises(DataError, match="these two read others"): difference(a, b)
     with pytest.raises(ParameterError, match="samples=0"): difference(a, a, 0)
-    with pytest.raises(DataError, match="seed 1 has 0 scores in th; expected 1"):
+    with pytest.raises(DataError, match="seed 1, th, has 0 scores; expected 1"):
         passage_scores([dict(th=[1]), dict(de=[1])], dict(th=["a"]))
 
 
@@ -154,3 +155,33 @@ def test_the_deficit_of_made_up_answers(tmp_path, monkeypatch):
     gain = at["S2DM_SP", "zh"] - at["baseline", "zh"]
     assert contrasts["mean"][0] == pytest.approx(mean)
     assert contrasts["difference"].dropna().tolist() == [pytest.approx(gain)]
+
+
+def test_encoders_are_drawn_before_seeds():
+    """Five encoders that differ by far more than seeds do: the spread is that of a mean of five.
+    Common to both systems, the encoders drop out of the difference; seeds alone remain."""
+    rng = np.random.default_rng(8)
+    encoders = np.repeat(range(5), 6).tolist()
+    level = np.repeat(rng.normal(50, 10, 5), 6)
+    names = dict(de=list(range(40)))
+    def system(gain, encoders=encoders):
+        means = level + gain + rng.normal(0, .5, 30)
+        return passage_scores([dict(de=np.full(40, m)) for m in means], names, encoders=encoders)
+    found = interval(system(0.), 4000)
+    by_encoder = [level[i] for i in range(0, 30, 6)]
+    assert ((found["high"] - found["low"]) / 3.92
+            == pytest.approx(np.std(by_encoder) / np.sqrt(5), rel=.08))
+    gain = difference(system(2.), system(0.), 2000)
+    assert gain["low"] > 1 and gain["high"] < 3
+    with pytest.raises(DataError, match="same encoders"):
+        difference(system(0.), system(0., encoders=["a"] * 15 + ["b"] * 15))
+    with pytest.raises(DataError, match="one after the other"):
+        system(0., encoders=["a", "b"] * 15)
+
+
+def test_a_share_of_some_questions():
+    "Of the questions that a seed reached, the share that it got right; each seed reaches others."
+    names = dict(de=["a", "a", "b", "b"])
+    scores = [dict(de=[100, 0, 0, 0]), dict(de=[100, 100, 0, 0])]
+    reached = [dict(de=[True, True, False, False]), dict(de=[True, True, True, True])]
+    assert passage_scores(scores, names, counted=reached).means().tolist() == [50, 50]
