@@ -185,3 +185,71 @@ def test_a_share_of_some_questions():
     scores = [dict(de=[100, 0, 0, 0]), dict(de=[100, 100, 0, 0])]
     reached = [dict(de=[True, True, False, False]), dict(de=[True, True, True, True])]
     assert passage_scores(scores, names, counted=reached).means().tolist() == [50, 50]
+
+
+@pytest.fixture(scope="module")
+def design():
+    "The script of docs/experiment-small.md."
+    return runpy.run_path(str(ROOT / "experiments/encoders.py"))
+
+
+def by_runs(rng, encoder_sd, gain=0., run_sd=4.4, encoders=5, seeds=15):
+    "Scores of two systems whose difference varies from encoder to encoder."
+    names = [f"e{i}" for i in range(encoders) for _ in range(seeds)]
+    level = np.repeat(rng.normal(30, 5, encoders), seeds)
+    shift = np.repeat(rng.normal(gain, encoder_sd, encoders), seeds)
+    def system(means):
+        scores = [dict(near=np.full(4, mean)) for mean in means + rng.normal(0, run_sd, len(means))]
+        return passage_scores(scores, dict(near=[0, 0, 1, 1]), encoders=names)
+    return system(level + shift), system(level)
+
+
+@pytest.mark.parametrize("encoder_sd", [0., 2.])
+def test_the_power_of_the_design_is_that_of_simulated_experiments(design, encoder_sd):
+    rng = np.random.default_rng(9)
+    p = [design["tested"](*by_runs(rng, encoder_sd, gain=4.))["p"] for _ in range(400)]
+    said = design["power_of"](4., encoder_sd, 4.4, 5, 15)
+    assert np.mean(np.array(p) < .05) == pytest.approx(said, abs=.08)
+    found = design["detectable"](encoder_sd, 4.4, 5, 15)
+    assert design["power_of"](found, encoder_sd, 4.4, 5, 15) == pytest.approx(.8, abs=.01)
+
+
+def test_the_design_finds_what_was_put_in(design):
+    """The F-test of two systems is the square of their t-test; the components are those of the
+    simulation, as far as forty encoders tell."""
+    rng = np.random.default_rng(11)
+    one, two = by_runs(rng, 3., gain=2., encoders=40, seeds=6)
+    t = design["tested"](one, two)
+    runs = design["runs_table"](dict(one=one, two=two))
+    f = design["omnibus"](runs)
+    assert f["p"] == pytest.approx(t["p"]) and f["df"] == "1, 39"
+    assert len(runs) == 480 and set(runs["seed"]) == set(range(6))
+    assert t["low"] < 2 < t["high"]
+    pytest.importorskip("statsmodels")
+    sizes = design["components"](runs)
+    assert sizes["run_sd"] == pytest.approx(4.4, rel=.1)
+    assert sizes["encoder_sd"] == pytest.approx(5, rel=.35)
+    # the shift of one of two systems: half of its variance is the interaction of each
+    assert sizes["encoder_x_system_sd"] == pytest.approx(3 / np.sqrt(2), rel=.4)
+
+
+def test_an_answer_is_right_or_near_or_elsewhere(design):
+    from datasets import Dataset
+
+    from s2dm.features import Answer
+
+    context = "the red house in Rome is old"
+    asked = Dataset.from_dict(dict(
+        id=["a", "b", "c"], context=[context] * 3,
+        answers=[dict(text=["red house"], answer_start=[4])] * 3))
+    said = dict(a=Answer("red house", 4, 13, 0.), b=Answer("house in Rome", 8, 21, 0.),
+                c=Answer("old", 25, 28, 0.))
+    assert design["letters"](asked, said) == "=~x"
+
+
+def test_no_score_of_the_design_is_shown_before_all_are_there(design, tmp_path):
+    places = {("baseline", "small", 0): tmp_path / "a", ("VGVAE", "small-1", 3): tmp_path / "b"}
+    for folder in places.values(): folder.mkdir()
+    write_json(tmp_path / "a/outcomes.json", dict(svo="="))
+    with pytest.raises(DataError, match="1 of 2 .* VGVAE on small-1, seed 3"):
+        design["check_finished"](places)

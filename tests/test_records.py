@@ -2,9 +2,13 @@
 what is shown in figures/: it is replaced by one command, and never by a report on fewer seeds.
 """
 import io
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from itertools import pairwise
 
 import pytest
 from conftest import ROOT
@@ -37,6 +41,43 @@ def test_whole_chains_come_back_and_a_reader_without_its_scores_does_not(tmp_pat
         for stage in ("pretrain", "finetune", "analyse")}
     assert there <= whole
     assert all((second / name).read_bytes() == (first / name).read_bytes() for name in there)
+
+
+def test_restored_runs_are_not_repeated(tmp_path):
+    """Snakemake repeats a run whose record is older than that of the run before it; restoring keeps
+    the times."""
+    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=1, model="e5")
+    stages = ("finetune", "evaluate", "analyse")
+    for hour, stage in enumerate(stages): # one after the other, a day ago
+        for file in (first / f"{stage}/e5/baseline/seed0").glob("*.json"):
+            os.utime(file, (time.time() - 86400 + 3600 * hour,) * 2)
+    records(tmp_path, "first", "keep", "e5", tmp_path / "records.tar.xz")
+    records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
+    times = [(tmp_path / f"second/{stage}/e5/baseline/seed0/metrics.json").stat().st_mtime
+             for stage in stages]
+    assert [round(b - a) for a, b in pairwise(times)] == [3600, 3600]
+
+
+def test_a_chain_that_ends_with_reading_needs_no_analysis(tmp_path):
+    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=1, model="small-1")
+    shutil.rmtree(first / "analyse")
+    records(tmp_path, "first", "keep", "encoders", tmp_path / "records.tar.xz")
+    records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
+    assert (tmp_path / "second/evaluate/small-1/baseline/seed0/metrics.json").is_file()
+
+
+def test_trained_encoders_travel_with_their_weights(tmp_path):
+    done = tmp_path / "first/encoder/small-2/seed2"
+    (done / "checkpoint").mkdir(parents=True)
+    (tmp_path / "first/encoder/small-1/seed1").mkdir(parents=True) # it has only begun
+    for name in ("config.json", "metrics.json", "checkpoint/model.safetensors"):
+        (done / name).write_text(name)
+    out = records(tmp_path, "first", "keep-encoders", "encoders", tmp_path / "encoders.tar.xz")
+    assert "1 of 4 encoders" in out.stdout
+    records(tmp_path, "second", "restore", tmp_path / "encoders.tar.xz")
+    weights = tmp_path / "second/encoder/small-2/seed2/checkpoint/model.safetensors"
+    assert weights.read_text() == "checkpoint/model.safetensors"
+    assert not (tmp_path / "second/encoder/small-1").exists()
 
 
 @pytest.mark.parametrize("sizes", [[3_000_000], [400_000] * 5, [0] * 500])

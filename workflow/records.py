@@ -4,31 +4,53 @@ computed is not lost with it.
     python workflow/records.py keep e5 figures/e5/records.tar.xz
     python workflow/records.py restore figures/e5/records.tar.xz
 
-An archive has settings, scores and predictions, no weights. `restore` leaves files that are there
-as they are."""
-import sys
+An archive has settings, scores and predictions, no weights. The encoders that a profile trains
+first are kept in an archive of their own, with their weights, for another machine would train
+others:
 
-from s2dm.core import runs_dir
+    python workflow/records.py keep-encoders encoders figures/encoders/encoders.tar.xz
+
+`restore` leaves files that are there as they are."""
+import shutil
+import sys
+import tarfile
+
+from s2dm.core import atomic_write, runs_dir
 from s2dm.results import collect, experiment, open_records, save_records
 
-CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
+CHAIN = ("finetune", "evaluate", "analyse") # each needs the reader that the first one leaves
 
 
-def finished(runs):
+def finished(runs, last="analyse"): # last: the stage that ends a system's work
     """The runs whose work is done. The archive has no weights, so another machine trains a reader
     again that has not read and been analysed yet, and an S2DM again whose reader is not done."""
+    chain = set(CHAIN[:CHAIN.index(last) + 1])
     done = runs[runs["finished"].astype(bool)]
     stages = done.groupby(["model", "system", "seed"])["stage"]
-    return done[stages.transform(lambda names: CHAIN <= set(names)).astype(bool)]
+    return done[stages.transform(lambda names: chain <= set(names)).astype(bool)]
 
 
 def keep(profile, path):
     "Archive every finished run of a profile's encoders."
     said = experiment(profile)
     results = collect(tuple(said["models"]), runs_dir(), said["edition"])
-    results.runs = finished(results.runs)
+    results.runs = finished(results.runs, said.get("last", "analyse"))
     save_records(results, runs_dir(), path)
     print(f"{len(results.runs)} finished runs are in {path}")
+
+
+def keep_encoders(profile, path):
+    "Archive the encoders that a profile trains and that are trained, with their records."
+    from s2dm.encoder import scratch_folder # imports torch, which the other commands do without
+
+    folders = [scratch_folder(name).parent for name in experiment(profile).get("encoders", {})]
+    done = [folder for folder in folders if (folder / "metrics.json").is_file()]
+    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
+        for folder in done:
+            files = [folder / "config.json", folder / "metrics.json"]
+            for file in files + sorted((folder / "checkpoint").iterdir()):
+                tar.add(file, file.relative_to(runs_dir()).as_posix())
+    print(f"{len(done)} of {len(folders)} encoders are in {path}")
 
 
 def restore(path):
@@ -39,13 +61,14 @@ def restore(path):
             place = runs_dir() / file.relative_to(root)
             if place.exists(): continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(file.read_bytes())
+            # with its time: Snakemake repeats what is older than what it was made from
+            shutil.copy2(file, place)
             count += 1
     print(f"{count} files were restored to {runs_dir()}")
 
 
 if __name__ == "__main__":
-    commands = {"keep": (keep, 2), "restore": (restore, 1)}
+    commands = {"keep": (keep, 2), "keep-encoders": (keep_encoders, 2), "restore": (restore, 1)}
     command, *given = sys.argv[1:] or [""]
     if command not in commands or len(given) != commands[command][1]: sys.exit(__doc__)
     commands[command][0](*given)
