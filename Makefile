@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish
+.PHONY: help setup test reproduce reproduce-full encoders-keep e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -43,9 +43,15 @@ reproduce: has-snakemake ## the whole job on the embedded data, offline: main sy
 	@$(SNAKEMAKE) reproduce
 	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/small/report.html"
 
-reproduce-full: has-snakemake ## all systems, ten seeds (hours; may be stopped and started again); SEEDS=3: three
-	@$(SNAKEMAKE) $(if $(SEEDS),--config seeds=$(SEEDS)) -- full
-	@echo "The report: $(or $(S2DM_RUNS),runs)/figures/full/small/report.html"
+reproduce-full: has-snakemake ## five encoders, four systems, fifteen seeds (many hours; may be stopped; goes on from figures/encoders/); SEEDS=3: three
+	@for kept in $(wildcard figures/encoders/*.tar.xz); do $(BIN)/python workflow/records.py restore $$kept || exit 1; done
+	@for k in $$(seq $(or $(SEEDS),15)); do $(SNAKEMAKE) --config profile=encoders seeds=$$k -- reproduce || exit 1; done
+	$(if $(SEEDS),,$(BIN)/python experiments/encoders.py tables --out $(or $(S2DM_RUNS),runs)/figures/encoders)
+
+encoders-keep: $(STAMP) ## put its encoders, and the records of its finished runs, into figures/encoders/
+	$(BIN)/python workflow/records.py keep-encoders encoders figures/encoders/encoders.tar.xz
+	$(BIN)/python experiments/encoders.py outcomes
+	$(BIN)/python workflow/records.py keep encoders figures/encoders/records.tar.xz
 
 e5: has-snakemake ## the experiment with a real encoder, seed by seed (hours; may be stopped; goes on from the records in figures/e5/)
 	test ! -f figures/e5/records.tar.xz || $(BIN)/python workflow/records.py restore figures/e5/records.tar.xz

@@ -362,13 +362,14 @@ def _real_predictions(runs): # and the places of the answers
 # %% ../nbs/07a_results.ipynb #ad45541a
 def prediction_files(
     results: Results, # all there is
-) -> list[Path]: # one per language
+) -> list[Path]: # some may not be there
     """The predictions of the baseline on generated text, of the lowest seed that left any: those
     that Figure 1 shows. Of real text all predictions and their places: comparisons are made from
-    them."""
+    them. And what `experiments/encoders.py` made of a run's answers, if it did."""
     finished = results.runs["finished"].astype(bool)
     runs = results.runs[(results.runs["stage"] == "evaluate") & finished]
-    return _shown_predictions(runs) + _real_predictions(runs)
+    outcomes = [Path(folder) / "outcomes.json" for folder in runs.get("folder", ())]
+    return _shown_predictions(runs) + _real_predictions(runs) + outcomes
 
 # %% ../nbs/07a_results.ipynb #e4e4c380
 def _anonymous(info): # of a file in an archive

@@ -230,14 +230,14 @@ def test_commands_of_the_readme():
         "make --dry-run reproduce reproduce-full SEEDS=3", shell=True, cwd=ROOT,
         capture_output=True, text=True).stdout
     assert "snakemake --cores 2 reproduce" in plan
-    assert "snakemake --cores 2 --config seeds=3 -- full" in plan
+    assert "--config profile=encoders seeds=$k -- reproduce" in plan and "seq 3" in plan
     assert "runs/figures/small/report.html" in plan.replace(os.environ["S2DM_RUNS"], "runs")
 
 
 @pytest.mark.parametrize("more, says", [
     ("seeds=abc", "seeds=abc is not possible"),
     ("seeds=0", "seeds=0 is not possible"),
-    ("profile=smal", "profile 'smal' is not known; choose from: e5, e5-layer4, paper, real, small"),
+    ("profile=smal", "choose from: e5, e5-layer4, encoders, paper, real, small"),
     ("systems=s2dm", "system 's2dm' is not known; choose from: baseline, s2dm_pos")])
 def test_what_is_not_known_is_named(place, more, says):
     code, out = snakemake(place, "--dry-run", "--config", more)
