@@ -322,10 +322,11 @@ def test_no_output_names_the_machine_that_made_it():
 
 
 @pytest.mark.parametrize("number, stage", [
-    ("03", "pretrain"), ("04", "finetune"), ("05", "evaluate"), ("06", "analyse")])
+    ("02", "encoder"), ("03", "pretrain"), ("04", "finetune"), ("05", "evaluate"),
+    ("06", "analyse")])
 def test_a_run_leaves_to_the_encoder_what_is_its_own(number, stage):
     "What some encoder has a preset for is None among the parameters of the run, else it would win."
-    preset = {name for encoder in ENCODERS.values() for name in getattr(encoder, stage)}
+    preset = {name for encoder in ENCODERS.values() for name in getattr(encoder, stage) or ()}
     notebook = json.loads((ROOT / f"nbs/{number}_{stage}.ipynb").read_text(encoding="utf-8"))
     (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", ())]
     for line in ast.parse("".join(cell["source"])).body:
