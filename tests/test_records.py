@@ -58,12 +58,16 @@ def test_restored_runs_are_not_repeated(tmp_path):
     assert [round(b - a) for a, b in pairwise(times)] == [3600, 3600]
 
 
-def test_a_chain_that_ends_with_reading_needs_no_analysis(tmp_path):
-    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=1, model="small-1")
+@pytest.mark.parametrize(
+    "profile, model, kept", [("encoders", "small-1", [0, 1, 2]), ("e5", "e5", [2])])
+def test_what_is_not_to_be_analysed_is_done_when_it_has_read(tmp_path, profile, model, kept):
+    "In the profile e5 two seeds are analysed, in the profile encoders none."
+    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=3, model=model)
     shutil.rmtree(first / "analyse")
-    records(tmp_path, "first", "keep", "encoders", tmp_path / "records.tar.xz")
+    records(tmp_path, "first", "keep", profile, tmp_path / "records.tar.xz")
     records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
-    assert (tmp_path / "second/evaluate/small-1/baseline/seed0/metrics.json").is_file()
+    found = (tmp_path / "second").glob(f"evaluate/{model}/baseline/seed*/metrics.json")
+    assert sorted(int(file.parent.name[4:]) for file in found) == kept
 
 
 def test_trained_encoders_travel_with_their_weights(tmp_path):

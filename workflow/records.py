@@ -18,23 +18,23 @@ import tarfile
 from s2dm.core import atomic_write, runs_dir
 from s2dm.results import collect, experiment, open_records, save_records
 
-CHAIN = ("finetune", "evaluate", "analyse") # each needs the reader that the first one leaves
+CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
 
 
-def finished(runs, last="analyse"): # last: the stage that ends a system's work
+def finished(runs, analysed=sys.maxsize): # analysed: how many seeds are
     """The runs whose work is done. The archive has no weights, so another machine trains a reader
     again that has not read and been analysed yet, and an S2DM again whose reader is not done."""
-    chain = set(CHAIN[:CHAIN.index(last) + 1])
     done = runs[runs["finished"].astype(bool)]
-    stages = done.groupby(["model", "system", "seed"])["stage"]
-    return done[stages.transform(lambda names: chain <= set(names)).astype(bool)]
+    names = done.groupby(["model", "system", "seed"])["stage"].transform(" ".join).str.split()
+    wanted = (done["seed"] < analysed).map({True: CHAIN, False: CHAIN - {"analyse"}})
+    return done[[chain <= set(there) for chain, there in zip(wanted, names)]]
 
 
 def keep(profile, path):
     "Archive every finished run of a profile's encoders."
     said = experiment(profile)
     results = collect(tuple(said["models"]), runs_dir(), said["edition"])
-    results.runs = finished(results.runs, said.get("last", "analyse"))
+    results.runs = finished(results.runs, said.get("analysed", sys.maxsize))
     save_records(results, runs_dir(), path)
     print(f"{len(results.runs)} finished runs are in {path}")
 
