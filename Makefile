@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce reproduce-full encoders-keep e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish
+.PHONY: help setup test test-all reproduce reproduce-full encoders-keep e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -33,7 +33,10 @@ notebooks: $(STAMP)
 	$(BIN)/nbdev_test --n_workers 2 --timing
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST)
+
+test-all: PYTEST = -m ""
+test-all: test ## the same with the slow tests
 
 .PHONY: has-snakemake
 has-snakemake: $(STAMP)
