@@ -528,3 +528,51 @@ def test_two_processes_share_the_work_and_agree(tmp_path):
     whole, parts = alone("whole", Joined(3)), alone("parts", Quiet(), accumulate=3)
     assert alike(whole[0].state_dict(), parts[0].state_dict()) and whole[1].steps == parts[1].steps
     assert (whole[1].history["cross"] - parts[1].history["cross"]).abs().max() < 1e-5
+
+
+def weights(net): return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def test_the_mean_of_some_states_is_kept(tmp_path):
+    """Three states, taken from runs that end after 12, 14 and 16 steps of the same path (the rate
+    stays where it is), have the mean that the run with `average` ends with."""
+    same = dict(epochs=1, warmup=0., final_rate=1.)
+    states = []
+    for steps in (12, 14, 16):
+        net = Net()
+        fit(net, Data(), FitConfig(**same, max_steps=steps), tmp_path / str(steps), 0)
+        states.append(weights(net))
+    net = Net()
+    config = FitConfig(**same, max_steps=16, average=3, average_share=6 / 16)
+    seen = []
+    def evaluate():
+        seen.append(weights(net))
+        return dict(value=0.)
+    fit(net, Data(), config, tmp_path / "mean", 0, evaluate=evaluate)
+    for name, found in net.state_dict().items():
+        if not found.is_floating_point(): continue
+        mean = torch.stack([state[name] for state in states]).mean(0)
+        assert torch.allclose(found, mean, atol=1e-6), name
+        assert torch.equal(found, seen[-1][name]) # the last evaluation is that of the mean
+    assert not torch.allclose(net.out.weight, states[-1]["out.weight"], atol=1e-6)
+    assert torch.equal(net.seen, states[-1]["seen"]) # a counter has no mean
+
+
+@pytest.mark.parametrize("left", [9, 13, 15])
+def test_a_mean_survives_a_power_cut(tmp_path, left):
+    config = FitConfig(epochs=1, average=4, average_share=.5, checkpoint_seconds=0., log_every=1)
+    whole, cut = Net(), Net()
+    fit(whole, Data(), config, tmp_path / "whole", 0)
+    with pytest.raises(RuntimeError): fit(cut, PowerCut(left), config, tmp_path / "cut", 0)
+    again = Net()
+    fit(again, Data(), config, tmp_path / "cut", 0)
+    for name, found in again.state_dict().items():
+        assert torch.equal(found, whole.state_dict()[name]), name
+    names = load_file(tmp_path / "cut/fit.safetensors")
+    assert not any(name.startswith("average.") for name in names) # it is in the model now
+
+
+def test_a_mean_and_a_best_evaluation_exclude_each_other(tmp_path):
+    with pytest.raises(ParameterError, match="average=2 is not possible where the best"):
+        fit(Net(), Data(), FitConfig(average=2), tmp_path, 0,
+            evaluate=lambda: dict(value=1.), metric="value")
