@@ -324,19 +324,21 @@ def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
 
 @pytest.mark.parametrize("notebook, parameters, says", [
     ("02_encoder", "-p texts tatoba", "'tatoba' is no file and no corpus"),
-    ("03_pretrain", "-p variant baseline", "baseline"),
-    ("03_pretrain", "-p overrides kapa_min=1", "kapa_min"),
-    ("01_data", "-p corpora xqad", "did you mean 'xquad'?"),
-    ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
     ("04_finetune", "-p modle mbert", "unknown parameter 'modle', did you mean 'model'?"),
-    ("04_finetune", "-p model mbrt",
-     "model is one of small, real-s, real-m, e5, mbert, xlm100, xlmr, a hub id"),
-    ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"),
     ("04_finetune", "-y 'seed: -1'", "seed is an int from 0 to 4294967295"),
-    ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
     ("05_evaluate", "-p languages xx", "language='xx' is not possible"),
-    ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?"),
-    ("06_analyse", "-p analyses umap", "choose one of sts, geometry")])
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("03_pretrain", "-p variant baseline", "baseline"),
+        ("03_pretrain", "-p overrides kapa_min=1", "kapa_min"),
+        ("01_data", "-p corpora xqad", "did you mean 'xquad'?"),
+        ("01_data", "-p corpus xquad", "unknown parameter 'corpus', did you mean 'corpora'?"),
+        ("04_finetune", "-p model mbrt",
+         "model is one of small, real-s, real-m, e5, mbert, xlm100, xlmr, small-1, small-2, "
+         "small-3, small-4, a hub id"),
+        ("04_finetune", "-p variant s2dm_pso", "did you mean 's2dm_pos'?"),
+        ("04_finetune", "-p edition draft", "choose one of paper, released, refined"),
+        ("05_evaluate", "-p datasets xqad", "did you mean 'xquad'?"),
+        ("06_analyse", "-p analyses umap", "choose one of sts, geometry")))])
 def test_wrong_parameters_stop_a_run_at_once(notebook, parameters, says, tmp_path):
     out = papermill(notebook, parameters, tmp_path)
     assert out.returncode != 0

@@ -199,7 +199,12 @@ PLANS = {
             total=10))}
 
 
-@pytest.mark.parametrize("command", PLANS)
+def some_slow(cases, quick): # a kind of case once in `make test`, all of them in `make test-all`
+    return [case if i in quick else pytest.param(case, marks=pytest.mark.slow)
+            for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("command", some_slow(PLANS, quick=(0, 2, 4, 12)))
 def test_a_dry_run_prints_the_plan(place, command):
     "Of each command in docs/workflow.md and docs/gpu.md, and one more."
     runs, plan = PLANS[command]
