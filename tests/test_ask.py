@@ -119,9 +119,9 @@ def process(*arguments, **options):
     "`python -m s2dm` by itself."
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "s2dm", *arguments]
+    options = dict(stdin=subprocess.PIPE) | options
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, **options)
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 @pytest.mark.parametrize("word", TEXTS)
@@ -201,10 +201,15 @@ def test_mlqa_has_its_own_rules(finder, tmp_path, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_an_interrupt_ends_with_one_line(finder, tmp_path):
-    running = process("answer", "--reader", finder, "Who?", cwd=tmp_path)
-    time.sleep(3) # it waits for the text
+    "Also where these tests were started in the background, whose processes ignore Ctrl-C."
+    theirs, ours = os.openpty() # a terminal: the command says when it waits for the text
+    def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)
+    running = process("answer", "--reader", finder, "Who?", cwd=tmp_path, stdin=ours,
+                      preexec_fn=heed)
+    assert running.stderr.readline() == b"s2dm: type the text, then Ctrl-D\n"
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=100)
+    for end in (theirs, ours): os.close(end)
     assert running.returncode == 130
     assert (out, err.decode()) == (b"", "s2dm: interrupted\n")
 
