@@ -21,6 +21,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# The torch that is there is asked for by its version: pip leaves it alone, or says that it cannot.
+COLAB = """#| hide
+import sys
+
+if "google.colab" in sys.modules:
+    from importlib.metadata import version
+    from subprocess import run
+
+    pip = run([sys.executable, "-m", "pip", "install", "--quiet", f"torch=={{version('torch')}}",
+               "{package}"],
+              capture_output=True, text=True)
+    if pip.returncode:
+        raise RuntimeError("{name} could not be installed beside this torch:\\n" + pip.stderr)"""
+
+
 def settings() -> dict[str, str]:
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -140,13 +155,9 @@ def with_colab_cell(text: str, cfg: dict[str, str]) -> str:
         if cell["cell_type"] == "markdown":
             cell["source"] = with_tables("".join(cell["source"])).splitlines(keepends=True)
     cells = [c for c in notebook["cells"] if c["id"] != "colab"]
-    install = ('"install --quiet '
-               f'git+https://github.com/{cfg["user"]}/{cfg["repo"]}@{cfg["branch"]}"')
-    source = [
-        "#| hide\n", "import sys\n", "\n",
-        'if "google.colab" in sys.modules:\n',
-        '    get_ipython().run_line_magic(\n',
-        f'        "pip", {install})']
+    package = (f"{cfg['lib_name']}[report,demo,e5] @ "
+               f"git+https://github.com/{cfg['user']}/{cfg['repo']}@{cfg['branch']}")
+    source = COLAB.format(package=package, name=cfg["lib_name"]).splitlines(keepends=True)
     title = next(i for i, c in enumerate(cells) if c["cell_type"] == "markdown")
     cells.insert(
         title + 1,

@@ -208,16 +208,32 @@ An extractive reader (Wu et al., ACL 2022, {paper}), written by s2dm {version}; 
 """
 
 # %% ../nbs/04c_reader.ipynb #dcb6cc30
+def _table(rows: list[dict]) -> str: # Markdown
+    "Rows with the same names."
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(map(markdown_text, line))} |" for line in lines)
+
+
 @patch
 def _card(self: S2DMReader, name: str) -> str:
-    "The page of a saved reader."
+    "The page of a saved reader; a fact that is a list of rows becomes a table."
     lines = []
+    tables = []
     for what, value in self.facts.items():
-        lines.append(f"- **{markdown_text(what)}**: {markdown_text(value)}")
+        what = markdown_text(what)
+        if isinstance(value, list): tables.append(f"\n## {what.capitalize()}\n\n{_table(value)}")
+        else: lines.append(f"- **{what}**: {markdown_text(value)}")
     title = markdown_text(self.facts.get("system", name))
     head = self.config.head
     return _CARD.format(title=title, paper=_PAPER, version=__version__, head=head,
-                        facts="\n".join(lines))
+                        facts="\n".join(lines + tables))
+
+
+@patch
+def _write_card(self: S2DMReader, folder: Path):
+    card = self._card(folder.name)
+    with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
+
 
 # %% ../nbs/04c_reader.ipynb #23a6b242
 PACKED = "encoder.xz" # the file of a rounded encoder
@@ -312,8 +328,7 @@ def save_pretrained(
     encoder = self._save_encoder(folder, bits)
     file = folder / "reader.safetensors"
     with writing(file): save_tensors(file, self._own_weights(), dict(format="pt"))
-    card = self._card(folder.name)
-    with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
+    self._write_card(folder)
     s2dm = self.s2dm_config and self.s2dm_config.as_dict()
     about = dict(
         model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
@@ -484,6 +499,20 @@ def from_pretrained(
         raise DataError(f"{folder / 'reader.json'}: {error}") from None
     reader._load_own(folder / "reader.safetensors")
     return reader.eval()
+
+# %% ../nbs/04c_reader.ipynb #4ca5e014
+@patch
+def save_facts(
+    self: S2DMReader,
+    folder: str | os.PathLike, # of this reader, as saved
+):
+    """Write the facts anew: README.md, and what reader.json says of them. Nothing else changes.
+    Raises `DataError` or `MissingData` if no whole reader is there."""
+    folder = Path(folder)
+    about = _read_about(folder)
+    self._write_card(folder)
+    write_json(folder / "reader.json", about | dict(facts=self.facts))
+
 
 # %% ../nbs/04c_reader.ipynb #be547790
 @patch

@@ -15,6 +15,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -28,8 +29,9 @@ from transformers import (
     ElectraConfig, ElectraModel, XLMConfig, XLMModel, XLMRobertaConfig, XLMRobertaModel)
 
 import s2dm.reader
-from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder, mbert_tokenizer
+from s2dm.evaluation import reader_sum
 from s2dm.features import SpanTokenizer, pad_windows
 from s2dm.finetune import evenly
 from s2dm.layers import freeze
@@ -942,20 +944,87 @@ def test_calibration_makes_the_loss_smallest_and_changes_no_answer():
     assert loss(unsure[:, 0], unsure[:, 1] > 0) < loss(sure, unsure[:, 1] > 0)
 
 
-def test_a_trained_reader_is_put_into_the_package(tmp_path):
-    "`make reader`: calibrated, rounded, with what that cost on its card; found by its name."
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    "The names of workflow/reader.py, after it put a toy reader into a package of its own."
     reader, _ = over_another(tmp_path / "base")
+    reader.facts = dict(questions="4 in English: qamr/dev")
     reader.save_pretrained(tmp_path / "checkpoint")
     save_toy_questions(tmp_path / "dev.json")
-    publish = runpy.run_path(str(ROOT / "workflow/reader.py"))["publish"]
-    publish.__globals__["project_root"] = lambda: tmp_path
-    publish(tmp_path / "checkpoint", "mine", bits=6, dev=str(tmp_path / "dev.json"), count=10)
-    folder = tmp_path / "s2dm/readers/mine"
-    found = S2DMReader.from_pretrained(folder, "cpu")
+    names = runpy.run_path(str(ROOT / "workflow/reader.py"))
+    names["publish"].__globals__["project_root"] = lambda: tmp_path
+    dev = str(tmp_path / "dev.json")
+    names["publish"](tmp_path / "checkpoint", "mine", bits=6, dev=dev, count=10)
+    return SimpleNamespace(
+        reader=reader, dev=dev, folder=tmp_path / "s2dm/readers/mine", **names)
+
+
+def test_a_trained_reader_is_put_into_the_package(mine):
+    """`make reader`: calibrated, rounded, with what that cost on its card, and where its training
+    data are from; found by its name."""
+    found = S2DMReader.from_pretrained(mine.folder, "cpu")
     dev = evenly(Dataset.from_list(toy_questions()), 10)
-    sure = reader.calibrate(dev)
-    assert found.calibration == reader.calibration
-    card = (folder / "README.md").read_text()
+    sure = mine.reader.calibrate(dev)
+    assert found.calibration == mine.reader.calibration
+    card = (mine.folder / "README.md").read_text()
     before = 100 * sure[:, 1].mean()
-    assert "by 10 questions of" in card and f"EM on {tmp_path}/dev.json {before:.1f} before" in card
-    assert (folder / "encoder.xz").is_file() and not (folder / "encoder.safetensors").exists()
+    assert "by 10 questions of" in card and f"EM on {mine.dev} {before:.1f} before" in card
+    for says in ("**scores**: not measured yet", "questions: qamr (MIT; sentences CC BY-SA",
+                 "of 500 characters at most", "reads 16 subwords", "English alone"):
+        assert says in card
+    assert (mine.folder / "encoder.xz").is_file()
+    assert not (mine.folder / "encoder.safetensors").exists()
+
+
+def test_scores_come_onto_the_card_of_the_reader_that_has_them(mine, tmp_path):
+    "From a record that is made up here; that of another reader is refused, and nothing changes."
+    folder = tmp_path / "runs/evaluate/mine"
+    before = (mine.folder / "README.md").read_text()
+    with pytest.raises(MissingData, match="metrics.json is not there"):
+        mine.write_card("mine", folder)
+    row = dict(dataset="made-up", context="th", question="th", questions=1200, em=41.25,
+               em_low=38., em_high=44.44, f1=60., f1_low=58., f1_high=62.)
+    record = dict(results=[row, row | dict(question="en")])
+    for sum in ({}, dict(reader_sum=reader_sum(mine.reader))): # of the reader before it was rounded
+        write_json(folder / "metrics.json", record | sum)
+        with pytest.raises(DataError, match="is no record of this reader"):
+            mine.write_card("mine", folder)
+    assert (mine.folder / "README.md").read_text() == before
+    right = reader_sum(S2DMReader.from_pretrained(mine.folder, "cpu"))
+    write_json(folder / "metrics.json", record | dict(reader_sum=right))
+    mine.write_card("mine", folder)
+    card = (mine.folder / "README.md").read_text()
+    assert "not measured" not in card
+    assert card.endswith(
+        "## Scores\n\n"
+        "| data set | language | questions | EM, 95 % interval | F1, 95 % interval |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| made-up | th | 1,200 | 41.2 (38.0 to 44.4) | 60.0 (58.0 to 62.0) |\n")
+    mine.write_card("mine", None) # keeps them
+    assert (mine.folder / "README.md").read_text() == card
+    write_json(folder / "metrics.json", dict(results=[], reader_sum=right))
+    with pytest.raises(DataError, match="no test has questions and passages in the same language"):
+        mine.write_card("mine", folder)
+
+
+def test_how_sure_beside_how_often_right(mine, tmp_path):
+    "In bins of the same size, of questions that were not used for the calibration."
+    sure = np.stack([np.linspace(0, 1, 40), np.arange(40) >= 20], 1)
+    bins = mine.reliability(sure, 4)
+    assert bins["questions"].tolist() == [10] * 4 and bins["observed"].tolist() == [0, 0, 1, 1]
+    assert bins["expected"].tolist() == pytest.approx(sure[:, 0].reshape(4, 10).mean(1).tolist())
+    assert ((bins["low"] <= bins["observed"]) & (bins["observed"] <= bins["high"])).all()
+    assert bins["high"][0] == pytest.approx(.2775, abs=1e-4) # Wilson's, of none among ten
+    out = tmp_path / "out/reliability.csv"
+    mine.write_reliability("mine", mine.dev, calibrated=10, count=400, out=out)
+    found = pd.read_csv(out)
+    assert found["questions"].sum() == 10 # of twenty
+    reader = S2DMReader.from_pretrained(mine.folder, "cpu")
+    all = Dataset.from_list(toy_questions())
+    used = {*evenly(all, 10)["id"]}
+    rest = all.select([i for i, id in enumerate(all["id"]) if id not in used])
+    said = reader.answer(rest["question"][:], rest["context"][:])
+    mean = sum(row[0].probability for row in said) / len(said)
+    assert (found["expected"] * found["questions"]).sum() / 10 == pytest.approx(mean, abs=1e-3)
+    with pytest.raises(ParameterError, match="all questions of .* were used"):
+        mine.write_reliability("mine", mine.dev, calibrated=20, count=5, out=out)

@@ -4,6 +4,7 @@ setting for every link.
 import ast
 import configparser
 import csv
+import importlib.metadata
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import house
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 from s2dm.core import parameters_of
 from s2dm.systems import ENCODERS
@@ -169,6 +171,38 @@ def test_notebooks_are_clean(copy, path):
 
 def test_readme_and_colab_cells_are_made_from_index_and_settings():
     subprocess.run([sys.executable, ROOT / "docs/update_pages.py", "--check"], check=True)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_in_colab_the_package_is_installed_beside_the_torch_that_is_there(code, monkeypatch):
+    "Or the notebook stops, with what pip says; the variables of a run do not change."
+    asked = []
+
+    def run(command, **options):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, code, "", "no such thing\n")
+
+    monkeypatch.setitem(sys.modules, "google.colab", json)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(importlib.metadata, "version", {"torch": "2.9.0+cu126"}.get)
+    sources = {"".join(c["source"]) for path in RUNS + LIBRARY for c in cells(path)
+               if c["id"] == "colab"}
+    assert len(sources) == 1
+    space = {}
+    if code:
+        says = "s2dm could not be installed beside this torch:\nno such thing"
+        with pytest.raises(RuntimeError, match=says): exec(sources.pop(), space)
+    else: exec(sources.pop(), space)
+    assert code or not [name for name, value in space.items()
+                        if isinstance(value, (str, list, int)) and not name.startswith("_")]
+    ((*pip, torch, package),) = asked
+    assert pip == [sys.executable, "-m", "pip", "install", "--quiet"]
+    cfg = settings()
+    assert torch == "torch==2.9.0+cu126" and package.endswith(
+        f" @ git+https://github.com/{cfg['user']}/{cfg['repo']}@{cfg['branch']}")
+    asks = Requirement(package)
+    assert asks.name == cfg["lib_name"] and asks.extras <= {key.removesuffix("_requirements")
+                                                            for key in cfg}
 
 
 def test_tables_in_prose_come_from_figures(copy):

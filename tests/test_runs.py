@@ -1,6 +1,7 @@
 """What users type: every command and example of the README and of the pages on runs and workflow,
 the runs through papermill, and the errors they give.
 """
+import copy
 import importlib.util
 import json
 import os
@@ -84,6 +85,12 @@ def test_make_setup_reuses_what_is_up_to_date_and_make_test_runs_everything():
     assert "pip install" not in plan
     out = shell("source .venv/bin/activate && python -c 'import s2dm, sys; print(sys.prefix)'")
     assert out.stdout.strip() == str(ROOT / ".venv")
+
+
+def test_make_lab_serves_the_checkout():
+    "So that links from nbs/ to docs/, and pictures of figures/, are found."
+    plan = shell("make --dry-run lab LAB_ARGS='--no-browser --port=8899'").stdout.splitlines()[-1]
+    assert f'--ServerApp.root_dir="{ROOT}"' in plan and plan.endswith("--no-browser --port=8899")
 
 
 def test_another_lock_file_means_another_environment(tmp_path):
@@ -272,6 +279,27 @@ def test_from_the_embedded_encoder_to_answers(tmp_path):
     assert lines[1] == "torch.Size([1, 16]) torch.Size([1, 16])"
     assert len(lines) == 4
     assert all(re.search(r" \d+ \d+ -?\d+\.\d+$", line) for line in lines[2:])
+
+
+def test_run_all_twice_in_one_kernel(tmp_path):
+    "As people do in JupyterLab: the second time it finds what the first has left."
+    import nbclient
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    notebook = load_notebook_node(str(ROOT / "nbs/03_pretrain.ipynb"))
+    tiny = "latent_width=8,mlp_width=8,decoder_width=8"
+    twice = parameterize_notebook(
+        notebook, dict(max_steps=2, languages="svo_nadj", overrides=tiny), report_mode=False)
+    again = copy.deepcopy(twice.cells)
+    for cell in again: cell["id"] += "-2"
+    twice.cells += again
+    nbclient.NotebookClient(twice, timeout=250).execute(cwd=str(tmp_path))
+    first, second = ([
+        output["text"] for cell in cells for output in cell.get("outputs", ())
+        if output.get("name") == "stdout"] for cells in (twice.cells[:len(again)], again))
+    assert first == second and any("2 steps" in text for text in first)
+    assert len([*(tmp_path / "runs/pretrain/small").glob("*/seed0/metrics.json")]) == 1
 
 
 def test_from_real_text_to_answers(tmp_path, mirror_folder):

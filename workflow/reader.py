@@ -1,36 +1,106 @@
-"""Make a reader that comes with the package from a reader that a run has trained.
+"""The readers that come with the package.
 
-    python workflow/reader.py runs/finetune/e5/baseline/seed0/checkpoint e5
+    python workflow/reader.py publish runs/finetune/e5/baseline/seed0/checkpoint e5
+    python workflow/reader.py card e5 --scores runs/evaluate/e5
+    python workflow/reader.py reliability e5 --out figures/e5/reliability.csv
 
-Its scores become probabilities on English development questions that it was not trained on. What
-its encoder learned is rounded to a few bits, so the file is small; what that costs is measured on
-the same questions and stands on the card. The folder s2dm/readers/NAME replaces the old one when
-all of it is done."""
+publish: a reader that a run has trained. Its scores become probabilities on English development
+questions that it was not trained on. What its encoder learned is rounded to a few bits, so the file
+is small; what that costs is measured on the same questions and stands on the card. The folder
+s2dm/readers/NAME replaces the old one when all of it is done.
+card: its card is written anew; with --scores, those of an evaluation of this very reader
+(nbs/05_evaluate.ipynb with -p reader NAME).
+reliability: how sure it is beside how often it is right, on development questions by which it was
+not calibrated.
+"""
 import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
+from scipy.stats import binomtest
 
-from s2dm.core import DataError, ParameterError, atomic_folder, project_root
+from s2dm.core import (
+    DataError, MissingData, ParameterError, atomic_folder, atomic_write, project_root, read_json)
+from s2dm.evaluation import reader_sum
 from s2dm.finetune import evenly, load_questions
 from s2dm.metrics import score
 from s2dm.reader import S2DMReader
+from s2dm.sources import REGISTRY
+
+ENCODERS = dict(e5="multilingual-e5-small, MIT")
+LANGUAGES = ("trained on questions and passages in English alone; whatever languages its encoder "
+             "has read it can be asked in, and question and passage need not share one")
+NOT_MEASURED = "not measured yet"
 
 
-def exact_match(reader, questions): # percent
-    answers = reader.read(reader.windows(questions))
+def judged(reader, questions): # [N,2] how sure of the best answer; 1 if it is right, else 0
+    answers = reader.answer(questions["question"][:], questions["context"][:], threshold=0)
     said = {id: a[0].text if a else "" for id, a in zip(questions["id"][:], answers, strict=True)}
-    return score(said, questions).em.mean()
+    sure = [found[0].probability if found else 0. for found in answers]
+    return np.stack([sure, score(said, questions).em > 0], 1)
 
 
-def reliability(sure, bins=5): # lines for people: how sure, how often right
+def reliability(sure, bins=8): # DataFrame, a row for each bin; the least sure first
     order = np.argsort(sure[:, 0], kind="stable")
-    lines = []
-    for part in np.array_split(sure[order], bins):
-        lines.append(f"{part[:, 0].mean():.0%} sure: {part[:, 1].mean():.0%} right")
-    return ", ".join(lines)
+    rows = []
+    for part in np.array_split(sure[order], min(bins, len(sure))):
+        right = int(part[:, 1].sum())
+        ends = binomtest(right, len(part)).proportion_ci(method="wilson")
+        rows.append(dict(
+            questions=len(part), expected=part[:, 0].mean(), observed=right / len(part),
+            low=ends.low, high=ends.high))
+    return pd.DataFrame(rows)
+
+
+def said_of(reader): # what its card says besides the training
+    base = ENCODERS.get(reader.base["name"] if reader.base else "", "see its own page")
+    corpora = {source.corpus: source.licence for source in REGISTRY.values()}
+    names = reader.facts.get("questions", "").partition(": ")[2].split(", ")
+    used = sorted({name.partition("/")[0] for name in names} & set(corpora))
+    licences = ", ".join(f"{name} ({corpora[name]})" for name in used) or "see their files"
+    c = reader.config
+    threshold = reader.calibration.threshold
+    silent = f"below a probability of {threshold:g} it says that there is no answer"
+    always = ("it answers even where the passage has no answer, unless a threshold is given; it was"
+              " trained on no such questions")
+    return dict(
+        licence=f"encoder: {base}; questions: {licences}; docs/data.md says more",
+        languages=LANGUAGES,
+        limits=f"an answer is a piece of the passage, of {c.longest_characters} characters at most;"
+               f" {silent if threshold else always}; its probabilities were fitted to English "
+               f"questions; of a question it reads {c.query} subwords, and of a passage "
+               f"{c.max_length} at a time")
+
+
+def score_rows(folder: Path, reader): # of the card
+    """Scores by language, from the record of an evaluation. Raises `MissingData` if there is none,
+    `DataError` if it is of another reader."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise MissingData(f"{file} is not there; expected the folder of a finished run of "
+                          "nbs/05_evaluate.ipynb, such as runs/evaluate/e5")
+    record = read_json(file, results=list)
+    if record.get("reader_sum") != reader_sum(reader):
+        raise DataError(f"{file} is no record of this reader: another one was evaluated; "
+                        "run nbs/05_evaluate.ipynb with -p reader and its name")
+    rows = []
+    for row in record["results"]:
+        if row["context"] != row["question"]: continue
+        cells = {"data set": row["dataset"], "language": row["context"],
+                 "questions": f"{row['questions']:,}"}
+        for name in ("em", "f1"):
+            mean, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+            cells[f"{name.upper()}, 95 % interval"] = f"{mean:.1f} ({low:.1f} to {high:.1f})"
+        rows.append(cells)
+    if rows: return rows
+    raise DataError(f"{file}: no test has questions and passages in the same language")
+
+
+def place(name): # of a published reader
+    return project_root() / "s2dm/readers" / name
 
 
 def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
@@ -40,28 +110,69 @@ def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
     sure = reader.calibrate(questions)
     before = 100 * sure[:, 1].mean()
     temperature = f"temperature {reader.calibration.temperature:.2f}"
+    bins = reliability(sure, 5).itertuples()
+    says = ", ".join(f"{row.expected:.0%} sure: {row.observed:.0%} right" for row in bins)
     reader.facts = reader.facts | dict(
-        calibration=f"{temperature}, by {len(sure)} questions of {dev}; {reliability(sure)}")
-    folder = project_root() / "s2dm/readers" / name
-    with atomic_folder(folder) as new:
+        calibration=f"{temperature}, by {len(sure)} questions of {dev}; {says}")
+    reader.facts |= said_of(reader) | dict(scores=NOT_MEASURED)
+    with atomic_folder(place(name)) as new:
         reader.save_pretrained(new, bits)
-        after = exact_match(S2DMReader.from_pretrained(new, "cpu"), questions)
-        reader.facts = reader.facts | dict(
+        after = 100 * judged(S2DMReader.from_pretrained(new, "cpu"), questions)[:, 1].mean()
+        reader.facts |= dict(
             rounding=f"{bits} bits; EM on {dev} {before:.1f} before, {after:.1f} after")
-        reader.save_pretrained(new, bits)
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    print(f"{folder}: {size:.1f} MB; {reader.facts['rounding']}")
+        reader.save_facts(new)
+    size = sum(file.stat().st_size for file in place(name).iterdir()) / 1e6
+    print(f"{place(name)}: {size:.1f} MB; {reader.facts['rounding']}")
+
+
+def write_card(name: str, scores: Path | None):
+    "What is known of a published reader, and its scores if there are any."
+    reader = S2DMReader.from_pretrained(place(name), "cpu")
+    known = reader.facts.get("scores", NOT_MEASURED)
+    found = score_rows(scores, reader) if scores else known
+    reader.facts = reader.facts | said_of(reader) | dict(scores=found)
+    reader.save_facts(place(name))
+    print(f"{place(name) / 'README.md'}: scores "
+          f"{'of ' + str(len(found)) + ' tests' if isinstance(found, list) else found}")
+
+
+def write_reliability(name: str, dev: str, calibrated: int, count: int, out: Path):
+    "Numbers of the picture in nbs/04c_reader.ipynb."
+    everything = load_questions([dev])
+    used = set(evenly(everything, calibrated)["id"])
+    rest = [i for i, id in enumerate(everything["id"]) if id not in used]
+    if not rest: raise ParameterError(f"all questions of {dev} were used for the calibration")
+    reader = S2DMReader.from_pretrained(place(name), "cpu")
+    rows = reliability(judged(reader, evenly(everything.select(rest), count)))
+    rows.insert(0, "reader", name)
+    rows.insert(1, "corpus", dev)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as tmp: rows.to_csv(tmp, index=False, float_format="%.4f")
+    print(f"{out}: {len(rows)} bins of {rows['questions'].sum()} questions")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("name", help="by which `S2DMReader.from_pretrained` finds it")
-    parser.add_argument("--bits", type=int, default=6, help="of a rounded difference, 2 to 8")
-    parser.add_argument("--dev", default="squadshifts/reddit", help="English questions")
-    parser.add_argument("--questions", type=int, default=1000, help="of them, evenly spaced")
-    given = parser.parse_args()
-    try: publish(given.checkpoint, given.name, given.bits, given.dev, given.questions)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    new = commands.add_parser("publish")
+    card = commands.add_parser("card")
+    picture = commands.add_parser("reliability")
+    new.add_argument("checkpoint", type=Path)
+    for command, run in ((new, publish), (card, write_card), (picture, write_reliability)):
+        command.add_argument("name", help="by which `S2DMReader.from_pretrained` finds it")
+        command.set_defaults(run=run)
+    for command in (new, picture):
+        command.add_argument("--dev", default="squadshifts/reddit", help="English questions")
+    new.add_argument("--bits", type=int, default=6, help="of a rounded difference, 2 to 8")
+    new.add_argument("--count", type=int, default=1000, help="of them, evenly spaced")
+    card.add_argument("--scores", type=Path, help="folder of an evaluation")
+    picture.add_argument("--calibrated", type=int, default=1000, help="--count of `publish`")
+    picture.add_argument("--count", type=int, default=400, help="of the others, evenly spaced")
+    picture.add_argument("--out", type=Path, default=Path("figures/e5/reliability.csv"))
+    given = vars(parser.parse_args())
+    run = given.pop("run")
+    try: run(**given)
     except (DataError, ParameterError) as error: sys.exit(str(error))
 
 
