@@ -27,8 +27,14 @@ STYLE = """<style>
 .s2dm-text { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 16px }
 .s2dm-text mark { background: #ffe082; color: inherit; border-radius: 3px; padding: 1px 2px }
 .s2dm textarea { font-size: 16px; font-family: inherit !important }
-.s2dm .widget-radio-box label { height: auto; white-space: normal; overflow-wrap: anywhere }
+.s2dm .widget-radio-box label { height: auto; white-space: normal; overflow-wrap: anywhere;
+  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start;
+  line-height: 1.5 }
+.s2dm .widget-radio-box input { flex: none; margin: .1em .5em 0 0 }
 .s2dm-none { color: #b71c1c }
+@media (max-width: 600px) { .s2dm .widget-textarea { flex-direction: column }
+  .s2dm .widget-textarea label { width: auto !important; text-align: start }
+  .s2dm .widget-textarea textarea { width: 100%; box-sizing: border-box } }
 </style>"""
 
 
@@ -119,7 +125,7 @@ class AskPage:
         self.config = config
         self.readers = {name: S2DMReader.from_pretrained(name) for name in names}
         self.context = _area("Passage", config.context or _CONTEXT, 8)
-        self.question = _area("Questions", config.question or _QUESTION, 2)
+        self.question = _area("Questions", config.question or _QUESTION, 3)
         self.button = widgets.Button(description="Ask", button_style="primary")
         self.button.on_click(lambda _: self.ask())
         self.note = widgets.HTML()
@@ -147,7 +153,10 @@ def ask(self: AskPage):
     self.results.children = ()
     self.findings = []
     questions = [line.strip() for line in self.question.value.splitlines() if line.strip()]
+    self.note.value = "<p>reading …</p>"
+    self.button.disabled = True
     try:
+        if not self.context.value.strip(): raise ParameterError("there is no passage; paste one")
         if not questions: raise ParameterError("there is no question; type one")
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -155,7 +164,13 @@ def ask(self: AskPage):
     except (DataError, ParameterError) as error:
         self.note.value = f'<p class="s2dm-none">{html.escape(str(error))}</p>'
         return
+    finally: self.button.disabled = False
     self.note.value = "".join(f"<p>{html.escape(str(warning.message))}</p>" for warning in told)
+    self._show(questions, answers)
+
+
+@patch
+def _show(self: AskPage, questions, answers): # of each reader, of each question
     rows = []
     for i, question in enumerate(questions):
         readers = zip(self.readers.values(), answers, self._headings(question))

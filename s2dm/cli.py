@@ -218,7 +218,8 @@ def _parser():
     ask.add_argument("--context", default="-", metavar="FILE",
                      help="the text, UTF-8 (default: standard input)")
     ask.add_argument("--language", metavar="CODE", help="of the text, such as th; XLM needs it")
-    ask.add_argument("--top", type=int, default=1, metavar="N", help="answers of a question")
+    ask.add_argument("--top", type=int, default=1, metavar="N",
+                     help="answers of a question, each with its probability in front")
     test = _command(commands, "evaluate", evaluate, "score a reader on questions in SQuAD's format")
     test.add_argument("file", help="JSON of SQuAD 1.1 or 2.0")
     test.add_argument("--lang", default="en", metavar="CODE", help="of the file (default: en)")

