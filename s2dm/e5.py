@@ -9,6 +9,7 @@ __all__ = ['PACKAGE', 'FILE', 'SHA256', 'package_file', 'dequantize', 'Sizes', '
 # %% ../nbs/01h_e5.ipynb #2fb3c0de
 import importlib.util
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -351,5 +352,7 @@ def e5_folder(
     with FileLock(f"{folder}.lock"):
         remove_leftovers(folder.parent)
         if not folder.is_dir():
+            if sys.stderr.isatty(): # it takes a while
+                print("unpacking multilingual-e5-small, once ...", file=sys.stderr, flush=True)
             with atomic_folder(folder) as new: write_encoder(E5File(file), new)
     return folder

@@ -4,12 +4,13 @@ against the package's engine.
 import importlib.util
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from s2dm.core import DataError, MissingData
+from s2dm.core import DataError, MissingData, file_hash
 from s2dm.e5 import (
     E5File, character_map, dequantize, double_array, e5_folder, encoder_weights, package_file,
     write_encoder)
@@ -130,6 +131,19 @@ def test_another_file_in_the_package_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("s2dm.e5.package_file", lambda: tmp_path / "other.bin")
     with pytest.raises(DataError, match="expected 1571fc98"):
         e5_folder()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_people_are_told_why_they_wait(monkeypatch, tmp_path, capsys, terminal):
+    "Once, and on a terminal alone."
+    file = tmp_path / "tiny.bin"
+    write_file(file)
+    monkeypatch.setattr("s2dm.e5.package_file", lambda: file)
+    monkeypatch.setattr("s2dm.e5.SHA256", file_hash(file))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert e5_folder() == e5_folder() and e5_folder().is_dir()
+    told = capsys.readouterr()
+    assert told.err == "unpacking multilingual-e5-small, once ...\n" * terminal and not told.out
 
 
 @pytest.fixture(scope="module")
