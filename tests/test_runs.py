@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 from conftest import MIRROR, ROOT
 
+from s2dm.toy import save_toy_questions
+
 PAGES = ("README.md", "docs/runs.md", "docs/workflow.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = [
@@ -295,10 +297,11 @@ def test_run_all_twice_in_one_kernel(tmp_path):
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    notebook = load_notebook_node(str(ROOT / "nbs/03_pretrain.ipynb"))
-    tiny = "latent_width=8,mlp_width=8,decoder_width=8"
-    twice = parameterize_notebook(
-        notebook, dict(max_steps=2, languages="svo_nadj", overrides=tiny), report_mode=False)
+    save_toy_questions(tmp_path / "questions.json")
+    file = str(tmp_path / "questions.json")
+    notebook = load_notebook_node(str(ROOT / "nbs/04_finetune.ipynb"))
+    tiny = dict(variant="baseline", data=file, dev=file, max_steps=2, batch=4)
+    twice = parameterize_notebook(notebook, tiny, report_mode=False)
     again = copy.deepcopy(twice.cells)
     for cell in again: cell["id"] += "-2"
     twice.cells += again
@@ -307,7 +310,7 @@ def test_run_all_twice_in_one_kernel(tmp_path):
         output["text"] for cell in cells for output in cell.get("outputs", ())
         if output.get("name") == "stdout"] for cells in (twice.cells[:len(again)], again))
     assert first == second and any("2 steps" in text for text in first)
-    assert len([*(tmp_path / "runs/pretrain/small").glob("*/seed0/metrics.json")]) == 1
+    assert (tmp_path / "runs/finetune/small/baseline/seed0/metrics.json").is_file()
 
 
 def test_from_real_text_to_answers(tmp_path, mirror_folder):
