@@ -10,7 +10,7 @@ JOBS   ?= 2
 SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all reproduce reproduce-full encoders-keep e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish
+.PHONY: help setup test test-all reproduce reproduce-full encoders-keep e5 e5-keep encoder reader data notebooks pytest lint export lab demo lock clean corenlp table1 publish docs
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -89,6 +89,9 @@ export: $(STAMP) ## after editing a notebook: write s2dm/, clean the notebooks, 
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/update_pages.py
 
+docs: $(STAMP) ## the documentation as a site, in _docs/site/ (a warning or a dead link fails); EXTERNAL=1: ask other sites' addresses, too
+	$(BIN)/python docs/make_site.py $(if $(EXTERNAL),--external)
+
 lab: $(STAMP) ## open the notebooks in JupyterLab; LAB_ARGS=--no-browser: what it is told besides
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs $(LAB_ARGS)
 
@@ -107,5 +110,5 @@ lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network
 	mv requirements.new requirements.lock
 
 clean: ## remove the environment, caches, generated data and runs; downloads in data/raw stay
-	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis data/cache data/synthetic *.egg-info
+	rm -rf $(VENV) _docs .snakemake .pytest_cache .ruff_cache .hypothesis data/cache data/synthetic *.egg-info
 	test ! -d runs || find runs -mindepth 1 -delete

@@ -1,5 +1,5 @@
 """What the bag-of-words loss (RL and CRL) costs: time against its bare matrix products, memory
-beyond weights and gradients.
+beyond weights and gradients. And what a vMF sample costs.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_losses.py [rounds]
 
@@ -11,6 +11,9 @@ written as three lines of torch. The same with results written into memory that 
 gradient of W.
 Memory. Each candidate runs once in a process of its own; its peak resident memory is compared with
 that before the call.
+Samples. Forward, and forward and backward, of 16384 locations on a sphere in 200 dimensions,
+against the bare normal random numbers they are made of, taking turns as above. Targets: forward at
+most 2.0 and forward + backward at most 5 times torch.randn(16384, 200).
 """
 import os
 import statistics
@@ -21,8 +24,10 @@ import time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from torch.distributions import kl_divergence  # noqa: E402
 
 from s2dm.losses import bag_of_words_loss  # noqa: E402
+from s2dm.vmf import HypersphericalUniform, PowerSpherical, VonMisesFisher  # noqa: E402
 
 THREADS, WIDTH, SUBWORDS = 2, 400, 40
 MIB = 2**20
@@ -128,11 +133,67 @@ def memory(B=512, V=200_095):
             f"MiB{'   target 1024 MiB' if name != 'dense targets' else ''}")
 
 
+def seconds(f):
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def candidates(m, n):
+    loc = F.normalize(torch.randn(n, m), dim=-1).requires_grad_()
+    concentration = (torch.rand(n) * 150).requires_grad_()
+    weight = torch.randn(n, m)
+
+    def forward(cls):
+        return cls(loc, concentration).rsample()
+
+    def both(cls):
+        loc.grad = concentration.grad = None
+        forward(cls).backward(weight)
+
+    def kl():
+        concentration.grad = None
+        kl_divergence(VonMisesFisher(loc, concentration), HypersphericalUniform(m)).sum().backward()
+
+    return {
+        "torch.randn": (lambda: torch.randn(n, m), None),
+        "vMF forward": (lambda: forward(VonMisesFisher), 2.),
+        "vMF forward + backward": (lambda: both(VonMisesFisher), 5.),
+        "Power Spherical forward": (lambda: forward(PowerSpherical), 2.),
+        "Power Spherical forward + backward": (lambda: both(PowerSpherical), 5.),
+        "KL(vMF, uniform) and its gradient": (kl, None),
+    }
+
+
+def samples(rounds, m=200, n=16384):
+    torch.manual_seed(0)
+    jobs = candidates(m, n)
+    for f, _ in jobs.values():
+        f()
+    times = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, (f, _) in jobs.items():
+            times[name].append(seconds(f))
+    print(
+        f"m={m}, {n} locations, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"median of {rounds} rounds")
+    for name, (_, target) in jobs.items():
+        ratio = statistics.median(
+            t / r for t, r in zip(times[name], times["torch.randn"], strict=True))
+        verdict = (
+            "" if target is None else f"target {target}: {'met' if ratio <= target else 'MISSED'}")
+        print(
+            f"{name:36s} {statistics.median(times[name]) * 1e3:8.2f} ms   {ratio:5.2f} x randn   "
+            f"{verdict}")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)
     if sys.argv[1:2] == ["--peak"]:
         print(peak(sys.argv[2], *map(int, sys.argv[3:])))
     else:
-        times(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+        rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+        times(rounds)
         memory()
         memory(B=1024)
+        samples(2 * rounds + 1)

@@ -5,12 +5,13 @@ import ast
 import configparser
 import csv
 import importlib.metadata
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import house
 import pytest
@@ -365,3 +366,80 @@ def test_a_run_leaves_to_the_encoder_what_is_its_own(number, stage):
     (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", ())]
     for line in ast.parse("".join(cell["source"])).body:
         if line.targets[0].id in preset: assert line.value.value is None, line.targets[0].id
+
+
+# --- the site
+
+@pytest.fixture(scope="module")
+def make_site():
+    "docs/make_site.py."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        yield importlib.import_module("make_site")
+
+
+def test_troubleshooting_has_every_error_message_of_the_code(make_site):
+    "As many as there are places in the text of the modules where an error is made."
+    made = r"(?<!class )\b(?:_?[A-Z]\w*Error|MissingData|Diverged|_Refused|Timeout)\((?!\))"
+    modules = [p for p in (ROOT / "s2dm").glob("*.py") if p.stem != "_modidx"]
+    in_code = sum(len(re.findall(made, p.read_text(encoding="utf-8"))) for p in modules)
+    found = make_site.messages(make_site.trees())
+    source = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    page = make_site.troubleshooting(source, {})
+    assert len(re.findall(r"^: Raised by ", page, re.M)) == len(found) == in_code > 250
+    listed = re.findall(r"^## ([A-Z]\w*|\w+\.\w+)$", source, re.M)
+    assert sorted(listed) == sorted({message.error for message in found})
+
+
+def test_a_message_is_listed_with_its_condition_and_who_comes_to_it(make_site):
+    tree = ast.parse(
+        'def _checked(n):\n'
+        '    wrong = f"{n} is too small"\n'
+        '    if n < 1: raise DataError(f"{wrong}; expected {\', \'.join(names)}")\n'
+        'def count(n):\n'
+        '    "Count. Raises `DataError` if nothing is there."\n'
+        '    return _checked(n)\n')
+    classes = ast.parse("class DataError(ValueError): pass")
+    message, = make_site.messages({"new": tree, "core": classes})
+    assert message.text == "‹wrong›; expected ‹names›"
+    assert (message.error, message.function, message.when) == ("DataError", "_checked", "if n < 1")
+    assert message.fillings == [("wrong", ["‹n› is too small"])]
+    shown = make_site.error_list([message], make_site.functions(tree), {"new.count": "place"})
+    assert ": Raised by [`new.count`](#place), `if n < 1`: if nothing is there." in shown
+
+
+@pytest.mark.parametrize("path", RUNS + LIBRARY, ids=name)
+def test_the_site_shows_a_notebook_without_what_only_nbdev_needs(make_site, path):
+    shown = json.loads(make_site.notebook_page(PurePosixPath("nbs", path.name), {}, []))["cells"]
+    sources = ["".join(cell["source"]) for cell in shown if cell["cell_type"] == "code"]
+    assert all(sources) and not re.search(r"^#\||google\.colab", "\n".join(sources), re.M)
+    kept = [c for c in cells(path) if not re.match(r"#\| (hide|default_exp)", "".join(c["source"]))]
+    assert len(sources) == len(kept)
+    pictures = sum("image/png" in str(c["outputs"]) for c in kept)
+    assert sum("image/png" in str(c.get("outputs")) for c in shown) == pictures
+
+
+def test_the_reference_has_every_public_name_with_its_parameters(make_site):
+    from s2dm import similarity
+    labels = make_site.labels_of({"similarity": similarity})
+    page = make_site.module_page("similarity", similarity, labels, {}, {})
+    assert all(f"(s2dm.similarity.{n})=".lower() in page for n in similarity.__all__)
+    rows = re.findall(r"^\| `(\w+)` \| .* \|$", page, re.M)
+    functions = [f for f in vars(similarity).values() if inspect.isfunction(f)]
+    public = [f for f in functions if f.__name__ in similarity.__all__]
+    assert public and all({*inspect.signature(f).parameters} <= {*rows} for f in public)
+
+
+def test_every_page_of_docs_is_in_the_navigation_of_the_site(make_site):
+    listed = re.findall(r"[\w/-]+(?=>?$)", "\n".join(sum(make_site.NAVIGATION.values(), [])), re.M)
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages | {"self", "reference/index", "CONTRIBUTING", "CHANGELOG"} == {*listed}
+
+
+def test_dead_links_of_the_site_are_found(make_site, tmp_path):
+    (tmp_path / "b.html").write_text('<h1 id="here">b</h1>')
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#here">1</a><a href="#top" id="top">2</a><a href="https://x.org">3</a>'
+        '<a href="b.html#there">4</a><a href="c.html">5</a><img src="d.png">')
+    found = [line.partition(": ")[2] for line in make_site.dead_links(tmp_path)]
+    assert found == ["b.html#there", "c.html", "d.png"]

@@ -17,11 +17,12 @@ from conftest import MIRROR, ROOT
 
 from s2dm.toy import save_toy_questions
 
-PAGES = ("README.md", "docs/runs.md", "docs/workflow.md")
+PAGES = ("README.md", "docs/runs.md", "docs/workflow.md", "docs/index.md", "docs/language.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+COMMANDS = list(dict.fromkeys(
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()))
+EXAMPLES = list(dict.fromkeys(re.findall(r"```python\n(.*?)```", README, re.S)))
 OFFLINE = dict(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
 
 
@@ -73,7 +74,7 @@ def test_make_help_lists_the_targets():
     assert all(
         f"make {t}" in out.stdout
         for t in ("help", "setup", "test", "reproduce", "reproduce-full", "encoder", "data",
-                  "export", "lab", "lock", "clean"))
+                  "export", "docs", "lab", "lock", "clean"))
 
 
 def test_make_setup_reuses_what_is_up_to_date_and_make_test_runs_everything():
@@ -130,6 +131,20 @@ def test_examples_of_the_readme(example, tmp_path, request):
 def test_a_text_in_thai_is_asked(with_e5):
     out = shell(next(c for c in COMMANDS if "s2dm answer" in c), PYTHONPATH=str(ROOT), **OFFLINE)
     assert (out.returncode, out.stdout) == (0, "2548\n"), out.stderr
+
+
+def test_commands_of_the_page_on_languages(tmp_path):
+    page = (ROOT / "docs/language.md").read_text(encoding="utf-8")
+    example = next(e for e in EXAMPLES if "Amina" in e)
+    text = re.search(r'context = "(.*)"', example)[1]
+    questions = re.search(r"^    \{.*\n(?:    .*\n)+", page, re.M)[0]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "questions.json").write_text(questions, encoding="utf-8")
+    ask, test = re.findall(r"^    (s2dm .*)", page, re.M)
+    for command, says in ((ask, "Amina\n"), (test, r"(?s).*total +1\b.*")):
+        out = shell(f"cd {tmp_path} && python -m {command}", PYTHONPATH=str(ROOT), **OFFLINE)
+        assert out.returncode == 0, out.stderr
+        assert re.fullmatch(says, out.stdout), out.stdout
 
 
 @pytest.mark.slow
