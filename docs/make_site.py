@@ -38,8 +38,9 @@ NAVIGATION = {
         "My GPU <gpu>", "My parser <parsers>", "Runs <runs>", "The whole job <workflow>"],
     "Look up": ["reference/index", "troubleshooting", "glossary"],
     "What was found": [
-        "On generated languages <results>", "With a real encoder <experiment-e5>",
-        "On real text <real-s>", "Discrepancies <discrepancies>", "Changes of numbers <changes>"],
+        "On generated languages <results>", "Five embedded encoders <experiment-small>",
+        "With a real encoder <experiment-e5>", "On real text <real-s>",
+        "Discrepancies <discrepancies>", "Changes of numbers <changes>"],
     "The project": ["Contributing <CONTRIBUTING>", "Changelog <CHANGELOG>"],
 }
 CONFIG = dict(
@@ -352,8 +353,7 @@ def error_list(rows: list[Message], known: dict[str, Function], labels: dict[str
         says = f"Raised by {', '.join(names[:4]) or f'the module `{m.module}`'}"
         if len(names) > 4: says += " and others"
         if m.when: says += f", {code(m.when)}"
-        about = filter(None, (reason(known[f].docstring, m.error) for f in callers if f in known))
-        sentence = next(about, "")
+        sentence = reason(known[m.function].docstring, m.error) if m.function in known else ""
         if sentence: says += f": {prose(sentence)}"
         lines += [escaped(m.text), f": {says}.", ""]
         for name, texts in m.fillings:

@@ -394,10 +394,11 @@ def test_troubleshooting_has_every_error_message_of_the_code(make_site):
 def test_a_message_is_listed_with_its_condition_and_who_comes_to_it(make_site):
     tree = ast.parse(
         'def _checked(n):\n'
+        '    "Raises `DataError` if nothing is there."\n'
         '    wrong = f"{n} is too small"\n'
         '    if n < 1: raise DataError(f"{wrong}; expected {\', \'.join(names)}")\n'
         'def count(n):\n'
-        '    "Count. Raises `DataError` if nothing is there."\n'
+        '    "Count."\n'
         '    return _checked(n)\n')
     classes = ast.parse("class DataError(ValueError): pass")
     message, = make_site.messages({"new": tree, "core": classes})
