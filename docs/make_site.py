@@ -46,7 +46,7 @@ NAVIGATION = {
 CONFIG = dict(
     project=CFG["title"], author=CFG["author"], copyright=CFG["copyright"], release=CFG["version"],
     extensions=["myst_nb", "sphinx-mathjax-offline"], language="en", smartquotes=False,
-    nb_execution_mode="off", nb_merge_streams=True,
+    nb_execution_mode="off", nb_merge_streams=True, nb_ipywidgets_js={},
     myst_enable_extensions=["dollarmath", "amsmath", "deflist"], myst_heading_anchors=4,
     myst_dmath_allow_digits=False, myst_dmath_allow_space=False,
     html_theme="furo", html_title=f"{CFG['title']} {CFG['version']}", html_static_path=["_static"],
@@ -396,10 +396,10 @@ def code(text: str, most: int = 120) -> str:
 
 
 def prose(text: str) -> str:
-    "A docstring or comment as Markdown: code between backticks stays, all else means itself."
+    "A docstring or comment as Markdown: code and equations stay, all else means itself."
     lines = []
     for line in text.split("\n"):
-        parts = re.split(r"(`[^`\n]+`)", line)
+        parts = re.split(r"(`[^`\n]+`|\$\\?[A-Za-z][^$\n]{0,40}\$)", line)
         parts[::2] = [escaped(part) for part in parts[::2]]
         lines.append(line if line.startswith("    ") else "".join(parts))
     return "\n".join(lines)

@@ -437,6 +437,14 @@ def test_every_page_of_docs_is_in_the_navigation_of_the_site(make_site):
     assert pages | {"self", "reference/index", "CONTRIBUTING", "CHANGELOG"} == {*listed}
 
 
+@pytest.mark.parametrize("text, shown", [
+    ("of `a_b` and a_b, [N,T]", r"of `a_b` and a\_b, \[N,T\]"),
+    ("what $y$ means", "what $y$ means"),
+    ("5 $ or <none>", r"5 \$ or \<none\>"), ("    as_it = stands", "    as_it = stands")])
+def test_a_docstring_means_itself_on_the_site(make_site, text, shown):
+    assert make_site.prose(text) == shown
+
+
 def test_dead_links_of_the_site_are_found(make_site, tmp_path):
     (tmp_path / "b.html").write_text('<h1 id="here">b</h1>')
     (tmp_path / "a.html").write_text(

@@ -133,6 +133,7 @@ def test_a_text_in_thai_is_asked(with_e5):
     assert (out.returncode, out.stdout) == (0, "2548\n"), out.stderr
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_on_languages(tmp_path):
     page = (ROOT / "docs/language.md").read_text(encoding="utf-8")
     example = next(e for e in EXAMPLES if "Amina" in e)
