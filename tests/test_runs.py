@@ -134,7 +134,7 @@ def test_a_text_in_thai_is_asked(with_e5):
 
 
 @pytest.mark.slow
-def test_commands_of_the_page_on_languages(tmp_path):
+def test_commands_of_the_page_on_languages(tmp_path, with_e5):
     page = (ROOT / "docs/language.md").read_text(encoding="utf-8")
     example = next(e for e in EXAMPLES if "Amina" in e)
     text = re.search(r'context = "(.*)"', example)[1]
