@@ -278,7 +278,7 @@ def test_from_an_encoder_to_a_reader(real, parts, monkeypatch):
 # Settings
 
 def test_the_papers_settings():
-    """Section 4.2; the others have mBERT's. Values may come as text, as from a terminal, or as
+    """Section 4.3; the others have mBERT's. Values may come as text, as from a terminal, or as
     None, which is the encoder's own."""
     for model, epochs, batch, rate in (
             ("mbert", 3, 32, 2e-5),

@@ -102,6 +102,19 @@ def test_a_notebook_opens_well_and_reads_well(path):
     assert len(set(ids)) == len(ids)
 
 
+# those of Wu et al. 2022 that have a number with a point
+SUBSECTIONS = {"3.1", "3.2", "3.3", "4.1", "4.2", "4.3", "4.4", "5.1", "5.2", "5.3"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_notebook_cites_sections_that_the_paper_has(path):
+    text = "\n".join("".join(c["source"]) for kind in ("markdown", "code")
+                     for c in cells(path, kind))
+    listed = re.findall(r"\b[Ss]ections?\s+([\d.,\s]*(?:and\s+\d[\d.]*)?)", text)
+    cited = {number for numbers in listed for number in re.findall(r"\d\.\d", numbers)}
+    assert cited <= SUBSECTIONS, cited - SUBSECTIONS
+
+
 def is_private(node):
     "A private name, or a method that is patched into a private class."
     if node.name.startswith("_"): return True
