@@ -277,7 +277,7 @@ def hardest_negatives(
 ) -> tuple[Tensor, Tensor]: # [N,m] the negatives; [N] bool, false where no candidate was admissible
     """For each sentence the vector of the most similar sentence that is no translation of it.
 
-    Section 3.2, below Eq. 5; similar by cosine. Where nothing was admissible, the vector means
+    Section 3.2, below Eq. 5; similar by cosine. Where no candidate was admissible, the vector means
     nothing."""
     bank, akin = _candidates(y, group, candidates, candidate_group)
     with torch.no_grad():
@@ -290,7 +290,7 @@ def hardest_negatives(
 def semantic_discrimination_loss(
     y: Tensor, # [2B,m] semantic vectors: the sources, then their translations
     negatives: Tensor, # [2B,m] the hardest negative of each
-    found: Tensor, # [2B] bool, false where there is no negative
+    has_negative: Tensor, # [2B] bool, false where there is none
     margin: float = .4, # delta of Eq. 5, in units of cosine
     crossed: bool = True, # as printed: y_s meets the negative of y_t, y_t that of y_s; else its own
 ) -> Tensor: # [B] one value per pair
@@ -300,11 +300,11 @@ def semantic_discrimination_loss(
     B = len(y) // 2
     if crossed:
         negatives = negatives.roll(B, 0)
-        found = found.roll(B, 0)
+        has_negative = has_negative.roll(B, 0)
     together = F.cosine_similarity(y[:B], y[B:], dim=-1).repeat(2)
-    apart = F.cosine_similarity(y, blank(negatives, found), dim=-1)
+    apart = F.cosine_similarity(y, blank(negatives, has_negative), dim=-1)
     # DEVIATION 4: a sentence may have no negative at all
-    return pair_sum(blank(F.relu(margin - together + apart), found))
+    return pair_sum(blank(F.relu(margin - together + apart), has_negative))
 
 # %% ../nbs/02c_losses.ipynb #5d1c0a72
 @_full_precision
