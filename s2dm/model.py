@@ -30,7 +30,7 @@ from .treebanks import UPOS
 from .vmf import POSTERIORS
 
 # %% ../nbs/02d_model.ipynb #fa6470a3
-_VGVAE = L.TERMS["s2dm_pos"][:3]
+_VGVAE = ("RL", "KL_z", "KL_y") # Eq. 2
 _SUBSETS = [extra for n in range(4) for extra in combinations(("CRL", "SDL", "WPL"), n)]
 
 #: losses of the systems of Figure 3, by name
@@ -294,6 +294,7 @@ class Decoder(nn.Module):
     def forward(self, y: Tensor, z: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         "RL and CRL, [N] each, as wanted."
         names = [name for name in ("RL", "CRL") if name in self.wanted]
+        # of the two readings, RL's and then CRL's, those whose loss is wanted
         if "CRL" in names: inputs = L.decoder_inputs(y, z)[-len(names):]
         else: inputs = torch.cat([y, z], -1)[None]
         targets = ids if self.row is None else _rows_of(ids, mask, self.row)
@@ -588,13 +589,14 @@ def _kl_terms(latents: Latents, mask: Tensor, config: S2DMConfig) -> dict[str, T
     return terms
 
 # %% ../nbs/02d_model.ipynb #32c5c509
-def _sdl(y, group, candidates, candidate_group, config: S2DMConfig) -> Tensor: # [N,m], ... -> [B]
-    known = (y, group, candidates, candidate_group)
+def _sdl(y, group, candidates, candidate_group, config: S2DMConfig) -> Tensor: # [B], per pair
+    compared = (y, group, candidates, candidate_group)
     if config.negatives == "violating":
-        return L.violating_discrimination_loss(*known, config.margin)
-    hardest, found = L.hardest_negatives(*known)
+        return L.violating_discrimination_loss(*compared, config.margin)
+    negatives, has_negative = L.hardest_negatives(*compared)
     crossed = config.negatives == "crossed"
-    return L.semantic_discrimination_loss(y, hardest, found, config.margin, crossed)
+    return L.semantic_discrimination_loss(
+        y, negatives, has_negative, config.margin, crossed)
 
 # %% ../nbs/02d_model.ipynb #18ffa54d
 @patch
