@@ -652,9 +652,9 @@ class FeatureCache:
         h = self.states(position) # checked
         _, start, rows, words, *_ = self.index[position]
         ids, word = self._subwords[start:start + rows].T
-        first, there = first_subwords(word, words)
+        first, has_subword = first_subwords(word, words)
         return Features(h, torch.from_numpy(ids.astype(np.int64)),
-                        torch.from_numpy(first), torch.from_numpy(there))
+                        torch.from_numpy(first), torch.from_numpy(has_subword))
 
 # %% ../nbs/02a_encoder.ipynb #1aef24da
 @patch
@@ -692,9 +692,10 @@ def _map_files(self: FeatureCache): # map what there is now
 def _sum(h, subwords, index) -> int: # arrays as in the three files, of one batch -> int32, odd
     rows = index.copy()
     rows["end"] = 0
-    found = 0
-    for array in (h, subwords, rows): found = zlib.crc32(np.ascontiguousarray(array), found)
-    return int(np.uint32(max(found | 1, 3)).astype(np.int32)) # 1 stood there in older versions
+    checksum = 0
+    for array in (h, subwords, rows):
+        checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
+    return int(np.uint32(max(checksum | 1, 3)).astype(np.int32)) # 1 stood there in older versions
 
 
 @patch
