@@ -272,7 +272,9 @@ def log_mgf(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration >= 0
 ) -> Tensor: # [...] log E exp(k w), w = mu.x under the uniform distribution; 0 at k = 0
-    "Log-normaliser of the vMF relative to the uniform distribution."
+    """Log-normaliser of the vMF relative to the uniform distribution.
+
+    Raises `ValueError` for m < 2."""
     return _bessel(m, k)[0].to(_precision(k))
 
 
@@ -280,7 +282,9 @@ def bessel_ratio(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration >= 0
 ) -> Tensor: # [...] A_m(k) = I_{m/2}(k) / I_{m/2-1}(k), in [0, 1)
-    "Mean of mu.x under vMF(mu, k): the length of the mean vector."
+    """Mean of mu.x under vMF(mu, k): the length of the mean vector.
+
+    Raises `ValueError` for m < 2."""
     return _bessel(m, k)[1].to(_precision(k))
 
 # %% ../nbs/02b_vmf.ipynb #6a44bc87
@@ -298,7 +302,7 @@ def log_normalizer(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration >= 0
 ) -> Tensor: # [...] log C_m(k): the log density is k mu.x + log C_m(k)
-    "Log-normaliser of the vMF density on the sphere."
+    "Log-normaliser of the vMF density on the sphere. Raises `ValueError` for m < 2."
     return (-_bessel(m, k)[0] - log_area(m)).to(_precision(k))
 
 # %% ../nbs/02b_vmf.ipynb #1a8169d7
@@ -675,7 +679,9 @@ def rsample(
     self: _Spherical,
     sample_shape=(), # samples of each distribution of the batch
 ) -> Tensor: # [*sample_shape, ..., m] unit vectors
-    "Samples with unbiased gradients."
+    """Samples with unbiased gradients.
+
+    Raises `ConcentrationError` on a CPU if a concentration is not finite."""
     shape = self._extended_shape(sample_shape)
     k = self.concentration.expand(shape[:-1])
     gap = self._sample_gap(k.detach().double())
@@ -687,7 +693,10 @@ def log_prob(
     self: _Spherical,
     value: Tensor, # [..., m] unit vectors
 ) -> Tensor: # [...] nats
-    "Log density on the sphere."
+    """Log density on the sphere.
+
+    If arguments are checked, raises `ValueError` for a value that is no unit vector and
+    `ConcentrationError` for a concentration above 1e18."""
     if self._validate_args: self._validate_sample(value)
     half = (value - self.loc).square().sum(-1).double() / 4
     return (self._log_ratio(half) - log_area(self.dim)).to(_precision(self.loc, value))
