@@ -187,7 +187,8 @@ def training_data(
     for name in config.languages: check_choice(name, sorted({*lang.tolist()}), "languages")
     wanted = np.flatnonzero(np.isin(lang, config.languages or lang))
     rows = sides.ravel()
-    rows = np.searchsorted(wanted, rows[np.isin(rows, wanted)]) # among the wanted ones
+    # the sentences that are left out shift the numbers of the others
+    rows = np.searchsorted(wanted, rows[np.isin(rows, wanted)])
     return SentenceData(sentences.select(wanted), cache, losses, 2 * config.batch_pairs,
                         config.seed, rows, embeddings)
 
@@ -229,16 +230,16 @@ def _origins(config: PretrainConfig) -> list[str]: # each corpus of the run, wit
     return origins
 
 # %% ../nbs/03c_pretrain.ipynb #58945ef5
-def _results(config: PretrainConfig, found: Fit) -> str: # of the evaluation that was selected
-    if not len(found.evaluations): return "not measured"
-    best = found.evaluations.loc[found.evaluations["step"] == found.best_step].iloc[-1]
+def _results(config: PretrainConfig, outcome: Fit) -> str: # of the evaluation that was selected
+    if not len(outcome.evaluations): return "not measured"
+    best = outcome.evaluations.loc[outcome.evaluations["step"] == outcome.best_step].iloc[-1]
     corpus = SELECTION[config.selection].partition(" (")[0]
     scores = [f"{name} {best[name]:.4f} (Pearson, {corpus})" for name in "yz" if name in best]
     return ", ".join(scores) or "not measured"
 
 # %% ../nbs/03c_pretrain.ipynb #97f6cfc7
 def _card(
-    config: PretrainConfig, model: S2DM, encoder: Encoder, data: SentenceData, found: Fit
+    config: PretrainConfig, model: S2DM, encoder: Encoder, data: SentenceData, outcome: Fit
 ) -> str: # README.md of the checkpoint
     unit = "pairs" if model.config.paired else "sentences"
     often = "" if model.config.paired else ", each as often as it is in a pair"
@@ -248,10 +249,10 @@ def _card(
         "Encoder": f"{encoder.name}, {encoder.revision}; `s2dm.vectors.TextVectors.from_pretrained`"
                    " of this folder loads both and reads plain text",
         "Training data, and its licence": "; ".join(sources),
-        "Training": f"{found.steps} steps, weights of step {found.best_step}, "
+        "Training": f"{outcome.steps} steps, weights of step {outcome.best_step}, "
                     f"batches of {data.batch} {unit}, learning rate {config.learning_rate:g}, "
-                    f"seed {config.seed}, {found.seconds:.0f} s",
-        "Results": _results(config, found),
+                    f"seed {config.seed}, {outcome.seconds:.0f} s",
+        "Results": _results(config, outcome),
         "Limits": "all that are not in the treebanks above",
     }
     return _completed(model_card(model.config, f"S2DM on {Path(encoder.name).name}"), facts)
@@ -286,19 +287,19 @@ def _retrieval(texts: Callable, pivot: str = "en") -> Callable: # texts() -> lan
 
 # %% ../nbs/03c_pretrain.ipynb #5ce24a77
 def _tables(vectors: TextVectors, untrained: TextVectors, config: PretrainConfig) -> _Measured:
-    found = _Measured(Remembered(vectors), Remembered(untrained))
+    measured = _Measured(Remembered(vectors), Remembered(untrained))
     is_generated = config.collections == ("synthetic",)
     for test in generated_tests() if is_generated else TESTS:
-        found.add("sts", partial(similarity_table, tests=[test]))
+        measured.add("sts", partial(similarity_table, tests=[test]))
     if is_generated:
-        found.add("retrieval_synthetic", _retrieval(parallel_generated, Synthetic().source))
-        return found
+        measured.add("retrieval_synthetic", _retrieval(parallel_generated, Synthetic().source))
+        return measured
     if "pud" in config.collections:
         languages = sorted({"en", *config.languages}) if config.languages else None
-        found.add("retrieval_pud", _retrieval(partial(parallel_treebank, "pud", languages)))
+        measured.add("retrieval_pud", _retrieval(partial(parallel_treebank, "pud", languages)))
     for corpus in NEW:
-        found.add(f"retrieval_{corpus}", _retrieval(partial(parallel_text, corpus)))
-    return found
+        measured.add(f"retrieval_{corpus}", _retrieval(partial(parallel_text, corpus)))
+    return measured
 
 # %% ../nbs/03c_pretrain.ipynb #7a32213a
 @dataclass
@@ -325,12 +326,12 @@ def _train(config, vectors, siamese, data, dev, folder) -> Fit:
         about={key: record[key] for key in ("revision", "dtype", "tokenizer_sha256")})
 
 # %% ../nbs/03c_pretrain.ipynb #9fc6a74c
-def _save(folder, config, vectors, data, found): # the model, with its encoder's name and its card
+def _save(folder, config, vectors, data, outcome): # the model, with its encoder's name and its card
     (folder / "encoder.json").unlink(missing_ok=True) # written last: with it all is complete
-    card = _card(config, vectors.model, vectors.encoder, data, found)
+    card = _card(config, vectors.model, vectors.encoder, data, outcome)
     with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
     vectors.model.save_pretrained(folder)
-    sums = dict(run=found.run, weights_sha256=file_hash(folder / "model.safetensors"))
+    sums = dict(run=outcome.run, weights_sha256=file_hash(folder / "model.safetensors"))
     write_json(folder / "encoder.json", vectors.encoder.record | sums)
 
 # %% ../nbs/03c_pretrain.ipynb #e41c7a97
@@ -357,14 +358,14 @@ def _new_model(config: PretrainConfig, settings: S2DMConfig, data: SentenceData)
 
 # %% ../nbs/03c_pretrain.ipynb #910d8912
 def _metrics(result, data) -> dict: # what the tables of the report read
-    found = result.fit
+    outcome = result.fit
     tables = {name: table.to_dict("records") for name, table in result.tables.items()}
     return dict(
-        run=found.run, examples=len(data), steps=found.steps, best_step=found.best_step,
-        seconds=found.seconds,
+        run=outcome.run, examples=len(data), steps=outcome.steps, best_step=outcome.best_step,
+        seconds=outcome.seconds,
         encoder=result.vectors.encoder.record, cache=result.vectors.cache.counts,
-        last=found.history.iloc[-1].to_dict(), evaluations=found.evaluations.to_dict("records"),
-        history=found.history.to_dict("list"), **tables, missing=result.missing)
+        last=outcome.history.iloc[-1].to_dict(), evaluations=outcome.evaluations.to_dict("records"),
+        history=outcome.history.to_dict("list"), **tables, missing=result.missing)
 
 # %% ../nbs/03c_pretrain.ipynb #b3e0eeac
 def pretrain(
@@ -387,10 +388,10 @@ def pretrain(
     siamese = Siamese(_new_model(config, wanted, data), config.memory)
     vectors = TextVectors(encoder, siamese.model.to(encoder.device), cache)
     with RunRecord(folder, config) if state.is_main_process else nullcontext() as record:
-        found = _train(config, vectors, siamese, data, dev, folder)
-        result = Pretrained(config.name, folder, vectors, found, tables={}, missing=[])
+        outcome = _train(config, vectors, siamese, data, dev, folder)
+        result = Pretrained(config.name, folder, vectors, outcome, tables={}, missing=[])
         if not record: return result
-        _save(folder / "checkpoint", config, vectors, data, found)
+        _save(folder / "checkpoint", config, vectors, data, outcome)
         if config.measure:
             seed_everything(config.seed)  # the weights from which the training started
             untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
@@ -444,19 +445,19 @@ _DEV = "development STS (Pearson)"
 
 
 def curve_data(
-    found: Fit, # as from `fit`
+    outcome: Fit, # as from `fit`
 ) -> pd.DataFrame: # step, panel, value; part: training or development
     "The numbers of the curves, one a row."
-    train = found.history.drop(columns=["epoch", "learning_rate"])
+    train = outcome.history.drop(columns=["epoch", "learning_rate"])
     train = train.melt("step", var_name="panel")
     tests = train[:0]
-    if len(found.evaluations): tests = found.evaluations.melt("step", var_name="panel")
+    if len(outcome.evaluations): tests = outcome.evaluations.melt("step", var_name="panel")
     parts = [train.assign(part="training"), tests.assign(part=_DEV)]
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/03c_pretrain.ipynb #94311cf4
 def plot_curves(
-    found: Fit, # as from `fit`
+    outcome: Fit, # as from `fit`
 ) -> tuple: # the figure and its numbers, a DataFrame
     "Loss curves, one panel per term, and the correlations that select the model."
     import matplotlib.pyplot as plt  # here, since most runs draw nothing
@@ -464,7 +465,7 @@ def plot_curves(
     from s2dm.plots import set_style
 
     set_style()
-    data = curve_data(found)
+    data = curve_data(outcome)
     train = data[data["part"] == "training"]
     tests = data[data["part"] == _DEV]
     panels = [*train["panel"].unique()]
