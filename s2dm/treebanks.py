@@ -188,7 +188,7 @@ COLLECTIONS = {
     "partut-it": Collection("ud-partut", ("it",)),
     "partut-fr": Collection("ud-partut", ("fr",)),
 }
-PAPER = ("pud", "lines", "partut-it") # what "about 26k pairs, 20 languages" must have been
+PAPER = ("pud", "lines", "partut-it") # what the paper's 26k pairs in 20 languages must have been
 
 # %% ../nbs/01b_treebanks.ipynb #e0867035
 def _language(path): return Path(path).name.partition("_")[0] # of a registered file
@@ -238,15 +238,15 @@ def _one_file(path, collection) -> "Dataset": # the sentences of one registered 
 
 def _jobs(collections, languages=None): # registered path -> its collection; None: all languages
     jobs = {} # a file that two collections share (English ParTUT) is read once
-    there = set()
+    offered = set() # languages
     for collection in collections:
         for language, paths in _files(collection).items():
-            there.add(language)
+            offered.add(language)
             if languages is None or language in languages: jobs |= dict.fromkeys(paths, collection)
-    if not there:
+    if not offered:
         choices = ", ".join(COLLECTIONS)
         raise ParameterError(f"collections={collections!r} is empty; choose from {choices}")
-    for language in languages or (): check_choice(language, sorted(there), "language")
+    for language in languages or (): check_choice(language, sorted(offered), "language")
     return jobs
 
 
