@@ -84,8 +84,8 @@ def _computed(sentences, encoder): # [N] subwords of each; positions -> their st
     tokenized = encoder.split(sentences)
     lengths = np.array([len(t.ids) for t in tokenized])
     def states(positions):
-        found = encoder([tokenized[i] for i in positions]).float()
-        return found.split([lengths[i] for i in positions])
+        of_all = encoder([tokenized[i] for i in positions]).float()
+        return of_all.split([lengths[i] for i in positions])
     return lengths, states
 
 
@@ -104,29 +104,29 @@ def _states(sentences, encoder, cache): # of the two, the one that is there
 
 # %% ../nbs/03b_vectors.ipynb #995ec9ba
 def _padded(states): # a list of [S,d] -> [B,T,d], and a mask [B,T]
-    there = [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in states]
-    return pad_sequence(states, batch_first=True), pad_sequence(there, batch_first=True)
+    is_subword = [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in states]
+    return pad_sequence(states, batch_first=True), pad_sequence(is_subword, batch_first=True)
 
 
 def _pooled(lengths, states, how, budget): # kind -> [N,...]
-    found = {}
+    vectors = {}
     for positions in length_batches(lengths, budget):
         h, mask = _padded(states(positions))
         for kind, function in how.items():
             x = function(h, mask)
-            if kind not in found: found[kind] = x.new_empty(len(lengths), x.shape[1])
-            found[kind][positions] = x
-    return found
+            if kind not in vectors: vectors[kind] = x.new_empty(len(lengths), x.shape[1])
+            vectors[kind][positions] = x
+    return vectors
 
 # %% ../nbs/03b_vectors.ipynb #9b5bd3cc
 _IDENTITY = {"revision": "revision", "tokenizer_sha256": "tokenizer"} # key -> what it is
 
 
-def _same_encoder(about: dict, encoder: Encoder, file: Path): # raises DataError
+def _same_encoder(saved: dict, encoder: Encoder, file: Path): # raises DataError
     for key, what in _IDENTITY.items():
-        if about[key] == encoder.record[key]: continue
+        if saved[key] == encoder.record[key]: continue
         raise DataError(
-            f"{file}: trained on encoder {about['encoder']!r} with {what} {about[key]}, but "
+            f"{file}: trained on encoder {saved['encoder']!r} with {what} {saved[key]}, but "
             f"{encoder.name!r} here has {encoder.record[key]}; "
             "give the right encoder's folder or hub id as `encoder`.")
 
@@ -135,9 +135,9 @@ def _read_about(file: Path) -> dict: # what encoder.json says
     if not file.is_file():
         raise MissingData(f"{file} is not there: it says which encoder the model reads, and "
                           "`s2dm.pretrain.pretrain` writes it beside the model.")
-    about = read_json(file, encoder=str, **dict.fromkeys(_IDENTITY, str))
-    check_keys(dict(layers=0) | about, file, layers=int)
-    return about
+    saved = read_json(file, encoder=str, **dict.fromkeys(_IDENTITY, str))
+    check_keys(dict(layers=0) | saved, file, layers=int)
+    return saved
 
 # %% ../nbs/03b_vectors.ipynb #ebb5b3b6
 class TextVectors:
@@ -227,17 +227,17 @@ def from_pretrained(
     """A saved model with its encoder. Raises `DataError` if the encoder is not the one it was
     trained on, `MissingData` if something is not there."""
     file = Path(folder) / "encoder.json"
-    about = _read_about(file)
-    check_run(folder, about.get("run"))
+    saved = _read_about(file)
+    check_run(folder, saved.get("run"))
     model = S2DM.from_pretrained(folder)
     if not isinstance(encoder, Encoder):
-        layers = about.get("layers", 0)
+        layers = saved.get("layers", 0)
         try:
             with reading(file):
-                encoder = load_encoder(encoder or about["encoder"], device, layers=layers)
+                encoder = load_encoder(encoder or saved["encoder"], device, layers=layers)
         except ParameterError as error: raise DataError(f"{file}: {error}") from None
-    _same_encoder(about, encoder, file)
-    known = about.get("weights_sha256")
+    _same_encoder(saved, encoder, file)
+    known = saved.get("weights_sha256")
     if known not in (None, file_hash(Path(folder) / "model.safetensors")):
         raise DataError(f"{file} belongs to another model.safetensors, of SHA-256 {known}")
     return cls(encoder, model.to(encoder.device))
@@ -329,9 +329,9 @@ def pair_cosines(
     kinds: Sequence[str] = KINDS, # which vectors
 ) -> dict[str, Tensor]: # kind -> [N] on the CPU, -1 to 1
     "How alike the two texts of each pair are."
-    found = vectors(pair_texts(pairs, "a") + pair_texts(pairs, "b"), kinds)
+    of_all = vectors(pair_texts(pairs, "a") + pair_texts(pairs, "b"), kinds)
     cosines = {}
-    for kind, x in found.items():
+    for kind, x in of_all.items():
         a, b = x.double().split(len(pairs))
         cosines[kind] = F.cosine_similarity(a, b).cpu()
     return cosines
@@ -386,10 +386,10 @@ def similarity_table(
     rows = []
     for corpus, part in TESTS if tests is None else tests:
         pairs = load(corpus, part)
-        found = sts_correlations(vectors, pairs, kinds or _all_kinds(vectors))
+        correlations = sts_correlations(vectors, pairs, kinds or _all_kinds(vectors))
         row = dict(corpus=corpus, part=part, pairs=len(pairs))
-        for kind, (pearson, _) in found.items(): row[kind] = 100 * pearson
-        for kind, (_, spearman) in found.items(): row[f"{kind}_spearman"] = 100 * spearman
+        for kind, (pearson, _) in correlations.items(): row[kind] = 100 * pearson
+        for kind, (_, spearman) in correlations.items(): row[f"{kind}_spearman"] = 100 * spearman
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -436,13 +436,13 @@ def _check_parallel(versions, pivot): # raises ParameterError
                              "expected as many, translations in the same place")
 
 # %% ../nbs/03b_vectors.ipynb #4d7d060d
-def _retrieval_row(parts, lang, pivot): # `parts`: kind -> language -> [N,m]
+def _retrieval_row(by_kind, lang, pivot): # `by_kind`: kind -> language -> [N,m]
     row = {}
     ways = {}
-    for kind, by_lang in parts.items():
-        start, back = retrieval_accuracy(by_lang[pivot], by_lang[lang])
-        ways |= {f"{kind}_from": 100 * start, f"{kind}_to": 100 * back}
-        row[kind] = (100 * start + 100 * back) / 2
+    for kind, by_lang in by_kind.items():
+        from_pivot, to_pivot = retrieval_accuracy(by_lang[pivot], by_lang[lang])
+        ways |= {f"{kind}_from": 100 * from_pivot, f"{kind}_to": 100 * to_pivot}
+        row[kind] = (100 * from_pivot + 100 * to_pivot) / 2
     return row | ways
 
 
@@ -458,12 +458,12 @@ def retrieval_table(
 
     _check_parallel(versions, pivot)
     count = len(versions[pivot])
-    found = vectors(spoken_texts(versions), kinds or _all_kinds(vectors))
-    parts = {kind: dict(zip(versions, x.split(count))) for kind, x in found.items()}
+    of_all = vectors(spoken_texts(versions), kinds or _all_kinds(vectors))
+    by_kind = {kind: dict(zip(versions, x.split(count))) for kind, x in of_all.items()}
     rows = []
     for lang in versions:
         if lang == pivot: continue
-        rows.append(dict(lang=lang, sentences=count) | _retrieval_row(parts, lang, pivot))
+        rows.append(dict(lang=lang, sentences=count) | _retrieval_row(by_kind, lang, pivot))
     return pd.DataFrame(rows)
 
 # %% ../nbs/03b_vectors.ipynb #a9863de3
@@ -506,11 +506,11 @@ def parallel_text(
     "The lines of a parallel corpus of one file per language."
     files = _text_files(check_choice(corpus, ("sib200", "ntrex128"), "corpus"))
     for lang in languages or (): check_choice(lang, sorted(files), "languages")
-    found = {}
+    texts = {}
     for lang, path in files.items():
         if languages and lang not in languages: continue
-        found[lang] = read_lines(fetch(path), crlf=True)
-    return found
+        texts[lang] = read_lines(fetch(path), crlf=True)
+    return texts
 
 # %% ../nbs/03b_vectors.ipynb #e7e48b30
 _LABELS = dict(
