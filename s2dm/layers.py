@@ -93,7 +93,7 @@ def freeze(
     if layers >= len(stack):
         raise ParameterError(f"freeze_layers={layers} is not possible: expected fewer than "
                              f"the {len(stack)} layers of the encoder")
-    for part in [*stack[:layers], *projections(model).values()]: part.requires_grad_(False)
+    for module in [*stack[:layers], *projections(model).values()]: module.requires_grad_(False)
 
 # %% ../nbs/02f_layers.ipynb #0ae5bbf8
 def _linear_maps(model): # names of those that learn, in the layers
@@ -124,10 +124,10 @@ def merge_lora(
 ):
     """Add each adapter's product to its matrix, and take the adapter away. The matrices that were
     changed count as learned (`requires_grad`)."""
-    adapted = {name: part for name, part in model.named_modules() if hasattr(part, "lora_A")}
-    for name, part in adapted.items():
-        part.merge()
-        base = part.get_base_layer()
+    adapted = {name: m for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    for name, module in adapted.items():
+        module.merge()
+        base = module.get_base_layer()
         base.weight.requires_grad_(True)
         model.set_submodule(name, base)
 
@@ -232,16 +232,16 @@ def _inputs(batch): # of the encoder, those that a batch has
 
 
 def _key(about, batches, load): # a checksum of encoder and subwords
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    checksum = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for positions in batches:
-        for tensor in _inputs(load(positions)).values(): found.update(tensor.numpy().tobytes())
-    return found.hexdigest()[:32]
+        for tensor in _inputs(load(positions)).values(): checksum.update(tensor.numpy().tobytes())
+    return checksum.hexdigest()[:32]
 
 # %% ../nbs/02f_layers.ipynb #6601d2ab
 @torch.no_grad()
-def _compute(lower, half, file, batches, load, bar): # write the states of a part
+def _compute(lower, in_bfloat16, file, batches, load, bar): # write the states of a part
     device = next(lower.parameters()).device
-    cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+    cast = torch.autocast(device.type, torch.bfloat16) if in_bfloat16 else nullcontext()
     lower.eval()
     checksum = 0
     with atomic_write(file) as new, open(new, "wb") as out:
@@ -276,7 +276,7 @@ def _states_of_part(kept, batches, load, rows, bar): # of some texts
     def is_whole(): return file.is_file() and file.stat().st_size == size
     with nullcontext() if is_whole() else write_lock(file):
         if is_whole(): bar.update(sum(map(len, batches))) # perhaps by another process meanwhile
-        else: _compute(kept.lower, kept.half, file, batches, load, bar)
+        else: _compute(kept.lower, kept.in_bfloat16, file, batches, load, bar)
     return _states_of_file(file, rows, width)
 
 # %% ../nbs/02f_layers.ipynb #d12877f1
@@ -293,8 +293,8 @@ class LowerStates:
     ):
         self.lower = split_layers(model, layers)[0]
         device = next(model.parameters()).device.type
-        self.half = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
-        precision = "bfloat16" if self.half else "float32"
+        self.in_bfloat16 = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+        precision = "bfloat16" if self.in_bfloat16 else "float32"
         self.about = dict(revision=revision, layers=layers, precision=precision)
         self.folder = Path(folder or data_dir() / "cache" / "states")
 
