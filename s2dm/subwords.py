@@ -441,14 +441,14 @@ def alignment_table(
 
 # %% ../nbs/01g_subwords.ipynb #339da729
 def _begins_in(start, end, words): # [S] and [S] of subwords, [W,2] of words, ascending -> [S] word
-    found = np.full(len(start), -1)
-    if not len(words): return found
+    word = np.full(len(start), -1)
+    if not len(words): return word
     begin, stop = words.T
     last = np.searchsorted(begin, start, "right") - 1 # the last word that begins there or before
     first = np.searchsorted(begin, begin[last.clip(0)], "left") # of a contraction the first
     inside = (begin[first] <= start) & (start < stop[first]) & (end > start)
-    found[inside] = first[inside]
-    return found
+    word[inside] = first[inside]
+    return word
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a21
 def words_of_all(
@@ -467,10 +467,10 @@ def words_of_all(
     shift = np.repeat(front, counts) + 1
     start = np.concatenate([s.start for s in subwords]) + shift
     end = np.concatenate([s.end for s in subwords]) + shift
-    found = _begins_in(start, end, words)
+    word = _begins_in(start, end, words)
     before = np.repeat(np.cumsum([0, *numbers])[:-1], counts) # words of the texts before
-    found = np.where(found < 0, -1, found - before).astype(np.int32)
-    return np.split(found, np.cumsum(counts)[:-1])
+    word = np.where(word < 0, -1, word - before).astype(np.int32)
+    return np.split(word, np.cumsum(counts)[:-1])
 
 # %% ../nbs/01g_subwords.ipynb #a806d8a0
 def words_of_subwords(
@@ -488,8 +488,9 @@ def first_subwords(
     "The index of each word's first subword, and whether it has one."
     word = np.asarray(word, int)
     first = np.zeros(words, np.int64)
-    there = np.zeros(words, bool)
-    at = np.flatnonzero(word >= 0)[::-1] # backwards, so that the first of a word is written last
-    first[word[at]] = at
-    there[word[at]] = True
-    return first, there
+    has_subword = np.zeros(words, bool)
+    # backwards, so that the first of a word is written last
+    begun = np.flatnonzero(word >= 0)[::-1]
+    first[word[begun]] = begun
+    has_subword[word[begun]] = True
+    return first, has_subword
