@@ -86,12 +86,12 @@ def _bound(before): # bytes that what was packed can unpack to
 
 def _unpacked(data, most, where): # bytes
     reader = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
-    try: found = reader.decompress(data, max_length=most + 1)
+    try: content = reader.decompress(data, max_length=most + 1)
     except lzma.LZMAError as error: raise DataError(f"{where} is broken: {error}") from None
-    if len(found) > most:
+    if len(content) > most:
         raise DataError(f"{where} would unpack to more than {most} bytes, which no reader fills")
     if not reader.eof: raise DataError(f"{where} is broken: it ends too early")
-    return found
+    return content
 
 # %% ../nbs/02h_packing.ipynb #9a4e0010
 def _is_sound(some): # is it what `rounded` makes?
