@@ -329,8 +329,9 @@ def hide(
 ) -> tuple[Tensor, Tensor]: # [B,T] int64 what the model sees, [B,T] bool where it has to predict
     "Masks for language modelling: 80 % [MASK], 10 % random, 10 % unchanged (Devlin et al. 2019)."
     word = ids >= len(SPECIAL)
-    order = torch.rand(ids.shape, generator=generator).masked_fill(~word, 2).argsort(1).argsort(1)
-    chosen = word & (order < (share * word.sum(1, keepdim=True)).round().clamp(min=1))
+    drawn = torch.rand(ids.shape, generator=generator).masked_fill(~word, 2)
+    rank = drawn.argsort(1).argsort(1) # of each place in its row, special subwords last
+    chosen = word & (rank < (share * word.sum(1, keepdim=True)).round().clamp(min=1))
     fate = torch.rand(ids.shape, generator=generator)
     other = torch.randint(len(SPECIAL), vocabulary, ids.shape, generator=generator)
     seen = torch.where(fate < .8, SPECIAL.index("[MASK]"), torch.where(fate < .9, other, ids))
