@@ -41,7 +41,7 @@ class ProbeData:
     begun: np.ndarray | None = None # [W] bool: words with a subword, and so a vector; None: all
 
     @property
-    def there(self) -> np.ndarray: # [W] bool
+    def has_vector(self) -> np.ndarray: # [W] bool
         "Which words have a vector."
         return np.ones(self.start[-1], bool) if self.begun is None else self.begun
 
@@ -252,8 +252,8 @@ def word_probes(
 ) -> list[dict]: # rows of the table
     "Parts of speech and places of words."
     forms = data.column("forms")
-    train = data.of_sentences(data.train) & data.there
-    test = data.of_sentences(~data.train) & data.there
+    train = data.of_sentences(data.train) & data.has_vector
+    test = data.of_sentences(~data.train) & data.has_vector
     known = data.of_sentences(np.asarray(data.sentences["lang"][:]) == source)
     splits = [_Split("upos", train, test), _Split("upos, unseen", train & known, test & ~known)]
     splits = [split for split in splits if split.train.any() and split.test.any()]
@@ -397,7 +397,7 @@ def _padded(rows, dtype): # arrays of one, or of two equal dimensions, side by s
 
 # %% ../nbs/06c_probes.ipynb #1bd99001
 def _words_of_trees(data): # of each sentence: numbers of the words that take part
-    has_vector = np.split(data.there, data.start[1:-1])
+    has_vector = np.split(data.has_vector, data.start[1:-1])
     return [np.flatnonzero((np.array(tags) != "PUNCT") & flags)
             for tags, flags in zip(data.sentences["upos"][:], has_vector)]
 
@@ -690,8 +690,8 @@ def _predicted(vectors, train, suffix): # rows: y and z from each kind of vector
         widths = [y.shape[1] for y in targets.values()]
         seen = torch.cat([y[train] for y in targets.values()], 1)
         predicted = ridge(x[train], seen, x[~train]).split(widths, 1)
-        for (kind, y), found in zip(targets.items(), predicted):
-            share = r_squared(found, y[~train])
+        for (kind, y), guess in zip(targets.items(), predicted):
+            share = r_squared(guess, y[~train])
             rows.append({"from": source + suffix, "to": kind + suffix, "r2": share})
     return rows
 
@@ -701,7 +701,7 @@ def predictability(
 ) -> pd.DataFrame: # from, to, r2 (percent; of sentences, and of words where the names say so)
     """Share of the variance of one variable that another predicts linearly, over sentences of other
     meanings."""
-    words = {kind: x[torch.from_numpy(data.there)] for kind, x in data.words.items()}
-    train = data.of_sentences(data.train)[data.there]
+    words = {kind: x[torch.from_numpy(data.has_vector)] for kind, x in data.words.items()}
+    train = data.of_sentences(data.train)[data.has_vector]
     rows = _predicted(data.means, data.train, "") + _predicted(words, train, ", words")
     return pd.DataFrame(rows, columns=["from", "to", "r2"])
