@@ -154,16 +154,16 @@ def __contains__(self: Constituents, span: tuple[int, int]) -> bool:
 
 # %% ../nbs/06a_constituents.ipynb #a2506f7e
 def how_cut(
-    there: Constituents, # of the context
+    constituents: Constituents, # of the context
     start: int, # first character of an answer
     end: int, # behind the last
 ) -> tuple[bool, bool]: # does it begin or end inside a token; does it cross a sentence
     "Where the tokens and sentences of a tree do not fit an answer."
-    i, j = there.tokens.touched(start, end)
+    i, j = constituents.tokens.touched(start, end)
     if i >= j: return False, False
-    first = there.tokens.starts[i]
-    last = there.tokens.ends[j - 1]
-    return first < start or last > end, not _in_one_sentence(there, first, last)
+    first = constituents.tokens.starts[i]
+    last = constituents.tokens.ends[j - 1]
+    return first < start or last > end, not _in_one_sentence(constituents, first, last)
 
 # %% ../nbs/06a_constituents.ipynb #537c50b7
 class GoldParser:
@@ -687,11 +687,11 @@ def violation_row(
 # %% ../nbs/06a_constituents.ipynb #dbf9ccda
 def restricted(
     answers: Sequence[Answer], # the best first
-    there: Constituents, # of the context
+    constituents: Constituents, # of the context
 ) -> str: # the best that is a constituent; the best of all if none is; "" if there is none
     "The answer of a reader that keeps to constituents."
     for answer in answers:
-        if (answer.start, answer.end) in there: return answer.text
+        if (answer.start, answer.end) in constituents: return answer.text
     return answers[0].text if answers else ""
 
 # %% ../nbs/06a_constituents.ipynb #7b3eff97
