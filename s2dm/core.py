@@ -780,8 +780,8 @@ def document(
     cls: type, # whose methods have comments beside their parameters
 ):
     "Put the comments on parameters into the docstrings of the public methods."
-    for name, found in vars(cls).items():
-        method = getattr(found, "__func__", getattr(found, "f", found))
+    for name, member in vars(cls).items():
+        method = getattr(member, "__func__", getattr(member, "f", member))
         if not _is_public(name, method): continue
         try: lines = _parameters(method)
         except OSError: continue # no source, as in a frozen application
