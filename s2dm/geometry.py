@@ -186,8 +186,8 @@ def geometry_tables(
     group = np.tile(np.arange(n), len(versions))
     rows = []
     points = []
-    found = vectors(spoken_texts(versions), KINDS if vectors.model else KINDS[:1])
-    for kind, x in found.items():
+    of_all = vectors(spoken_texts(versions), KINDS if vectors.model else KINDS[:1])
+    for kind, x in of_all.items():
         place, share = pca(x)
         about = dict(corpus=corpus, kind=kind)
         rows.append(about | _geometry_row(x, lang, group, share)
