@@ -30,8 +30,8 @@ SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 
 def package_file() -> Path: # the file of the installed package
     "Where the weights are. Raises `MissingData` if the package is not installed."
-    found = importlib.util.find_spec(PACKAGE)
-    for folder in found.submodule_search_locations if found else ():
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in spec.submodule_search_locations if spec else ():
         file = Path(folder) / FILE
         if file.is_file(): return file
     raise MissingData(
@@ -67,11 +67,11 @@ def dequantize(
     width: int, # weights of a row; a multiple of 32
 ) -> np.ndarray: # [rows,width] float32
     "The weights of a matrix that was rounded to four bits."
-    found = np.frombuffer(blocks, _BLOCK)
-    low = found["nibbles"] & 15
-    high = found["nibbles"] >> 4
+    records = np.frombuffer(blocks, _BLOCK)
+    low = records["nibbles"] & 15
+    high = records["nibbles"] >> 4
     signed = np.concatenate([low, high], 1).astype(np.float32) - 8
-    return (signed * found["scale"].astype(np.float32)[:, None]).reshape(-1, width)
+    return (signed * records["scale"].astype(np.float32)[:, None]).reshape(-1, width)
 
 # %% ../nbs/01h_e5.ipynb #9360ba85
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def _read_vocabulary(cursor): # ids of special tokens, pieces with their log pro
 # %% ../nbs/01h_e5.ipynb #22d6b307
 def _read_characters(cursor): # what SentencePiece's normalisation makes of a character
     count, _ = cursor.numbers("iI")
-    found = {}
+    becomes = {}
     for _ in range(count):
         code, length = cursor.numbers("IB")
-        found[chr(code)] = "".join(map(chr, cursor.numbers(f"{length}I")))
-    return found
+        becomes[chr(code)] = "".join(map(chr, cursor.numbers(f"{length}I")))
+    return becomes
 
 # %% ../nbs/01h_e5.ipynb #dd55b431
 class _Place(NamedTuple): # of a matrix or vector in the file
@@ -115,12 +115,12 @@ class _Place(NamedTuple): # of a matrix or vector in the file
 
 
 def _read_directory(cursor): # name -> place
-    found = {}
+    places = {}
     for _ in range(*cursor.numbers("i")):
         length, = cursor.numbers("H")
         name = cursor.bytes(length).decode()
-        found[name] = _Place(*cursor.numbers("BIQQ"))
-    return found
+        places[name] = _Place(*cursor.numbers("BIQQ"))
+    return places
 
 # %% ../nbs/01h_e5.ipynb #c3d02677
 class E5File:
@@ -201,9 +201,9 @@ def double_array(
         for byte, child in node.items():
             units[base ^ byte] = _LEAF | child if byte == 0 else byte
         todo += [(base ^ byte, child) for byte, child in node.items() if byte]
-    found = np.zeros(max(units) + 256, np.uint32)
-    found[list(units)] = list(units.values())
-    return found
+    array = np.zeros(max(units) + 256, np.uint32)
+    array[list(units)] = list(units.values())
+    return array
 
 # %% ../nbs/01h_e5.ipynb #9b712a21
 def character_map(
@@ -276,14 +276,14 @@ _LAYER = {
 
 def _layer_weights(content, layer):
     sizes = content.sizes
-    found = {}
+    weights = {}
     for short, long in _LAYER.items():
         width = sizes.inner if short == "fo" else sizes.width
         if short.endswith("ln"): width = None # a vector
         name = f"encoder.layer.{layer}.{long}"
-        found[f"{name}.weight"] = content.tensor(f"l{layer}.{short}.w", width)
-        found[f"{name}.bias"] = content.tensor(f"l{layer}.{short}.b")
-    return found
+        weights[f"{name}.weight"] = content.tensor(f"l{layer}.{short}.w", width)
+        weights[f"{name}.bias"] = content.tensor(f"l{layer}.{short}.b")
+    return weights
 
 # %% ../nbs/01h_e5.ipynb #66656ba2
 def encoder_weights(
@@ -291,15 +291,15 @@ def encoder_weights(
 ) -> dict[str, torch.Tensor]: # by the names of transformers' BertModel
     "All weights, in float32."
     sizes = content.sizes
-    found = {
+    weights = {
         "embeddings.word_embeddings.weight": content.tensor("emb.word", sizes.width),
         "embeddings.position_embeddings.weight": content.tensor("emb.pos", sizes.width),
         "embeddings.token_type_embeddings.weight": content.tensor("emb.type", sizes.width),
         "embeddings.LayerNorm.weight": content.tensor("emb.ln.w"),
         "embeddings.LayerNorm.bias": content.tensor("emb.ln.b"),
     }
-    for layer in range(sizes.layers): found |= _layer_weights(content, layer)
-    return found
+    for layer in range(sizes.layers): weights |= _layer_weights(content, layer)
+    return weights
 
 # %% ../nbs/01h_e5.ipynb #5d0d28f6
 def _bert_config(content): # as config.json has it
@@ -335,9 +335,9 @@ def write_encoder(
 
 # %% ../nbs/01h_e5.ipynb #6f76e647
 def _checked(file): # the file, if it is the one that was tested
-    found = file_hash(file)
-    if found == SHA256: return file
-    raise DataError(f"{file} has the checksum {found}; expected {SHA256}: {PACKAGE} 0.3.0")
+    checksum = file_hash(file)
+    if checksum == SHA256: return file
+    raise DataError(f"{file} has the checksum {checksum}; expected {SHA256}: {PACKAGE} 0.3.0")
 
 # %% ../nbs/01h_e5.ipynb #0a2719a8
 def e5_folder(

@@ -87,9 +87,9 @@ def _known_sums(file, source): # algorithm -> checksum that the file should have
 
 def _wrong(file, sums): # lines on the first that differs; "" if all are right
     for algorithm, expected in sums.items():
-        found = file_hash(file, algorithm)
-        if found == expected: continue
-        return f"  {algorithm} found    {found}\n  {algorithm} expected {expected}\n"
+        actual = file_hash(file, algorithm)
+        if actual == expected: continue
+        return f"  {algorithm} found    {actual}\n  {algorithm} expected {expected}\n"
     return ""
 
 # %% ../nbs/01a_sources.ipynb #a066e79d
