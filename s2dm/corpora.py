@@ -40,8 +40,8 @@ class DataConfig(Config):
 
 # %% ../nbs/01f_corpora.ipynb #264c0a09
 def _licences(treebank): # of its registered files
-    found = {s.licence for s in REGISTRY.values() if f"/{treebank}/" in s.path}
-    return ", ".join(sorted(found))
+    licences = {s.licence for s in REGISTRY.values() if f"/{treebank}/" in s.path}
+    return ", ".join(sorted(licences))
 
 
 def _joined(values): return "+".join(sorted(set(values)))

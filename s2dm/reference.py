@@ -52,10 +52,10 @@ def generated_questions(
     name = grammar.language.name
     files = reading_files(SyntheticConfig(), {name: grammar})
     text = next(text for path, text in files if path.startswith("train/"))
-    place = data_dir() / "synthetic" / "monolingual" / f"{name}.json"
-    if not place.is_file() or place.read_text(encoding="utf-8") != text:
-        with atomic_write(place) as tmp: tmp.write_text(text, encoding="utf-8")
-    return place
+    file = data_dir() / "synthetic" / "monolingual" / f"{name}.json"
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        with atomic_write(file) as tmp: tmp.write_text(text, encoding="utf-8")
+    return file
 
 
 # %% ../nbs/06e_reference.ipynb #ac6d0eb6

@@ -150,7 +150,8 @@ def random_sentences(
 
     from s2dm.treebanks import UPOS
 
-    rng, rows = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    rows = []
     for group in range(groups):
         complete = group % 2 == 1 or len(languages) < 3
         for lang in languages if complete else languages[:2]:
