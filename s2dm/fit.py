@@ -35,7 +35,7 @@ from .losses import objective
 # %% ../nbs/02e_fit.ipynb #3d73bf71
 @dataclass(frozen=True, init=False)
 class FitConfig(Config):
-    "Parameters of the training loop, which the configuration of each stage has, too."
+    "Parameters of the training loop, and of each stage that trains."
     epochs: int = param(1, "passes over the data", low=1)
     max_steps: int = param(0, "steps after which to stop; 0: all", low=0)
     learning_rate: float = param(1e-3, "highest learning rate of AdamW", low=0)
@@ -733,8 +733,7 @@ def _save_if_due(run: _Run, is_done: bool):
 # %% ../nbs/02e_fit.ipynb #b91e1e91
 def _train(run: _Run, counts: list[int], total: int): # counts: steps of each epoch
     "From where the run stands to its end."
-    progress = run.progress
-    config = run.config
+    progress, config = run.progress, run.config
     model, optimizer = run.accelerator.prepare(run.model.train(), run.optimizer)
     log = _Log(run.accelerator, run.checkpoint.folder, progress.step)
     bar = _progress_bar(run, total)
