@@ -350,7 +350,7 @@ def _reading_told(numbers, primary): # sentences on zero-shot EM; primary: None,
 # %% ../nbs/07d_report.ipynb #29df4b66
 def _boundaries_told(numbers, model): # a sentence, or none
     errors = numbers[(numbers["measure"] == Measure.BOUNDARY_ERRORS) & (numbers["model"] == model)]
-    if not len(errors): return []
+    if "s2dm_sp" not in {*errors["system"]}: return []
     _, (data, *_) = _places(errors)
     own = errors[errors["data"] == data]
     return [f"Boundary errors, in percent of the questions on {dataset_name(data)}, are "
@@ -631,7 +631,7 @@ def _width(cells): # of a table, in pixels
     for (_, name), column in zip(cells.columns, cells.T.to_numpy()):
         lengths = [len(str(name))]
         for x in column: lengths.append(len(str(x).split(" ±")[0])) # the spread stands below
-        width += 18 + 6.6 * max(lengths)
+        width += 18 + 8 * max(lengths)
     return width
 
 
@@ -820,7 +820,7 @@ _MEDIA_STYLE = """\
 @media (max-width:600px){main{padding:1.2rem .9rem}body{font-size:16px}dl{columns:1}\
 .wide::before{content:"\\2194 scroll sideways";position:sticky;left:0;display:block;\
 font:.72rem var(--sans);color:var(--soft)}.wide img{max-width:640px}th{white-space:normal}\
-th:first-child,td:first-child{min-width:6.5rem;max-width:8rem;white-space:normal;\
+th:first-child,td:first-child{min-width:8.3rem;max-width:9.5rem;white-space:normal;\
 overflow-wrap:break-word}\
 summary small{display:block;margin:0}}
 @media print{main{max-width:none;padding:0}.item{break-inside:avoid}.scroll{overflow:visible}}
@@ -829,7 +829,7 @@ _STYLE = _PAGE_STYLE + _LINK_STYLE + _TABLE_STYLE + _MEDIA_STYLE
 
 # %% ../nbs/07d_report.ipynb #e1a5a753
 _PARAMETERS = re.compile(r" \(parameter [^)]*\)")
-_DATA = re.compile(r"\b(" + "|".join(DATASET_NAMES) + r")\.(\w+)")
+_DATA = re.compile(r"(?<![/\w])(" + "|".join(DATASET_NAMES) + r")\.(\w+)")
 
 
 def _without_folders(text): # /home/somebody/x.json -> …/x.json
