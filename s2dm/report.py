@@ -623,7 +623,7 @@ def _heads(columns, words): # one or two rows; words: of each column, is it one 
     return f"{top}<tr>{heads}"
 
 # %% ../nbs/07d_report.ipynb #92b0b02e
-_PHONE, _SCREEN = 350, 1030 # room for a table, in pixels
+_PHONE, _SCREEN = 300, 1030 # room for a table, in pixels; a first column is wider on a phone
 
 
 def _width(cells): # of a table, in pixels

@@ -598,7 +598,9 @@ def _glance_cells(part, marked): # a row for each system, a column for each meas
     for measure in _GLANCE:
         own = part[part["measure"] == measure].set_index("system")
         if not len(own): continue
-        cells["", measure.value] = [
+        few, most = own["runs"].max(), seeds.max() # perhaps not every seed was analysed
+        heading = f"{measure} ({few} of {most} seeds)" if few < most else measure.value
+        cells["", heading] = [
             _glance_cell(own.loc[system], marked) if system in own.index else Cell("–")
             for system in systems]
     return pd.DataFrame(cells)
