@@ -283,7 +283,8 @@ def figure1(
     set_style()
     predictions = {}
     for file in prediction_files(results):
-        _, _, language, *_ = file.name.split(".") # predictions.synthetic.LANGUAGE.json
+        if not file.match("predictions.synthetic.*.json"): continue # of real text
+        _, _, language, _ = file.name.split(".")
         predictions[language] = read_record(file)
     ours = boundary_example(predictions)
     panels = _panels(ours)
