@@ -9,8 +9,8 @@ on constituents, from the predictions of `make e5` and the kept parses of Stanfo
 - `overlap.csv`: of the wrong answers that overlap the right one, how many break a constituent that
   the right one keeps, keep one as the right one does, or neither;
 - `shares.csv`: answers that are constituents, gold and predicted, on XQuAD and BiPaR;
-- `violations.csv`: answers that break a constituent where a reader trained on Chinese gives a right
-  one that keeps it. That reader's answers are those that BiPaR's authors published.
+- `violations_bipar.csv`: answers that break a constituent where a reader trained on Chinese gives
+  a right one that keeps it. That reader's answers are those that BiPaR's authors published.
 
 Intervals know of seeds and passages. Until every reader has been read with, the script refuses."""
 import argparse
@@ -167,7 +167,8 @@ def main():
         deficit, mechanism = deficits(readers, given.samples)
         tables = dict(
             deficit=deficit, mechanism=mechanism, overlap=overlaps(readers),
-            shares=shares(readers, given.samples), violations=violations(readers, given.samples))
+            shares=shares(readers, given.samples),
+            violations_bipar=violations(readers, given.samples))
     except DataError as error: sys.exit(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():

@@ -1,12 +1,15 @@
 """Tables, figures and page from records: numbers by hand, missing cells, one seed and several,
 malformed files, the same bytes twice.
 """
+import base64
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from html import unescape
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,15 +21,17 @@ from scipy import stats
 
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.figures import all_figures, boundary_example, draw_tree, figure1, figure5, figure6
-from s2dm.report import findings, headline, report, unlike
+from s2dm.report import SENTENCES, findings, headline, key_sentences, report, unlike
 from s2dm.results import (
     Measure, ReportConfig, against_baseline, collect, compare, control_of, holm, interval,
     main_effects, measures, paired, shown_as, summarise)
 from s2dm.synthetic import SyntheticConfig
 from s2dm.tables import (
+    Cell,
     all_tables,
     constituents_table,
     detail_table,
+    fixed_tables,
     graded,
     reading_table,
     separation_table,
@@ -34,7 +39,8 @@ from s2dm.tables import (
     violations_table,
 )
 
-PIXEL = b"\x89PNG\r\n\x1a\n" + b"\0" * 20  # no picture, but as long as the head of one
+PIXEL = base64.b64decode(  # a picture of one point
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,7 @@ def quick(monkeypatch):
     """Pages whose pictures are one small picture: drawing them takes longest, and is tested
     elsewhere."""
     monkeypatch.setattr("s2dm.report.write_figure", write_pixel)
+    monkeypatch.setattr("s2dm.report.screen_picture", lambda figure, dpi: PIXEL)
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +312,8 @@ def test_no_cell_is_empty_without_a_reason(several):
         assert all(
             any(str(cell.text) in note for note in table.notes)
             for _, cells in table.blocks
-            for cell in cells.xs("ours", axis=1, level=1).to_numpy().ravel()
-            if not re.search(r"\d", cell.text) and cell.text != "–")
+            for cell in cells.to_numpy().ravel()
+            if isinstance(cell, Cell) and not re.search(r"\d", cell.text) and cell.text != "–")
 
 
 def test_reasons(tmp_path):
@@ -345,14 +352,24 @@ def test_paper_profile_stands_beside_the_paper(tmp_path):
         "en")
     results = collect(("mbert", "xlm100", "xlmr"), tmp_path)
     heading, cells = reading_table("table3", results, graded(results, measures(results))).blocks[1]
-    cells = cells.set_index([("", "encoder"), ("", "system")])
+    cells.columns = [name for _, name in cells.columns]
+    de = cells.set_index(["encoder", "system", "whose"])["de"].map(str)
     assert heading == "MLQA"
-    assert str(cells.loc[("mBERT", "S2DM_SP"), ("de", "paper")]) == "45.3/59.9"
-    assert re.match(
-        r"\d+\.\d\*?/\d+\.\d\*? ±", str(cells.loc[("mBERT", "S2DM_SP"), ("de", "ours")]))
-    assert str(cells.loc[("XLM-R", "baseline"), ("de", "paper")]) == "–"
-    assert re.match(r"\d", str(cells.loc[("XLM-R", "baseline"), ("de", "ours")]))
-    assert str(cells.loc[("XLM-100", "baseline"), ("de", "ours")]) == "not run"
+    assert de["mBERT", "S2DM_SP", "paper"] == "45.3/59.9"
+    assert re.match(r"\d+\.\d\*?/\d+\.\d\*? ±", de["mBERT", "S2DM_SP", "ours, 2 seeds"])
+    assert re.match(r"\d", de["XLM-R", "baseline", "ours, 2 seeds"])
+    assert ("XLM-R", "baseline", "paper") not in de.index
+    assert de["XLM-100", "baseline", "ours"] == "not run"
+
+
+def test_what_holds_nothing_of_ours_is_one_sentence(several):
+    table = reading_table("table2", several, graded(several, measures(several)))
+    assert {*table.blocks[0].cells["", "whose"]} == {"paper"}
+    assert table.notes == [
+        "Of XLM-100 and mBERT only the paper's numbers stand here: these runs are of embedded. "
+        "Profile paper runs XLM-100 and mBERT."]
+    first = constituents_table(several).blocks[0].cells
+    assert "ours" not in first.columns.get_level_values(1)
 
 
 def test_one_seed_has_neither_interval_nor_test(single):
@@ -448,7 +465,7 @@ def test_unlike_settings_are_told(tmp_path):
     for system, epochs in (("baseline", 3), ("s2dm_sp", 2)):
         leave(tmp_path, "finetune", "small", system, 0, {}, epochs=epochs)
     assert (unlike(collect(("small",), tmp_path))
-            == ["finetune, embedded: runs differ in epochs (2, 3)."])
+            == ["Not all runs of stage finetune (embedded encoder) have the same epochs (2 or 3)."])
 
 
 def test_violations_have_both_counts(runs, several):
@@ -591,10 +608,42 @@ def test_figure_6_shows_points_of_one_seed(several):
     plt.close("all")
 
 
-def test_only_glyphs_that_the_font_has_are_drawn(several, recwarn):
-    for figure in all_figures(several, measures(several)).values(): figure.fig.canvas.draw()
+def test_figures_are_drawn_without_a_warning(several, recwarn):
+    "Each glyph is in the font, and each layout has room."
+    figures = all_figures(several, measures(several))
+    assert figures["figure3"].fig is None # no ablation was run
+    for figure in figures.values():
+        if figure.fig: figure.fig.canvas.draw()
     plt.close("all")
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+def test_each_of_18_languages_has_a_look_of_its_own(tmp_path):
+    languages = "en ar cs de es fi fr hi id it ja ko pl pt ru th tr zh".split()
+    fake_runs(tmp_path, ("baseline", "s2dm_sp", "s2dm_pos"), 1, languages=languages, source="en")
+    figure = figure6(collect(("small",), tmp_path))
+    rows = [[text.get_text() for text in ax.get_legend().get_texts()]
+            for ax in figure.fig.axes if ax.get_legend()]
+    assert [language for row in rows for language in row] == languages
+    assert max(map(len, rows)) <= 6
+    ax = figure.fig.axes[0]
+    labelled = [dots for dots in ax.collections if not dots.get_label().startswith("_")]
+    assert len({dots.get_paths()[0].vertices.tobytes() for dots in labelled}) == len(labelled)
+    assert len({dots.get_facecolor().tobytes() for dots in labelled}) == len(labelled)
+    plt.close("all")
+
+
+def test_labels_of_figure_5_do_not_overprint(tmp_path):
+    languages = [f"a_long_name_{i}" for i in range(18)]
+    fake_runs(tmp_path, ("s2dm_sp",), 1, languages=languages, source=languages[0])
+    figure = figure5(collect(("small",), tmp_path))
+    figure.fig.canvas.draw()
+    labels = figure.fig.axes[0].get_xticklabels()
+    ends = [label.get_window_extent().x1 for label in labels]
+    height = labels[0].get_fontsize() * figure.fig.dpi / 72
+    assert all(b - a > height for a, b in zip(ends, ends[1:])) # slanted, a line apart
+    assert {label.get_rotation() for label in labels} == {25}
+    plt.close("all")
 
 
 def test_figure_1_reads_the_predictions(tmp_path):
@@ -616,11 +665,95 @@ def test_figure_1_reads_the_predictions(tmp_path):
 
 # --- the page
 
+def plain(html): return unescape(re.sub(r"<[^>]+>", "", html))
+
+
+@pytest.mark.parametrize("systems", [MAIN, ("baseline", "s2dm_sp"), ("baseline", *SUBSETS)])
+def test_what_was_found_is_at_most_ten_sentences(tmp_path, systems):
+    results = collect(("small",), fake_runs(tmp_path, systems, 2))
+    sentences = key_sentences(results, measures(results), "small", {})
+    assert 2 <= len(sentences) <= SENTENCES == 10
+    assert not any("nan" in sentence for sentence in sentences)
+
+
+def leave_e5(root, seeds):
+    "Readers of the experiment with a real encoder, on two of its data sets."
+    for n, system in enumerate(("baseline", "s2dm_pos-refined", "s2dm_sp-refined",
+                                "s2dm_sp-refined-untrained")):
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, n])
+            rows = [row for data, languages in (("xquad", ("en", "de", "zh")), ("bipar", ("zh",)))
+                    for row in evaluation(rng, system, data, languages, "en", 0)["results"]]
+            leave(root, "evaluate", "e5", system, seed, dict(results=rows, missing=[]),
+                  datasets=["xquad", "bipar"])
+    return root
+
+
+def fixed_comparisons(folder):
+    "What experiments/primary.py and mechanism.py leave, with made-up numbers."
+    folder.mkdir()
+    pairs = [(system, other) for system in ("S2DM_SP", "S2DM_POS")
+             for other in ("baseline", "untrained")]
+    rows = [dict(system=system, other=other, seeds=5, seeds_other=5, mean=41., mean_other=40.,
+                 difference=1., low=.5, high=1.5, p=.01, p_holm=.04 if n == 0 else .2)
+            for n, (system, other) in enumerate(pairs)]
+    primary = pd.concat([pd.DataFrame(rows).assign(dataset=data, measure="EM, targets")
+                         for data in ("xquad", "bipar")])
+    primary.to_csv(folder / "primary.csv", index=False)
+    alone = [dict(system=name, mean=2., low=1., high=3.) for name in ("baseline", "S2DM_SP")]
+    pd.DataFrame(alone + rows).to_csv(folder / "mechanism.csv", index=False)
+
+
+def test_a_design_tells_its_own_comparisons_and_not_before_they_are_made(tmp_path, quick):
+    out = tmp_path / "out"
+    fixed_comparisons(out)
+    runs = leave_e5(tmp_path / "runs", seeds=5)
+    html = report(ReportConfig(profile="e5", runs=str(runs), out=str(out))).read_text("utf-8")
+    found = plain(html[:html.index('id="words"')])
+    assert "S2DM_SP: against the baseline it rises (+1.0 points, 95 % interval +0.5 to" in found
+    assert "S2DM_POS: against the baseline the difference may be chance" in found
+    assert "S2DM_SP is above the baseline" in found # on BiPaR
+    assert "more than that of English by, in points, +2.0 for the baseline" in found
+    assert "Missing are readers on mBERT and XLM-100" in found
+    assert html.index('id="primary"') < html.index('id="glance"')
+    assert "5 paired seeds" not in found and '<section class="item" id="mechanism">' in html
+    for file in ("primary.csv", "mechanism.csv"): (out / file).unlink()
+    some = leave_e5(tmp_path / "some", seeds=3)
+    html = report(ReportConfig(profile="e5", runs=str(some), out=str(out))).read_text("utf-8")
+    found = plain(html[:html.index('id="words"')])
+    assert "12 of 20 readers have been read with; the comparisons that docs/" in found
+    assert "Missing are 8 of the 20 readers of this profile" in found
+    assert "EM on XQuAD" not in found and not fixed_tables(out)
+
+
+def test_a_table_that_a_phone_cannot_show_says_that_it_scrolls(several, tmp_path, quick):
+    html = report(ReportConfig(edition="paper", runs=several_folder(several), out=str(
+        tmp_path))).read_text("utf-8")
+    tables = re.findall(r'<div class="(scroll[^"]*)"[^>]*><table><thead>(.*?)<tbody>', html)
+    assert len(tables) > 20
+    for box, rows in tables:
+        heads = re.findall(r"<th[^>]*>([^<]+)", rows.rpartition("<tr>")[2])
+        if sum(map(len, heads)) > 60: assert "wide" in box, heads
+
+
+def several_folder(results): return str(Path(results.runs["folder"].iloc[0]).parents[3])
+
+
+def test_the_published_page_is_small_and_its_links_lead_somewhere():
+    page = ROOT / "figures/small/report.html"
+    html = page.read_text(encoding="utf-8")
+    assert len(html.encode()) <= 839_443 / 3 # of the page before it had folds
+    links = re.findall(r'href="([^"#]+)"', html)
+    files = [link for link in links if not link.startswith("https://")]
+    assert files and all((page.parent / link).is_file() for link in files)
+    for leak in (">nan", "differ in references", "other encoder"): assert leak not in html
+
 SCRIPT = KILLED_AT_A_FILE + """
 sys.path.insert(0, "tests")
 import test_report as T
 import s2dm.report as R
 R.write_figure = T.write_pixel
+R.screen_picture = lambda figure, dpi: T.PIXEL
 R.report(T.ReportConfig(edition="paper", runs=sys.argv[2], out=sys.argv[3]))
 """
 
@@ -649,19 +782,19 @@ def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
     assert files == {p.name: p.read_bytes() for p in pages[1].parent.iterdir()}
     tables = {f"table{i}" for i in ("1_readers", 2, 3, 4, 5)}
     assert {f"{table}.{kind}" for table in tables for kind in ("csv", "md", "tex")} <= files.keys()
-    figures = {f"figure{i}" for i in range(1, 7)}
+    figures = {f"figure{i}" for i in (1, 2, 4, 5, 6)} # no ablations, so no Figure 3
     assert {f"{figure}.{kind}" for figure in figures for kind in ("png", "pdf")} <= files.keys()
     html = pages[0].read_text(encoding="utf-8")
     links = re.findall(r'(src|href)="([^"]+)"', html)
     assert all(
-        target.startswith("data:image/png;base64,") for kind, target in links if kind == "src")
+        target.startswith("data:image/webp;base64,") for kind, target in links if kind == "src")
     assert all(
         target.startswith(("#", "https://aclanthology.org/")) or target in files
         for kind, target in links
         if kind == "href")
-    assert not re.search(r"<script|@import|url\(|<link|<iframe", html) and html.count("<img") == 6
+    assert not re.search(r"<script|@import|url\(|<link|<iframe", html) and html.count("<img") == 5
     assert ({target[1:] for _, target in links if target.startswith("#")}
-            <= set(re.findall(r'id="(\w+)"', html)))
+            <= set(re.findall(r'id="([\w-]+)"', html)))
     assert str(runs) not in html and "2026-11-23" not in html
     for name, text in files.items():
         if name.endswith((".csv", ".md", ".tex")) and not name.startswith("runs"):
@@ -672,8 +805,10 @@ def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
 def test_report_without_runs_and_without_a_checkout(tmp_path, monkeypatch, quick):
     html = report(ReportConfig(profile="paper", runs=str(tmp_path / "none"), out=str(
         tmp_path / "out"))).read_text(encoding="utf-8")
-    assert ("No S2DM_SP was evaluated yet" in html and "49.8" in html and "not run" in html
-            or "other encoder" in html)
+    text = plain(html)
+    assert "No S2DM_SP was evaluated yet" in text and "49.8" in text
+    assert "Missing are 8 of the 8 readers of this profile" in text
+    assert text.count("There is no run of 05_evaluate for mBERT S2DM_SP.") == 4 # Tables 2 to 5
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingData, match="checkout"):
         report(
@@ -689,9 +824,10 @@ def test_what_a_run_could_not_have_is_told_without_its_folders(tmp_path, quick):
     leave(tmp_path / "runs", "evaluate", "small", "s2dm_sp", 4, None)
     html = report(ReportConfig(edition="paper", runs=str(tmp_path / "runs"), out=str(
         tmp_path / "out"))).read_text(encoding="utf-8")
-    assert "bipar: …/bipar.json is not there; see https://example.org/a/b" in html
     assert "somebody" not in html
-    assert "evaluate, embedded, S2DM_SP, seed 4: began, and left no metrics.json." in html
+    text = plain(html)
+    assert "bipar: …/bipar.json is not there; see https://example.org/a/b" in text
+    assert "evaluate, embedded, S2DM_SP, seed 4: began, and left no metrics.json." in text
 
 
 def test_every_table_has_its_files_and_fits_its_data(several, tmp_path):

@@ -6,17 +6,20 @@
 A report that rests on fewer seeds of a system than the one that is there is refused, unless
 --fewer-seeds says that this is meant. The page, the summary, pictures, the archive of records and
 the numbers of the paper's tables and figures are put there, and of the rest what is there already;
-all of it can be made again from the records. Files that the report does not have stay.
+all of it can be made again from the records. Diagrams, which have no numbers, are on the page. The
+page's links to files that are not put there go. Files that the report does not have stay.
 """
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
 
-from s2dm.core import DataError
+from s2dm.core import DataError, atomic_write
 from s2dm.results import open_records
 
 KEPT = (".png", ".svg", ".html", ".xz")
+NUMBERS = ("table", "figure", "primary", "mechanism", "deficit") # csv files that begin so
 
 
 def seeds(folder): # of each system that was read with: name -> seeds
@@ -35,18 +38,32 @@ def fewer(new, old): # one line for each system that would lose seeds
             for name, count in sorted(old.items()) if new.get(name, 0) < count]
 
 
+def is_diagram(file): # Figures 1, 2 and 4
+    return file.name.startswith("figure") and not file.with_suffix(".csv").is_file()
+
+
+def is_shown(file):
+    if file.suffix == ".csv": return file.name.startswith(NUMBERS)
+    return file.name == "summary.md" or file.suffix in KEPT and not is_diagram(file)
+
+
+def without_dead_links(page, folder): # page: HTML
+    def link(match): return match[0] if (folder / match[1]).is_file() else ""
+    return re.sub(r' ?<a href="([\w.=-]+)">\w+</a>', link, page)
+
+
 def publish(source, target):
     "Copy what is shown; returns the names."
     names = []
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         place = target / file.name
-        numbers = file.suffix == ".csv" and file.name.startswith(("table", "figure"))
-        shown = file.suffix in KEPT or file.name == "summary.md"
-        wanted = numbers or shown or place.exists()
-        if not file.is_file() or not wanted: continue
+        if not file.is_file() or not (is_shown(file) or place.exists()): continue
         shutil.copyfile(file, place)
         names.append(file.name)
+    page = target / "report.html"
+    text = without_dead_links(page.read_text(encoding="utf-8"), target)
+    with atomic_write(page) as new: new.write_text(text, encoding="utf-8")
     return names
 
 
