@@ -486,7 +486,7 @@ _CAPTION_3 = (
     "Ablation: VGVAE with combinations of losses, {model}, {data}. Points: means over seeds with "
     "95 % intervals; ticks: seeds; lines: baseline, S2DM_POS and S2DM_SP ({whose}). The paper "
     "gives its ablation as a picture only.")
-_NOT_3 = ("The ablations of the losses were not run: `make reproduce-full` runs them, on the "
+_NOT_3 = ("The ablations of the losses were not run: `snakemake -- full` runs them, on the "
           "embedded encoder.")
 
 

@@ -202,7 +202,7 @@ _NOT_READ = "No reader was evaluated: run 04_finetune and 05_evaluate."
 _NOT_ANALYSED = "Not analysed: run 06_analyse."
 _NO_ABLATIONS = (
     "Not known: the ablations of Figure 3 were not run "
-    "(`make reproduce-full` runs them, on the embedded encoder).")
+    "(`snakemake -- full` runs them, on the embedded encoder).")
 
 # %% ../nbs/07d_report.ipynb #7538e49c
 def findings(

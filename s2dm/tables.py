@@ -755,7 +755,7 @@ _LOSSES_FOR = (
     MeasureOf(Measure.STS, of="z"), MeasureOf(Measure.RETRIEVAL, of="y"))
 
 # %% ../nbs/07b_tables.ipynb #be0bb99a
-_NO_ABLATIONS = ("Not run: the ablations of Figure 3 (`make reproduce-full` runs them, on the "
+_NO_ABLATIONS = ("Not run: the ablations of Figure 3 (`snakemake -- full` runs them, on the "
                  "embedded encoder).")
 
 # %% ../nbs/07b_tables.ipynb #88be94c8
