@@ -22,6 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MIRROR = os.environ.get("S2DM_MIRROR", "")
 
 
+LONG = ("test_runs", "test_workflow", "test_ask") # whole notebooks and processes of their own
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that at the end no process of pytest waits for another."
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
     """Every test has its own data, runs and figures; none sees the user's downloads, mirror or

@@ -559,6 +559,7 @@ def overlap(a, b): # of two bags
     return 2 * sum((a & b).values()) / (sum(a.values()) + sum(b.values()))
 
 
+@pytest.mark.slow
 def test_training_and_reading_have_the_same_subwords_in_every_language(real):
     "Of PUD in mBERT's vocabulary: bags of subwords, and the tokenizer itself as an oracle."
     tok = mbert_tokenizer()

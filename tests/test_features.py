@@ -625,6 +625,7 @@ FLOORS |= {("bipar", "en"): .99, ("bipar", "zh"): 1}
 FLOORS |= {("tydiqa", language): floor for language, floor in TYDIQA.items()}
 
 
+@pytest.mark.slow
 def test_real_gold_answers_come_back_from_mberts_subwords(real):
     "Vietnamese and Thai as well as English; and the table in figures/ says the same."
     split = SpanTokenizer(mbert_tokenizer())

@@ -102,6 +102,7 @@ def start(folder, **env):
         env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     whole, killed, kills, rng = tmp_path / "whole", tmp_path / "killed", 0, random.Random(0)
     assert start(whole).wait(120) == 0

@@ -43,6 +43,7 @@ def found(tmp_path_factory):
     return json.loads((folder / "gpu.json").read_text()) | dict(printed=out.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600) # on a busy machine
 def test_every_stage_of_both_encoders_is_measured(found):
     what = [(r["encoder"], r["stage"], r["what"].split(",")[0]) for r in found["measured"]]

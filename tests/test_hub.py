@@ -203,6 +203,7 @@ def test_no_code_and_no_second_form_of_the_weights_is_fetched(hub, tmp_path):
     assert not any("code.py" in request for request in hub.requests)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_other_software_left_out_is_fetched_or_named(hub, tmp_path):
     "transformers' own loading of a model leaves the weights alone in the cache."
     code = "from transformers import AutoModel; AutoModel.from_pretrained('owner/bert')"

@@ -489,6 +489,7 @@ def test_violations_have_both_counts(runs, several):
     )
 
 
+@pytest.mark.slow
 def test_violations_of_older_analyses_are_left_out(tmp_path):
     "They were another quantity: neither shown nor averaged, and one sentence says so."
     fake_runs(tmp_path, ("baseline", "s2dm_sp"), seeds=2)
@@ -704,6 +705,7 @@ def fixed_comparisons(folder):
     pd.DataFrame(alone + rows).to_csv(folder / "mechanism.csv", index=False)
 
 
+@pytest.mark.slow
 def test_a_design_tells_its_own_comparisons_and_not_before_they_are_made(tmp_path, quick):
     out = tmp_path / "out"
     fixed_comparisons(out)
@@ -774,6 +776,7 @@ def test_a_report_that_is_killed_ends_as_one_that_was_not(single, tmp_path, quic
     assert made("killed") == whole
 
 
+@pytest.mark.slow
 def test_report_is_one_file_and_the_same_twice(runs, tmp_path):
     pages = [
         report(ReportConfig(edition="paper", runs=str(runs), out=str(tmp_path / name)))
@@ -815,6 +818,7 @@ def test_report_without_runs_and_without_a_checkout(tmp_path, monkeypatch, quick
             ReportConfig(edition="paper", runs=str(tmp_path / "none"), out=str(tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_what_a_run_could_not_have_is_told_without_its_folders(tmp_path, quick):
     folder = (fake_runs(tmp_path / "runs", ("baseline",), 1)
               / "analyse/small/baseline/seed0/metrics.json")

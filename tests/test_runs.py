@@ -92,7 +92,8 @@ def test_make_setup_reuses_what_is_up_to_date_and_make_test_runs_everything():
 
 def test_make_lab_serves_the_checkout():
     "So that links from nbs/ to docs/, and pictures of figures/, are found."
-    plan = shell("make --dry-run lab LAB_ARGS='--no-browser --port=8899'").stdout.splitlines()[-1]
+    command = "make --no-print-directory --dry-run lab LAB_ARGS='--no-browser --port=8899'"
+    plan = shell(command).stdout.splitlines()[-1]
     assert f'--ServerApp.root_dir="{ROOT}"' in plan and plan.endswith("--no-browser --port=8899")
 
 
@@ -168,6 +169,7 @@ def test_make_data(tmp_path, mirror_folder):
             == (ROOT / "figures" / name).read_text()), f"figures/{name} is not what the run makes"
 
 
+@pytest.mark.slow
 def test_a_run_on_some_corpora(tmp_path, mirror_folder):
     command = next(c for c in COMMANDS if "01_data" in c).replace(
         "runs/01_data.ipynb", str(tmp_path / "run.ipynb"))
@@ -179,6 +181,7 @@ def test_a_run_on_some_corpora(tmp_path, mirror_folder):
             == {"corpora": ["xquad", "zh_sts"]})
 
 
+@pytest.mark.slow
 def test_a_run_without_network_mirror_or_data_says_what_is_missing(tmp_path):
     out = papermill("01_data", "-p corpora xquad,mlqa", tmp_path, **OFFLINE)
     assert out.returncode == 0, out.stderr[-3000:]
@@ -207,6 +210,7 @@ def test_what_a_mirror_holds_of_a_missing_archive_is_still_described(tmp_path, m
     assert len(tables["missing"]) == 97
 
 
+@pytest.mark.slow
 def test_the_committed_report_comes_from_the_committed_records(tmp_path):
     """Every table, sentence and number behind a figure of the report in figures/small/, by the
     README's command."""
@@ -250,6 +254,7 @@ def run(stage, more, tmp_path, **env):
 TINY = "-p max_steps 10 -p overrides latent_width=16,mlp_width=16,decoder_width=16"
 
 
+@pytest.mark.slow
 def test_from_the_embedded_encoder_to_answers(tmp_path):
     """The README's way without network, mirror or GPU, with small numbers: S2DM, reader, its
     evaluation, also in a new language, its analysis, and the examples that use them."""
@@ -411,6 +416,7 @@ def test_full_run_up_to_the_error_it_gives_without_data(tmp_path):
         assert words in out.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_without_a_reader_says_what_to_run(tmp_path):
     out = papermill("05_evaluate", "-p variant baseline", tmp_path)
     assert out.returncode != 0
@@ -419,6 +425,7 @@ def test_evaluation_without_a_reader_says_what_to_run(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_analysis_without_an_s2dm_says_what_to_run(tmp_path):
     out = papermill("06_analyse", "-p variant s2dm_pos", tmp_path)
     assert out.returncode != 0
@@ -427,6 +434,7 @@ def test_an_analysis_without_an_s2dm_says_what_to_run(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_full_run_refuses_training_data_that_is_not_squad(tmp_path):
     mirror = tmp_path / "mirror/squad"
     mirror.mkdir(parents=True)

@@ -122,6 +122,7 @@ def test_further_pairs_are_of_one_line_of_other_languages_and_follow_the_seed(mo
             != load_parallel(["ntrex128", "tatoeba"], mixed=2, seed=2))
 
 
+@pytest.mark.slow
 def test_registered_text(real, monkeypatch):
     # the rest takes long to parse
     monkeypatch.setattr(S, "load_sentences", lambda: treebanks.load_sentences(("partut-it",)))
@@ -678,6 +679,7 @@ def papermill(parameters, tmp_path):
         command, shell=True, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.slow
 def test_the_run_on_text_files_makes_the_encoder_a_table_and_a_figure(tmp_path):
     (tmp_path / "run.yaml").write_text(json.dumps({
         k: v for k, v in tiny(tmp_path, epochs=2).items() if k not in ("apart", "evaluate_every")}))

@@ -431,6 +431,7 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     assert results(resumed) == whole and resumed.fit.steps == 54
 
 
+@pytest.mark.slow
 def test_two_processes_leave_one_record_and_equal_weights(tmp_path):
     done = start(
         tmp_path,
