@@ -362,14 +362,14 @@ def _real_predictions(runs): # and the places of the answers
 # %% ../nbs/07a_results.ipynb #ad45541a
 def prediction_files(
     results: Results, # all there is
-) -> list[Path]: # some may not be there
+) -> list[Path]: # that are there
     """The predictions of the baseline on generated text, of the lowest seed that left any: those
     that Figure 1 shows. Of real text all predictions and their places: comparisons are made from
     them. And what `experiments/encoders.py` made of a run's answers, if it did."""
     finished = results.runs["finished"].astype(bool)
     runs = results.runs[(results.runs["stage"] == "evaluate") & finished]
     outcomes = [Path(folder) / "outcomes.json" for folder in runs.get("folder", ())]
-    return _shown_predictions(runs) + _real_predictions(runs) + outcomes
+    return _shown_predictions(runs) + _real_predictions(runs) + [*filter(Path.is_file, outcomes)]
 
 # %% ../nbs/07a_results.ipynb #e4e4c380
 def _anonymous(info): # of a file in an archive
@@ -392,10 +392,6 @@ def save_records(
             tar.add(file, file.relative_to(root).as_posix(), filter=_anonymous)
 
 # %% ../nbs/07a_results.ipynb #1b3ee7d2
-_UNSAFE = ("this Python cannot unpack an archive safely (3.10.12, 3.11.4 and newer can); "
-           "unpack it with tar, and give the folder")
-
-
 UNPACKED = 1 << 30 # bytes of the records in an archive, at most
 
 
@@ -405,6 +401,17 @@ def _members(tar): # one after the other; raises ValueError if they are too larg
         room -= max(member.size, 4096) # an empty file takes room, too
         if room < 0: raise ValueError(f"it unpacks to more than {UNPACKED:,} bytes")
         yield member
+
+
+def _unpack(tar, folder): # nothing outside of the folder; raises ValueError
+    if hasattr(tarfile, "data_filter"): # Python 3.10.12, 3.11.4 and newer
+        tar.extractall(folder, _members(tar), filter="data")
+        return
+    for member in _members(tar):
+        inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (member.isfile() or member.isdir()):
+            raise ValueError(f"{member.name!r:.80} is no file below the folder")
+        tar.extract(member, folder)
 
 
 @contextmanager
@@ -417,13 +424,10 @@ def open_records(
     if not path.is_file() and path.suffix != ".xz": # a folder, which need not be there yet
         yield path
         return
-    if not hasattr(tarfile, "data_filter"): raise DataError(f"{path}: {_UNSAFE}")
     expected = "expected a folder of runs, or the records.tar.xz of a report (cut off?)"
     with TemporaryDirectory() as folder:
         try:
-            with tarfile.open(path) as tar:
-                # nothing outside of the folder
-                tar.extractall(folder, _members(tar), filter="data")
+            with tarfile.open(path) as tar: _unpack(tar, Path(folder))
         except (tarfile.TarError, lzma.LZMAError, OSError, EOFError, ValueError) as error:
             raise DataError(f"{path}: {error}; {expected}") from None
         yield Path(folder)

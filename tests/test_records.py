@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -97,6 +98,36 @@ def test_an_archive_cannot_fill_the_disk(tmp_path, monkeypatch, sizes):
     assert path.stat().st_size < 10_000
     says = "records.tar.xz: it unpacks to more than 1,999,999 bytes"
     with pytest.raises(DataError, match=says), open_records(path): pass
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this Python", "3.11.2"])
+@pytest.mark.parametrize("name, kind", [
+    ("../evil.json", tarfile.REGTYPE), ("/tmp/evil.json", tarfile.REGTYPE),
+    ("evil.json", tarfile.SYMTYPE), ("evil.json", tarfile.FIFOTYPE)])
+def test_an_archive_writes_nothing_elsewhere(tmp_path, monkeypatch, name, kind, old):
+    if old: monkeypatch.delattr(tarfile, "data_filter")
+    path = tmp_path / "records.tar.xz"
+    with tarfile.open(path, "w:xz") as tar:
+        info = tarfile.TarInfo(name)
+        info.type = kind
+        info.linkname = "/etc/passwd"
+        tar.addfile(info)
+    try:
+        with open_records(path) as root:
+            assert name.startswith("/") # a leading slash may be dropped
+            assert [p.name for p in root.rglob("*.json")] == ["evil.json"]
+    except DataError as error: assert "records.tar.xz: " in str(error)
+    assert not (tmp_path.parent / "evil.json").exists() and not Path("/tmp/evil.json").exists()
+
+
+def test_an_older_python_unpacks_records_too(tmp_path, monkeypatch):
+    "Debian 12 has Python 3.11.2, whose tarfile knows no filters."
+    monkeypatch.delattr(tarfile, "data_filter")
+    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=1)
+    save_records(collect(("small",), first), first, tmp_path / "records.tar.xz")
+    with open_records(tmp_path / "records.tar.xz") as root:
+        files = [p.relative_to(root) for p in root.rglob("*.json")]
+        assert files and all((first / p).read_bytes() == (root / p).read_bytes() for p in files)
 
 
 def test_what_is_there_is_left_as_it_is(tmp_path):
