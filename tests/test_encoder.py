@@ -590,6 +590,7 @@ def test_training_and_reading_have_the_same_subwords_in_every_language(real):
         assert tok.encode(texts[i], add_special_tokens=False) == tokenized[i].ids.tolist()
 
 
+@pytest.mark.slow
 def test_first_subwords_of_real_words_begin_in_them(real):
     """A sample of all languages: a word's first subword is the first that begins in it, and in no
     word before."""

@@ -66,6 +66,7 @@ def test_sentences_of_the_parallel_treebanks_are_aligned(real, language):
         assert all(text[a:b].strip() == text[a:b] != "" for a, b in spans)
 
 
+@pytest.mark.slow
 def test_two_sentences_of_the_parallel_treebanks_cannot_be_aligned(real):
     "Their text is another than their words."
     table = alignment_table(load_sentences(tuple(COLLECTIONS)))
