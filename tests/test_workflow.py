@@ -224,6 +224,16 @@ def test_a_dry_run_prints_the_plan(place, command):
                         == Path(file).parent)
 
 
+def test_e5_goes_seed_by_seed_and_a_seed_that_is_not_analysed_is_read_with(place):
+    "Each round of `make e5` does all of its seeds but the report; two of the seeds are analysed."
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (given,) = re.findall(r"--config (profile=e5 seeds=\$\$k .*? -- reproduce)", makefile)
+    code, out = snakemake(
+        place, "--dry-run", "--config", *given.replace("$$k", "4").split())
+    assert code == 0 and counts(out) == dict(
+        data=1, pretrain=8, finetune=16, evaluate=16, analyse=8, total=49)
+
+
 def test_commands_of_the_readme():
     names = "README.md", "docs/workflow.md"
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in names]
