@@ -25,6 +25,7 @@ from .features import TrainingBatches, Windows, recovery
 from .fit import Fit, FitConfig, fit
 from s2dm.layers import (
     TextStates, add_lora, dropout_of, freeze, merge_lora, set_dropout, split_layers,
+    widen_attention,
 )
 from .metrics import score
 from .model import S2DM
@@ -218,6 +219,7 @@ def new_reader(
     s2dm = pretrained_s2dm(config.system, encoder, config.s2dm)
     seed_everything(config.seed) # the head, which starts alike in all systems
     _prepare_dropout(config, encoder)
+    widen_attention(encoder.model)
     tokenizer = encoder.split.tokenizer
     settings = _reader_config(config, encoder)
     frozen = config.control != "trainable"

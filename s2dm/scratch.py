@@ -35,7 +35,7 @@ from .core import (
 from .encoder import length_batches, quiet
 from .fit import Fit, FitConfig, fit, step_seed
 from .grammar import LANGUAGES
-from .layers import freeze
+from .layers import freeze, widen_attention
 from .plots import set_style
 from .reading import load_reading
 from .sources import CORPORA, REGISTRY, fetch, read_text
@@ -773,6 +773,7 @@ def _net(config: ScratchConfig, vocabulary: int) -> MaskedLM: # with what it hol
              "initializer_range", "seed")
     settings = {name: getattr(config, name) for name in names}
     net = MaskedLM(new_model(config.architecture, vocabulary, **settings))
+    widen_attention(net.model)
     rows = round(config.alike * config.heads) * (config.width // config.heads)
     if config.freeze_embeddings: freeze(net.model.base_model, embeddings=True)
     if config.hold != "none": hold_identity(net.model, rows, config.hold == "all")
