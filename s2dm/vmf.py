@@ -547,18 +547,26 @@ def _implicit_slope(
     return torch.where(k > _FAR, close, near)
 
 # %% ../nbs/02b_vmf.ipynb #406d8e55
+_ROWS = 1024 # of a block on a CPU
+
+
 def _blocks(*tensors: Tensor) -> list: # tuples of tensors
     """Blocks of rows that fit a CPU's cache, so that each large array is read once.
 
     On other devices there is one block."""
     if tensors[0].dim() == 1: return [tensors]
-    rows = 4096 if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
+    rows = _ROWS if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
     return list(zip(*(t.split(rows) for t in tensors), strict=True))
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor: # [..., 1]
-    "Scalar products over the last dimension."
-    return torch.cat([(x * y).sum(-1, keepdim=True) for x, y in _blocks(a, b)])
+def _room(like: Tensor) -> Tensor: # as large as a block
+    "Memory that all blocks take turns in: asking for it anew costs more than writing to it."
+    return torch.empty_like(_blocks(like)[0][0], memory_format=torch.contiguous_format)
+
+
+def _dot(a: Tensor, b: Tensor, room: Tensor) -> Tensor: # [..., 1]
+    "Scalar products over the last dimension of a block. `room` is overwritten."
+    return torch.mul(a, b, out=room[:len(a)]).sum(-1, keepdim=True)
 
 # %% ../nbs/02b_vmf.ipynb #c7caca67
 def _place(
@@ -569,13 +577,14 @@ def _place(
     height = (1 - gap).to(loc.dtype).unsqueeze(-1)
     width = (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1)
     out = torch.empty_like(loc, memory_format=torch.contiguous_format)
+    room = _room(out)
     for x, mu, w, s in _blocks(out, loc, height, width):
         x.normal_()[..., 0] = 0
         norm, zero = _norm(x)
         x[..., 1:2] += zero
         first = mu[..., :1]
         scale = s / norm
-        shift = scale * (mu * x).sum(-1, keepdim=True) / (1 + first.abs())
+        shift = scale * _dot(mu, x, room) / (1 + first.abs())
         x.mul_(scale).addcmul_(mu, w - shift)
         x[..., :1] -= torch.where(first < 0, -shift, shift)
     return out
@@ -596,16 +605,16 @@ class _OnSphere(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         loc, x, gap = ctx.saved_tensors
-        d_loc = d_k = None
-        along = _dot(grad, loc)
-        if ctx.needs_input_grad[0]:
-            height = (1 - gap).to(x.dtype).unsqueeze(-1)
-            d_loc = (grad * height).addcmul_(x, along, value=-1)
-        if ctx.needs_input_grad[1]:
-            radial = _dot(grad, x)
-            d_k = ctx.slope(gap) * ((along - radial).squeeze(-1) + gap * radial.squeeze(-1))
-            d_k = d_k.to(ctx.dtype)
-        return d_loc, d_k, None, None
+        height = (1 - gap).to(x.dtype).unsqueeze(-1)
+        d_loc, along, radial = (torch.empty_like(each) for each in (x, height, height))
+        room = _room(x)
+        for d, a, r, g, mu, y, w in _blocks(d_loc, along, radial, grad, loc, x, height):
+            a.copy_(_dot(g, mu, room))
+            r.copy_(_dot(g, y, room))
+            torch.mul(g, w, out=d).addcmul_(y, a, value=-1)
+        if not ctx.needs_input_grad[1]: return d_loc, None, None, None
+        d_k = ctx.slope(gap) * ((along - radial).squeeze(-1) + gap * radial.squeeze(-1))
+        return d_loc, d_k.to(ctx.dtype), None, None
 
 # %% ../nbs/02b_vmf.ipynb #73709623
 def _same_precision(
