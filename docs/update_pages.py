@@ -9,12 +9,14 @@ run has written:
     <!-- table figures/real/languages.md -->
     <!-- end -->
 
-(a csv, then the columns to show, none: all; or a page, as it is). With `--check` nothing is
+(a csv, then the columns to show, none: all; or a page, as it is). A table in an archive of records
+is `figures/real/records.tar.xz:pretrain_s2dm_sp_sts.csv`. With `--check` nothing is
 written; what differs is named, and the exit status is 1."""
 import csv
 import json
 import re
 import sys
+import tarfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -116,13 +118,19 @@ def number(text: str) -> str: # as a table shows it
     except ValueError: return text
 
 
+def text_of(file: str) -> str: # of a file, or of one in an archive (archive:file)
+    archive, _, inside = file.partition(":")
+    if not inside: return (ROOT / file).read_text(encoding="utf-8")
+    with tarfile.open(ROOT / archive) as opened:
+        return opened.extractfile(inside).read().decode("utf-8")
+
+
 def table(match: re.Match) -> str:
     "A table between its two comments, from its file."
     file, *columns = match[1].split()
     if file.endswith(".md"):
-        return (f"<!-- table {file} -->\n{(ROOT / file).read_text(encoding='utf-8').strip()}\n<!-- "
-                "end -->")
-    with open(ROOT / file, encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
+        return f"<!-- table {file} -->\n{text_of(file).strip()}\n<!-- end -->"
+    rows = list(csv.DictReader(text_of(file).splitlines()))
     columns = columns or list(rows[0])
     lines = [columns, ["---"] * len(columns), *([number(row[c]) for c in columns] for row in rows)]
     return "\n".join(

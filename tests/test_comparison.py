@@ -247,6 +247,29 @@ def test_an_answer_is_right_or_near_or_elsewhere(design):
     assert design["letters"](asked, said) == "=~x"
 
 
+def test_each_language_alone_has_its_interval(design, tmp_path):
+    """Two encoders, two seeds. S2DM_SP answers one question of four more than the others in one
+    language, and of what is at the right place it breaks the same share."""
+    said = {name: "==~x" for name in design["SYSTEMS"]} | {"S2DM_SP": "===x"}
+    languages = (*design["NEAR"], *design["FAR"])
+    places = {}
+    for name in said:
+        for model in ("small", "small-1"):
+            for seed in range(2):
+                folder = places[name, model, seed] = tmp_path / f"{name}-{model}-{seed}"
+                folder.mkdir()
+                write_json(folder / "outcomes.json", {
+                    language: said[name] if language == "vso_case" else "=~~x"
+                    for language in languages})
+    passages = {language: [0, 0, 1, 1] for language in languages}
+    table = design["single_languages"](places, ["small", "small-1"], 2, passages, 200)
+    assert len(table) == len(languages) * len(design["PAIRS"]) * 2 and "p" not in table
+    gains = table.pivot_table("difference", "language", "measure")
+    assert (gains.drop("vso_case") == 0).all(axis=None)
+    assert gains.loc["vso_case"].tolist() == pytest.approx([25, -100 / 3])
+    assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+
+
 def test_no_score_of_the_design_is_shown_before_all_are_there(design, tmp_path):
     places = {("baseline", "small", 0): tmp_path / "a", ("VGVAE", "small-1", 3): tmp_path / "b"}
     for folder in places.values(): folder.mkdir()
