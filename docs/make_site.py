@@ -39,7 +39,8 @@ NAVIGATION = {
     "Look up": ["reference/index", "troubleshooting", "glossary"],
     "What was found": [
         "On generated languages <results>", "Five embedded encoders <experiment-small>",
-        "With a real encoder <experiment-e5>", "On real text <real-s>",
+        "With a real encoder <experiment-e5>", "What training alone can give <experiment-recipe>",
+        "On real text <real-s>",
         "Discrepancies <discrepancies>", "Changes of numbers <changes>"],
     "The project": ["Contributing <CONTRIBUTING>", "Changelog <CHANGELOG>"],
 }

@@ -20,6 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from s2dm.core import (
     Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, seed_everything,
 )
+from .dictionaries import load_dictionaries
 from .encoder import Encoder, load_encoder
 from .features import TrainingBatches, Windows, recovery
 from .fit import Fit, FitConfig, fit
@@ -35,6 +36,7 @@ from .reading import READING, load_reading, read_squad
 from .synthetic import Synthetic
 from .systems import ReadingSystem, preset
 from .vectors import TextVectors
+from .views import ResamplingTokenizer, TwoViews, switch_words
 
 # %% ../nbs/04d_finetune.ipynb #3425f1af
 # the released code trains each encoder alike, and keeps the best epoch
@@ -103,6 +105,14 @@ class LearningConfig(Config):
         "auto", "of the encoder in training: a share from 0 to 1; own: as its configuration says; "
                 "auto: own on a GPU, 0 on a CPU, where it triples a step",
         check=_check_dropout, number=True)
+    second: str = param(
+        "none", "a second view of each text, for which a step takes twice the time: other subwords "
+                "(subwords), or some words translated (switched)",
+        choices=("none", "subwords", "switched"))
+    second_share: float = param(
+        .3, "words that differ in the second view, a share", low=0, high=1)
+    consistency: float = param(
+        1., "weight of the divergence between what is said of the two views", low=0)
 
 # %% ../nbs/04d_finetune.ipynb #dde71dd0
 def _usual(chosen): # parameters that encoder and edition decide
@@ -265,6 +275,30 @@ class _WithStates: # training batches that hold states of lower layers instead o
         del batch["input_ids"]
         return batch | dict(states=self.states.pad(positions))
 
+# %% ../nbs/04d_finetune.ipynb #28b1f0a5
+def _with_states(config, reader, windows): # training batches
+    data = TrainingBatches(windows, config.batch, config.seed)
+    states = reader.lower_states(windows, precision=config.precision)
+    return data if states is None else _WithStates(data, states)
+
+
+def _second_windows(config, reader, questions): # of the second view of each text
+    c = reader.config
+    sizes = c.max_length, c.stride, c.query
+    if config.second == "subwords":
+        split = ResamplingTokenizer(reader.tokenizer, config.second_share, seed=config.seed)
+        return Windows(split, questions, *sizes)
+    known = load_dictionaries(load_encoder(config.model, reader.head.weight.device))
+    switched = switch_words(questions, known, config.second_share, config.seed)
+    return Windows(reader.split, switched, *sizes)
+
+
+def _training_data(config, reader, questions, windows): # one view or two
+    first = _with_states(config, reader, windows)
+    if config.second == "none": return first
+    other = _second_windows(config, reader, questions)
+    return TwoViews(first, _with_states(config, reader, other), (windows, other))
+
 # %% ../nbs/04d_finetune.ipynb #3b155c5a
 @dataclass
 class _Unseen: # development questions, as the reader sees them
@@ -306,8 +340,10 @@ def _metrics(config, reader, windows, questions, fitted): # what the record says
 
 def _fit(config, reader, data, unseen, folder, questions):
     evaluate = None if unseen is None else (lambda: unseen.score(reader))
+    weights = dict(start=.5, end=.5)
+    if config.second != "none": weights |= dict(consistency=config.consistency)
     return fit(
-        reader, data, config, folder, weights=dict(start=.5, end=.5),
+        reader, data, config, folder, weights=weights,
         scales={"head.": config.head_scale}, evaluate=evaluate,
         metric="f1" if config.keep == "best" else None,
         about=dict(reader.facts, questions=len(questions)))
@@ -326,9 +362,7 @@ def finetune(
     dev = _dev_questions(config)
     reader = new_reader(config)
     windows = reader.windows(questions)
-    data = TrainingBatches(windows, config.batch, config.seed)
-    states = reader.lower_states(windows, precision=config.precision)
-    if states is not None: data = _WithStates(data, states)
+    data = _training_data(config, reader, questions, windows)
     unseen = _as_seen(dev, config, reader)
     with RunRecord(folder, config) if main else nullcontext() as record:
         fitted = _fit(config, reader, data, unseen, folder, questions)

@@ -49,6 +49,7 @@ from .losses import widen
 from .model import S2DM, S2DMConfig
 from .packing import pack, unpack
 from .systems import HEADS
+from .views import entropies, join_views
 
 # %% ../nbs/04c_reader.ipynb #50bc5861
 @dataclass(frozen=True, init=False)
@@ -132,13 +133,11 @@ class S2DMReader(nn.Module):
         self.base = None # name and revision of an encoder that can be had again
         self.lower_layers = 0 # of whose states a batch may consist
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # [B] cross entropies
-        padding = ~batch["attention_mask"].bool()
-        losses = {}
-        for name, scores in zip(("start", "end"), self.scores(batch)):
-            scores = scores.masked_fill(padding, -torch.inf)
-            losses[name] = F.cross_entropy(scores, batch[f"{name}_positions"], reduction="none")
-        return losses
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: # [B] terms of the loss
+        own = self._unpadded(batch)
+        if "words" not in batch: return entropies(batch, own)
+        second = batch.get("second")
+        return join_views(batch, own, second and self._unpadded(second))
 
 # %% ../nbs/04c_reader.ipynb #31f524cf
 @patch
@@ -188,6 +187,13 @@ def scores(
     with torch.autocast(seen.device.type, enabled=False):
         both = self.head(seen.to(self.head.weight.dtype))
         return widen(both).unbind(-1)
+
+# %% ../nbs/04c_reader.ipynb #18371a05
+@patch
+def _unpadded(self: S2DMReader, batch) -> list[Tensor]: # start and end scores [B,T]
+    "As `scores`, -inf at padding."
+    padding = ~batch["attention_mask"].bool()
+    return [scores.masked_fill(padding, -torch.inf) for scores in self.scores(batch)]
 
 # %% ../nbs/04c_reader.ipynb #33ba9b94
 _PAPER = "https://aclanthology.org/2022.acl-long.70"

@@ -564,3 +564,63 @@ def test_an_encoder_that_is_cut_is_another_encoder(deep, tmp_path, monkeypatch):
         finetune(config(deep, s2dm=str(checkpoint_for(c.system))))
     with pytest.raises(ParameterError, match="layer=4 is not possible: expected 1 to 3"):
         load_encoder(name, "cpu", layers=4)
+
+
+# A second view
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    "A folder with an encoder whose tokenizer has a unigram model, and questions."
+    from test_kinds import model, unigram
+
+    folder = tmp_path_factory.mktemp("pieces")
+    tokenizer = unigram("<s>", before="<s>")
+    seed_everything(5)
+    model("XLMRoberta", max_position_embeddings=140)(tokenizer).save_pretrained(folder / "encoder")
+    tokenizer.save_pretrained(folder / "encoder")
+    save_toy_questions(folder / "questions.json")
+    return folder
+
+
+def weighed(history, consistency): # the loss of each line, from its terms
+    return .5 * (history["start"] + history["end"]) + consistency * history["consistency"]
+
+
+@pytest.mark.parametrize("second, frozen", [("switched", 1), ("subwords", 0)])
+def test_two_views_are_learned_and_drawn_together(pieces, second, frozen, tmp_path, monkeypatch):
+    """The loss is that of its terms; both views are read; the same seed trains the same reader;
+    with a large weight the predictions differ less."""
+    words = {"the": ["das"], "of": ["von"], "is": ["ist"], "in": ["auf"], "a": ["ein"]}
+    monkeypatch.setattr("s2dm.finetune.load_dictionaries", lambda encoder: dict(de=words))
+    given = dict(variant="baseline", second=second, second_share=.8, freeze_layers=frozen, epochs=6)
+
+    def trained(name, **more):
+        monkeypatch.setenv("S2DM_RUNS", str(tmp_path / name))
+        return finetune(config(pieces, **given, **more))
+
+    one, again = trained("one"), trained("again")
+    history = one.fit.history
+    assert (history["consistency"] > 0).all()
+    assert history["loss"].to_numpy() == pytest.approx(weighed(history, 1.).to_numpy(), rel=1e-4)
+    assert history["loss"].tolist() == again.fit.history["loss"].tolist()
+    together = trained("together", consistency=100.).fit.history
+    assert together["consistency"].iloc[-1] < history["consistency"].iloc[-1]
+    assert together["loss"].to_numpy() == pytest.approx(
+        weighed(together, 100.).to_numpy(), rel=1e-4)
+
+
+def test_one_view_is_learned_as_before(deep, tmp_path, monkeypatch):
+    "A second view that is the first, and no weight: the losses of one view."
+    monkeypatch.setattr("s2dm.finetune.load_dictionaries", lambda encoder: dict(de={}))
+    lines = []
+    for second in ("none", "switched"):
+        monkeypatch.setenv("S2DM_RUNS", str(tmp_path / second))
+        fitted = finetune(config(
+            deep, variant="baseline", second=second, consistency=0., precision="float32")).fit
+        lines.append(fitted.history["loss"].to_numpy())
+    assert lines[0] == pytest.approx(lines[1], rel=1e-4)
+
+
+def test_subwords_are_drawn_from_a_unigram_model_alone(deep):
+    with pytest.raises(ParameterError, match="second='subwords' is not possible with"):
+        finetune(config(deep, variant="baseline", second="subwords"))
