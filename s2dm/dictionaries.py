@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'word_means', 'align', 'induce', 'spaced_sentence', 'parallel_sentences', 'aligned_words',
-           'load_dictionaries', 'self_aligned', 'covered']
+           'load_dictionaries', 'numbers_found', 'covered']
 
 # %% ../nbs/04e_dictionaries.ipynb #4f000003
 import hashlib
@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -98,21 +99,23 @@ def parallel_sentences(
     return found
 
 # %% ../nbs/04e_dictionaries.ipynb #4f000010
+def _texts(sentence, words): # of some of its words
+    return [sentence.text[slice(*sentence.spans[word])] for word in words]
+
+
 def aligned_words(
     pairs: Sequence[tuple[Sentence, Sentence]], # with their words
     cache: FeatureCache, # of the encoder
     progress: bool = True, # a bar, if encoding takes more than a second
-) -> list[tuple[str, str]]: # word and translation, as they are written
-    "Every alignment of some sentences."
+) -> list[list[tuple[str, str]]]: # of each pair: words and translations, as they are written
+    "The alignments of some sentences."
     places = [cache.encode(side, progress=progress) for side in zip(*pairs)]
-    met = []
-    for one, other, *at in zip(*zip(*pairs), *places):
+    found = []
+    for (one, other), *at in zip(pairs, *places):
         links = align(*(word_means(cache[place]) for place in at))
-        for words in links:
-            spans = (s.spans[word] for s, word in zip((one, other), words))
-            texts = [s.text[slice(*span)] for s, span in zip((one, other), spans)]
-            if all(map(_CORE.search, texts)): met.append(tuple(texts))
-    return met
+        words = zip(_texts(one, links[:, 0]), _texts(other, links[:, 1]))
+        found.append([pair for pair in words if all(map(_CORE.search, pair))])
+    return found
 
 # %% ../nbs/04e_dictionaries.ipynb #4f000014
 LANGUAGES = ("ar", "bn", "de", "el", "es", "fi", "hi", "id", "ko", "ro", "ru", "sw", "te", "th",
@@ -132,18 +135,27 @@ def load_dictionaries(
     pairs = parallel_sentences(new) if new else {}
     for lang in new:
         met = aligned_words(pairs[lang], FeatureCache(encoder), progress)
-        write_json(folder / f"{lang}.json", induce(met))
+        write_json(folder / f"{lang}.json", induce(chain(*met)))
     return {lang: read_json(folder / f"{lang}.json") for lang in languages}
 
 # %% ../nbs/04e_dictionaries.ipynb #4f000016
-def self_aligned(
-    met: Iterable[tuple[str, str]], # as from `aligned_words`
-) -> tuple[int, int]: # words with a digit that are the same on both sides; aligned words with one
+def _numbers(sentence): # its words with a digit
+    return {word for word in _texts(sentence, range(len(sentence.spans))) if re.search(r"\d", word)}
+
+
+def numbers_found(
+    pairs: Sequence[tuple[Sentence, Sentence]], # with their words
+    met: Sequence[Sequence[tuple[str, str]]], # their alignments, as from `aligned_words`
+) -> tuple[int, int]: # numbers that were aligned with themselves; numbers that are on both sides
     "How often a number was aligned with itself."
-    numbers = [pair for pair in met if re.search(r"\d", pair[0])]
-    return sum(one == other for one, other in numbers), len(numbers)
+    found = there = 0
+    for (one, other), words in zip(pairs, met, strict=True):
+        shared = _numbers(one) & _numbers(other)
+        there += len(shared)
+        found += len(shared & {word for word, translation in words if word == translation})
+    return found, there
 
-
+# %% ../nbs/04e_dictionaries.ipynb #4f00001a
 def covered(
     texts: Iterable[str], # in English
     dictionary: Mapping[str, Sequence[str]], # as from `induce`
