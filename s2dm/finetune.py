@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['load_questions', 'evenly', 'LearningConfig', 'FinetuneConfig', 'pretrained_s2dm', 'new_reader', 'check_possible',
-           'Finetuned', 'finetune']
+           'Finetuned', 'finetune', 'mean_reader']
 
 # %% ../nbs/04d_finetune.ipynb #9d511e1c
 import hashlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ class LearningConfig(Config):
     adapter: str = param(
         "none", "lora: the layers that learn do so by low-rank adapters", choices=("none", "lora"))
     rank: int = param(16, "rows of a low-rank adapter", low=1)
+    head_seed: int = param(
+        -1, "seed of the new span head; -1: that of everything else", low=-1, high=2**32 - 1)
     dropout: str = param(
         "auto", "of the encoder in training: a share from 0 to 1; own: as its configuration says; "
                 "auto: own on a GPU, 0 on a CPU, where it triples a step",
@@ -227,7 +230,8 @@ def new_reader(
     # a kind that cannot be frozen is refused before an S2DM is looked for
     if config.freeze_layers: split_layers(encoder.model, config.freeze_layers)
     s2dm = pretrained_s2dm(config.system, encoder, config.s2dm)
-    seed_everything(config.seed) # the head, which starts alike in all systems
+    # the head, which starts alike in all systems
+    seed_everything(config.seed if config.head_seed < 0 else config.head_seed)
     _prepare_dropout(config, encoder)
     widen_attention(encoder.model)
     tokenizer = encoder.split.tokenizer
@@ -376,3 +380,23 @@ def finetune(
             reader.save_pretrained(folder / "checkpoint")
             record.save(metrics)
     return Finetuned(folder, reader, fitted, metrics)
+
+# %% ../nbs/04d_finetune.ipynb #7128c7a2
+def mean_reader(
+    folders: Sequence[str | Path], # of readers, as `save_pretrained` wrote them
+) -> S2DMReader:
+    """A reader whose weights are the mean of others. Raises `ParameterError` if they are not alike
+    but for their weights."""
+    readers = [S2DMReader.from_pretrained(folder) for folder in folders]
+    new = readers[0]
+    for folder, other in zip(folders, readers):
+        if (other.base, other.config, other.s2dm_config) == (new.base, new.config, new.s2dm_config):
+            continue
+        raise ParameterError(f"{folder} is a reader of another kind than {folders[0]}; expected "
+                             "readers of one encoder, system and configuration")
+    weights = [reader.state_dict() for reader in readers]
+    for name, tensor in weights[0].items():
+        if not tensor.is_floating_point(): continue
+        tensor.copy_(torch.stack([each[name] for each in weights]).mean(0))
+    new.facts |= dict(mean_of=[reader.facts["run"] for reader in readers])
+    return new

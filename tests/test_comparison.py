@@ -1,5 +1,8 @@
 "Differences between systems: against exact values, against simulated truth, and what is refused."
+import os
 import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -276,3 +279,32 @@ def test_no_score_of_the_design_is_shown_before_all_are_there(design, tmp_path):
     write_json(tmp_path / "a/outcomes.json", dict(svo="="))
     with pytest.raises(DataError, match="1 of 2 .* VGVAE on small-1, seed 3"):
         design["check_finished"](places)
+
+
+# What training alone can give
+
+def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(tmp_path):
+    recipe = runpy.run_path(str(ROOT / "experiments/recipe.py"))
+    tried = tmp_path / "tried.csv"
+    lines = ["arm,second_share,consistency,f1"] + [
+        f"subwords,{share},{weight},{f1}"
+        for share, weight, f1 in ((.3, 1, 60.), (.3, 5, 62.5), (.6, 1, 61.), (.6, 5, 58.))]
+    tried.write_text("\n".join(lines), encoding="utf-8")
+    assert recipe["chosen"]("subwords", tried) == dict(
+        second="subwords", second_share=.3, consistency=5.)
+    assert recipe["chosen"]("no layer frozen", tried) == dict(freeze_layers=0)
+    with pytest.raises(DataError, match="0 of 4 settings of switched have been tried"):
+        recipe["chosen"]("switched", tried)
+    runs = [[*recipe["runs_of"]("average of runs", seed)] for seed in range(3)]
+    assert sorted(sum(runs, [])) == [*range(9)] # nine runs, three readers
+    assert recipe["runs_of"]("subwords", 2) == [2]
+
+
+@pytest.mark.parametrize("command, says", [
+    ("read", "21 of 21 readers are not trained yet, such as"),
+    ("tables", "24 of 24 have not been read with, such as")])
+def test_no_score_of_the_recipe_is_shown_before_all_are_there(command, says, tmp_path):
+    told = subprocess.run(
+        [sys.executable, ROOT / "experiments/recipe.py", command, "--out", tmp_path],
+        env=os.environ | dict(S2DM_RUNS=str(tmp_path / "runs")), capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr.startswith(says)
