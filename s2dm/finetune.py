@@ -114,6 +114,9 @@ class LearningConfig(Config):
         choices=("none", "subwords", "switched"))
     second_share: float = param(
         .3, "words that differ in the second view, a share", low=0, high=1)
+    dictionary_layer: int = param(
+        0, "lower layers of the encoder that say which words translate each other (second=switched)"
+           "; 0: all", low=0)
     consistency: float = param(
         1., "weight of the divergence between what is said of the two views", low=0)
 
@@ -292,8 +295,10 @@ def _second_windows(config, reader, questions): # of the second view of each tex
     if config.second == "subwords":
         split = ResamplingTokenizer(reader.tokenizer, config.second_share, seed=config.seed)
         return Windows(split, questions, *sizes)
-    known = load_dictionaries(load_encoder(config.model, reader.head.weight.device))
-    switched = switch_words(questions, known, config.second_share, config.seed)
+    device = reader.head.weight.device
+    encoder = load_encoder(config.model, device, layers=config.dictionary_layer)
+    switched = switch_words(
+        questions, load_dictionaries(encoder), config.second_share, config.seed)
     return Windows(reader.split, switched, *sizes)
 
 
