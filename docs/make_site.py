@@ -40,7 +40,7 @@ NAVIGATION = {
     "What was found": [
         "On generated languages <results>", "Five embedded encoders <experiment-small>",
         "With a real encoder <experiment-e5>", "What training alone can give <experiment-recipe>",
-        "On real text <real-s>",
+        "Boundaries <experiment-boundaries>", "On real text <real-s>",
         "Discrepancies <discrepancies>", "Changes of numbers <changes>"],
     "The project": ["Contributing <CONTRIBUTING>", "Changelog <CHANGELOG>"],
 }
