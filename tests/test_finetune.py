@@ -592,7 +592,7 @@ def test_two_views_are_learned_and_drawn_together(pieces, second, frozen, tmp_pa
     with a large weight the predictions differ less."""
     words = {"the": ["das"], "of": ["von"], "is": ["ist"], "in": ["auf"], "a": ["ein"]}
     monkeypatch.setattr("s2dm.finetune.load_dictionaries", lambda encoder: dict(de=words))
-    given = dict(variant="baseline", second=second, second_share=.8, freeze_layers=frozen, epochs=6)
+    given = dict(variant="baseline", second=second, second_share=.8, freeze_layers=frozen, epochs=4)
 
     def trained(name, **more):
         monkeypatch.setenv("S2DM_RUNS", str(tmp_path / name))
