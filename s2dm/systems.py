@@ -37,7 +37,7 @@ _REAL = dict(
 _E5 = dict(
     epochs=1, batch=8, learning_rate=2e-4, head_scale=5, max_length=320,
     data="squadshifts/new_wiki,qamr/dev", dev="squadshifts/reddit", dev_sample=1000,
-    freeze_embeddings=True, freeze_layers=4)
+    freeze_embeddings=True, freeze_layers=4, dictionary_layer=10)
 _SMALL = dict(
     epochs=4, batch=16, learning_rate=1e-3, head_scale=5,
     data="synthetic/train", dev="synthetic/dev")
