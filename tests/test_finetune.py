@@ -356,7 +356,7 @@ def test_questions_from_files_and_what_is_none(parts, tmp_path):
 
 
 def test_the_table_of_settings_says_what_the_presets_are():
-    cells = json.loads((ROOT / "nbs/04d_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs/04f_finetune.ipynb").read_text(encoding="utf-8"))["cells"]
     texts = ["".join(c["source"]) for c in cells]
     rows = next(t for t in texts if t.startswith("## Settings")).splitlines()
     rows = [
