@@ -79,7 +79,7 @@ def spaced_sentence(
     "A text and the characters of its words, without the punctuation around them."
     return Sentence(text, tuple(word.span() for word in _CORE.finditer(text)), lang)
 
-
+# %% ../nbs/04d_dictionaries.ipynb #cdb7b523
 def parallel_sentences(
     languages: Sequence[str], # ISO 639-1
 ) -> dict[str, list[tuple[Sentence, Sentence]]]: # language -> English sentences, translations
@@ -102,7 +102,7 @@ def parallel_sentences(
 def _texts(sentence, words): # of some of its words
     return [sentence.text[slice(*sentence.spans[word])] for word in words]
 
-
+# %% ../nbs/04d_dictionaries.ipynb #aeacd635
 def aligned_words(
     pairs: Sequence[tuple[Sentence, Sentence]], # with their words
     cache: FeatureCache, # of the encoder
@@ -142,7 +142,7 @@ def load_dictionaries(
 def _numbers(sentence): # its words with a digit
     return {word for word in _texts(sentence, range(len(sentence.spans))) if re.search(r"\d", word)}
 
-
+# %% ../nbs/04d_dictionaries.ipynb #ee36ba1e
 def numbers_found(
     pairs: Sequence[tuple[Sentence, Sentence]], # with their words
     met: Sequence[Sequence[tuple[str, str]]], # their alignments, as from `aligned_words`

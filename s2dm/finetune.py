@@ -220,7 +220,7 @@ def _about(config, reader, encoder): # what people should know of a reader
     if reader.semantic is not None: facts |= dict(s2dm=_weights_sum(reader.semantic))
     return facts
 
-
+# %% ../nbs/04f_finetune.ipynb #85a3fbf7
 def new_reader(
     config: FinetuneConfig, # which system
 ) -> S2DMReader: # not trained yet
@@ -288,7 +288,7 @@ def _with_states(config, reader, windows): # training batches
     states = reader.lower_states(windows, precision=config.precision)
     return data if states is None else _WithStates(data, states)
 
-
+# %% ../nbs/04f_finetune.ipynb #7250ca2b
 def _second_windows(config, reader, questions): # of the second view of each text
     c = reader.config
     sizes = c.max_length, c.stride, c.query
@@ -301,7 +301,7 @@ def _second_windows(config, reader, questions): # of the second view of each tex
         questions, load_dictionaries(encoder), config.second_share, config.seed)
     return Windows(reader.split, switched, *sizes)
 
-
+# %% ../nbs/04f_finetune.ipynb #778e6e72
 def _training_data(config, reader, questions, windows): # one view or two
     first = _with_states(config, reader, windows)
     if config.second == "none": return first
@@ -346,7 +346,7 @@ def _metrics(config, reader, windows, questions, fitted): # what the record says
     went |= dict(evaluations=fitted.evaluations.to_dict("records"))
     return counts | went | reader.facts
 
-
+# %% ../nbs/04f_finetune.ipynb #95d2e0b3
 def _fit(config, reader, data, unseen, folder, questions):
     evaluate = None if unseen is None else (lambda: unseen.score(reader))
     weights = dict(start=.5, end=.5)

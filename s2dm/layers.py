@@ -256,7 +256,7 @@ def _inputs(batch): # of the encoder, those that a batch has
     names = "input_ids", "attention_mask", "token_type_ids"
     return {name: batch[name] for name in names if name in batch}
 
-
+# %% ../nbs/02f_layers.ipynb #13d3b1ca
 def _key(about, batches, load): # a checksum of encoder and subwords
     checksum = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for positions in batches:
@@ -294,7 +294,7 @@ def _states_of_file(file, rows, width): # mapped into memory; raises DataError
     raise DataError(f"{file}: the states of lower layers are damaged (wrong checksum); "
                     "remove this file, and they are computed again")
 
-
+# %% ../nbs/02f_layers.ipynb #e19f283e
 def _states_of_part(kept, batches, load, rows, bar): # of some texts
     width = kept.lower.config.hidden_size
     size = rows * width * 2 + _CHECKSUM

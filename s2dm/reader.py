@@ -623,7 +623,7 @@ class _Read(NamedTuple):
     spans: Spans # [W,K] their best spans
     none: np.ndarray # [W] float32, score of no answer in the window
 
-
+# %% ../nbs/04c_reader.ipynb #9a15c13c
 @patch
 def _read(self: S2DMReader, windows, budget=None, progress=True, states=None) -> _Read:
     "Spans and scores of all windows."

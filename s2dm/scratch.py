@@ -267,7 +267,7 @@ class _Alphabet(NamedTuple):
     frequent: list[str] # in order
     inside: set[str] # that occur inside words
 
-
+# %% ../nbs/02g_scratch.ipynb #c90cd099
 def _characters(blank: Tokenizer, sentences: Sequence[str], most: int) -> _Alphabet:
     chunks = Counter()
     for sentence in sentences: chunks.update(blank.normalizer.normalize_str(sentence).split())
@@ -792,7 +792,7 @@ def _evaluated(net: MaskedLM, evaluation: dict) -> dict: # e.g. mlm_accuracy, ml
         measured[f"{name}_accuracy"], measured[f"{name}_loss"] = masked_accuracy(net, data)
     return measured
 
-
+# %% ../nbs/02g_scratch.ipynb #6c5e42cd
 def _metrics(net: MaskedLM, done: Fit, counts: dict, seen: int) -> dict: # of the record
     measured = done.evaluations.iloc[-1].drop("step").to_dict()
     return measured | counts | dict(

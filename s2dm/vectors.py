@@ -47,7 +47,7 @@ def _one_sentence(number, text, language): # text `number`, a string, a sentence
     check_unicode(sentence.text, f"text {number}")
     return Sentence(sentence.text, (), sentence.lang or language)
 
-
+# %% ../nbs/03b_vectors.ipynb #e5c27e98
 def as_sentences(
     texts: str | Sequence, # a text, or a list of texts, of sentences or of lists of words
     language: str | None = None, # ISO 639-1, of those that have none; None: not known
@@ -371,7 +371,7 @@ def load_scored(
 # %% ../nbs/03b_vectors.ipynb #38325a32
 def _all_kinds(vectors): return KINDS if vectors.model else KINDS[:1]
 
-
+# %% ../nbs/03b_vectors.ipynb #c8a7f4ca
 def similarity_table(
     vectors: TextVectors, # what gives vectors
     tests: Sequence[tuple[str, str]] | None = None, # corpus and part of each; None: on real text
@@ -445,7 +445,7 @@ def _retrieval_row(by_kind, lang, pivot): # `by_kind`: kind -> language -> [N,m]
         row[kind] = (100 * from_pivot + 100 * to_pivot) / 2
     return row | ways
 
-
+# %% ../nbs/03b_vectors.ipynb #c41b1271
 def retrieval_table(
     vectors: TextVectors, # what gives vectors
     versions: Mapping[str, Sequence], # language -> texts; same place, same sentence

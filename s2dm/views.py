@@ -56,7 +56,7 @@ def _ways(self: Unigram, word: str) -> list[tuple[list[int], np.ndarray]]:
         ways.append((begins, np.exp(np.array(logs) - total[end])))
     return ways
 
-
+# %% ../nbs/04e_views.ipynb #79e809aa
 @patch
 def draw(
     self: Unigram,
@@ -84,7 +84,7 @@ def _groups(pieces: Sequence[str]) -> list[tuple[int, int]]: # of each word, fir
     begins = [i for i, piece in enumerate(pieces) if not i or piece.startswith(_MARK)]
     return [*zip(begins, [*begins[1:], len(pieces)])]
 
-
+# %% ../nbs/04e_views.ipynb #ffda59da
 def _spelled(text: str, pieces: Sequence[str], start: int, end: int) -> bool:
     "Do a word's pieces spell its characters?"
     return "".join(pieces).removeprefix(_MARK) == text[start:end]
@@ -118,7 +118,7 @@ def _again(self: ResamplingTokenizer, text: str, subwords: Subwords) -> Subwords
     if not parts: return subwords
     return Subwords(*(np.concatenate(column).astype(np.int32) for column in zip(*parts)))
 
-
+# %% ../nbs/04e_views.ipynb #98026501
 @patch
 def _word(self: ResamplingTokenizer, text, subwords, pieces, first, behind): # ids, starts, ends
     "One word's subwords: drawn, or as they were."
@@ -193,7 +193,7 @@ def word_numbers(
         found.append(np.searchsorted(begins, last, "right"))
     return np.concatenate(found).astype(np.int32)
 
-
+# %% ../nbs/04e_views.ipynb #118d08f7
 def pad_words(
     windows: Windows, # of a data set
     numbers: np.ndarray, # as from `word_numbers`
@@ -216,7 +216,7 @@ def by_word(
     total = odds.new_zeros(len(scores), count).scatter_add(1, words, odds)
     return total.clamp(min=1e-9).log()
 
-
+# %% ../nbs/04e_views.ipynb #a24da52a
 def divergence(
     one: Tensor, # [B,N] log probabilities
     other: Tensor, # [B,N] likewise
@@ -264,7 +264,7 @@ def _partners(first: Windows, second: Windows) -> np.ndarray: # [W] windows of t
     at[second.row] = np.arange(len(second.row))
     return np.where(alone[first.row], at[first.row], -1)
 
-
+# %% ../nbs/04e_views.ipynb #5d755a84
 class TwoViews:
     "Windows in random batches, with a second view of the same rows."
 

@@ -558,12 +558,12 @@ def _blocks(*tensors: Tensor) -> list: # tuples of tensors
     rows = _ROWS if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
     return list(zip(*(t.split(rows) for t in tensors), strict=True))
 
-
+# %% ../nbs/02b_vmf.ipynb #39fa15b2
 def _room(like: Tensor) -> Tensor: # as large as a block
     "Memory that all blocks take turns in: asking for it anew costs more than writing to it."
     return torch.empty_like(_blocks(like)[0][0], memory_format=torch.contiguous_format)
 
-
+# %% ../nbs/02b_vmf.ipynb #8270f3d4
 def _dot(a: Tensor, b: Tensor, room: Tensor) -> Tensor: # [..., 1]
     "Scalar products over the last dimension of a block. `room` is overwritten."
     return torch.mul(a, b, out=room[:len(a)]).sum(-1, keepdim=True)
