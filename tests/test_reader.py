@@ -289,7 +289,10 @@ def test_texts_at_the_edge():
     with pytest.raises(DataError, match="has no subwords"): reader.answer("Wo?", "\u200b")
     with pytest.warns(UserWarning, match="context 1, .* has no subwords"):
         first, second, third = reader.answer("Wo?", ["Am See.", "\u200b", "Am See."])
-    assert second == [] and first == third == reader.answer("Wo?", "Am See.")
+    assert second == [] and first == third
+    # alone in its batch it is rounded in another way on some processors
+    for one, alone in zip(first, reader.answer("Wo?", "Am See."), strict=True):
+        assert one[:3] == alone[:3] and one[3:] == pytest.approx(alone[3:], rel=1e-5)
     # a question without subwords, one that is cut
     assert reader.answer("\u200b", "Am See.") and reader.answer("wo " * 500, "Am See.")
     for text in TEXTS:
