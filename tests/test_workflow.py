@@ -234,6 +234,19 @@ def test_e5_goes_seed_by_seed_and_a_seed_that_is_not_analysed_is_read_with(place
         data=1, pretrain=8, finetune=16, evaluate=16, analyse=8, total=49)
 
 
+def test_a_restored_run_is_not_made_again_after_the_corpora(place, tmp_path):
+    "Restored on a new machine, a chain of runs is there before the corpora are."
+    for stage in ("finetune", "evaluate", "analyse"):
+        record = tmp_path / stage / "e5/baseline/seed0/metrics.json"
+        record.parent.mkdir(parents=True)
+        record.write_text("{}", encoding="utf-8")
+    code, out = snakemake(
+        place, "--dry-run", "--config", "profile=e5", "seeds=2", "--omit-from", "report_reproduce",
+        "--", "reproduce", S2DM_RUNS=str(tmp_path))
+    assert code == 0 and counts(out) == dict(
+        data=1, pretrain=4, finetune=7, evaluate=7, analyse=7, total=26)
+
+
 def test_commands_of_the_readme():
     names = "README.md", "docs/workflow.md"
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in names]
