@@ -70,16 +70,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("layers", "quality"))
     parser.add_argument("--out", type=Path, default=Path("figures/e5"))
-    parser.add_argument("--size", type=int, default=200, help="sentences of each language (layers)")
-    parser.add_argument("--layer", type=int, default=0, help="of the dictionaries; 0: the last")
+    parser.add_argument("--size", type=int, default=100, help="sentences of each language (layers)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     pairs = parallel_sentences(LANGUAGES)
     if given.command == "layers":
         write(layers(pairs, given.size), given.out / "dictionary-layers.csv")
     else:
-        encoder = load_encoder("e5", layers=given.layer)
-        write(quality(pairs, encoder), given.out / "dictionaries.csv")
+        layer = FinetuneConfig(model="e5").dictionary_layer
+        write(quality(pairs, load_encoder("e5", layers=layer)), given.out / "dictionaries.csv")
 
 
 if __name__ == "__main__": main()

@@ -55,7 +55,7 @@ def scores_of(places, dataset, seeds, parallel): # system -> PassageScores
     passages = {language: passages_of(asked, parallel, language)
                 for language, asked in questions.items()}
     found = {}
-    for name in SYSTEMS:
+    for name in dict.fromkeys(name for name, _ in places):
         by_seed = []
         for seed in range(seeds):
             em = {}

@@ -16,13 +16,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from primary import OUTCOMES, scores_of
 
-from s2dm.comparison import comparison_table, passage_scores, passages_of
+from s2dm.comparison import comparison_table
 from s2dm.core import DataError, read_json, runs_dir
 from s2dm.evaluation import EvaluateConfig, evaluate
 from s2dm.finetune import FinetuneConfig, finetune, mean_reader
-from s2dm.metrics import read_predictions, score
-from s2dm.reading import READING, load_reading
 
 ARMS = {
     "average of steps": dict(average=8, average_share=.5, final_rate=1 / 3),
@@ -36,7 +35,6 @@ ARMS = {
 TRIED = ("subwords", "switched") # arms that have settings
 SETTINGS = [dict(second_share=share, consistency=weight) for share in (.3, .6) for weight in (1, 5)]
 SEEDS, RUNS = range(3), 3 # of each arm; of each mean of runs
-OUTCOMES = ("xquad", "tydiqa", "bipar")
 ROOT = runs_dir() / "recipe"
 
 
@@ -119,27 +117,12 @@ def read(arm, seed):
 
 # tables
 
-def scores_of(arms, dataset): # arm -> PassageScores
-    questions = {lang: load_reading(dataset, lang) for lang in READING[dataset][0] if lang != "en"}
-    passages = {lang: passages_of(asked, dataset == "xquad", lang)
-                for lang, asked in questions.items()}
-    found = {}
-    for arm in arms:
-        by_seed = []
-        for seed in SEEDS:
-            file = "predictions.{}.{}.json"
-            said = {lang: read_predictions(answers_of(arm, seed) / file.format(dataset, lang))
-                    for lang in questions}
-            by_seed.append({lang: score(said[lang], asked).em for lang, asked in questions.items()})
-        found[arm] = passage_scores(by_seed, passages)
-    return found
-
-
 def tables(arms, samples):
     "Each arm against the baseline, for each outcome."
+    places = {(arm, seed): answers_of(arm, seed) for arm in ("baseline", *arms) for seed in SEEDS}
     rows = []
     for dataset in OUTCOMES:
-        found = scores_of(["baseline", *arms], dataset)
+        found = scores_of(places, dataset, len(SEEDS), dataset == "xquad")
         table = comparison_table(found, [(arm, "baseline") for arm in arms], samples)
         rows.append(table.assign(dataset=dataset, measure="EM, targets"))
     return pd.concat(rows, ignore_index=True)
