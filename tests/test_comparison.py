@@ -281,6 +281,25 @@ def test_no_score_of_the_design_is_shown_before_all_are_there(design, tmp_path):
         design["check_finished"](places)
 
 
+# The experiments with e5
+
+def test_two_experiments_read_scores_in_one_way(real, tmp_path, monkeypatch):
+    "Whatever the systems are called: who says what is right has 100, who says nothing 0."
+    from s2dm.reading import load_reading
+
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    scores_of = runpy.run_path(str(ROOT / "experiments/primary.py"))["scores_of"]
+    asked = load_reading("bipar", "zh")
+    right = {row["id"]: row["answers"]["text"][0] for row in asked}
+    places = {}
+    for name, said in (("right", right), ("silent", dict.fromkeys(right, ""))):
+        places[name, 0] = tmp_path / name
+        write_json(tmp_path / name / "predictions.bipar.zh.json", said)
+    found = scores_of(places, "bipar", 1, False)
+    assert {name: float(of.means().mean()) for name, of in found.items()} == dict(
+        right=100, silent=0)
+
+
 # What training alone can give
 
 def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(
