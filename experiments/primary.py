@@ -49,20 +49,26 @@ def check_finished(places): # raises DataError
                     f"{lacking[0]}: run `make e5` to its end; no score is looked at before")
 
 
-def scores_of(places, dataset, seeds, parallel): # system -> PassageScores
-    languages = [language for language in READING[dataset][0] if language != "en"]
+def targets(dataset): # languages
+    return [language for language in READING[dataset][0] if language != "en"]
+
+
+def scores_of(places, dataset, seeds, languages=(), measure="em"):
+    "System -> its `PassageScores` in some languages; none given: in all but English."
+    languages = languages or targets(dataset)
     questions = {language: load_reading(dataset, language) for language in languages}
+    parallel = dataset == "xquad"
     passages = {language: passages_of(asked, parallel, language)
                 for language, asked in questions.items()}
     found = {}
     for name in dict.fromkeys(name for name, _ in places):
         by_seed = []
         for seed in range(seeds):
-            em = {}
+            scored = {}
             for language, asked in questions.items():
                 file = places[name, seed] / f"predictions.{dataset}.{language}.json"
-                em[language] = score(read_predictions(file), asked).em
-            by_seed.append(em)
+                scored[language] = getattr(score(read_predictions(file), asked), measure)
+            by_seed.append(scored)
         found[name] = passage_scores(by_seed, passages)
     return found
 
@@ -80,7 +86,7 @@ def main():
     try:
         check_finished(places)
         for dataset in OUTCOMES:
-            scores = scores_of(places, dataset, seeds, dataset == "xquad")
+            scores = scores_of(places, dataset, seeds)
             table = comparison_table(scores, PAIRS, given.samples)
             tables.append(table.assign(dataset=dataset, measure="EM, targets"))
     except DataError as error: sys.exit(str(error))

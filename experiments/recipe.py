@@ -2,28 +2,32 @@
 
     S2DM_MIRROR=... python experiments/recipe.py trials
     S2DM_MIRROR=... python experiments/recipe.py train [--arms subwords,switched] [--seeds 0,1,2]
+    S2DM_MIRROR=... python experiments/recipe.py join
     S2DM_MIRROR=... python experiments/recipe.py read
     S2DM_MIRROR=... python experiments/recipe.py tables --out figures/e5
 
 Each arm has a folder of its own below runs/recipe/, and whatever is there already is not done
 again. `trials` compares settings on English development questions and writes a line for each;
-`train` takes the best of them. `read` refuses until all readers of the table are trained, and
-`tables` until all have been read with: no score of a target language is looked at in between. The
-baseline's readers are those of `make e5`."""
+`train` takes the best of them; `join` joins what helped on the same questions, which is the recipe,
+and trains it with S2DM_SP under its head as well. `read` refuses until all readers of the table are
+trained, and `tables` until all have been read with: no score of a target language is looked at in
+between. The readers called baseline and S2DM_SP are those of `make e5`."""
 import argparse
 import os
 import sys
 from pathlib import Path
 
 import pandas as pd
-from primary import OUTCOMES, scores_of
+from primary import OUTCOMES, SYSTEMS, scores_of, targets
 
-from s2dm.comparison import comparison_table
-from s2dm.core import DataError, read_json, runs_dir
-from s2dm.evaluation import EvaluateConfig, evaluate
-from s2dm.finetune import FinetuneConfig, finetune, mean_reader
+from s2dm.comparison import comparison_table, difference
+from s2dm.core import DataError, read_json, runs_dir, write_json
+from s2dm.evaluation import EvaluateConfig, evaluate, predict
+from s2dm.finetune import FinetuneConfig, evenly, finetune, load_questions, mean_reader
+from s2dm.metrics import score
+from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain
 
-ARMS = {
+LEVERS = {
     "average of steps": dict(average=8, average_share=.5, final_rate=1 / 3),
     "average of runs": dict(head_seed=0),
     "no layer frozen": dict(freeze_layers=0),
@@ -32,7 +36,9 @@ ARMS = {
     "subwords": dict(second="subwords"),
     "switched": dict(second="switched"),
 }
-TRIED = ("subwords", "switched") # arms that have settings
+S2DM = "S2DM_SP" # joined like a lever, but with the finished recipe alone
+AND = " + " # an arm is one lever, or several that are joined
+TRIED = ("subwords", "switched") # levers that have settings
 SETTINGS = [dict(second_share=share, consistency=weight) for share in (.3, .6) for weight in (1, 5)]
 SEEDS, RUNS = range(3), 3 # of each arm; of each mean of runs
 ROOT = runs_dir() / "recipe"
@@ -57,7 +63,7 @@ def trials(file):
             if any(row | about == row for row in rows): continue
             below("trials", f"{arm} {number}")
             config = FinetuneConfig(
-                model="e5", variant="baseline", seed=100, max_steps=1000, **ARMS[arm], **settings)
+                model="e5", variant="baseline", seed=100, max_steps=1000, **LEVERS[arm], **settings)
             metrics = finetune(config).metrics
             rows.append(about | dict(steps=metrics["steps"], seconds=metrics["seconds"],
                                      f1=english(metrics)))
@@ -65,36 +71,124 @@ def trials(file):
     return pd.DataFrame(rows)
 
 
-def chosen(arm, file): # parameters of 04_finetune
-    if arm not in TRIED: return ARMS[arm]
+def chosen(lever, file): # parameters of 04_finetune
+    if lever == S2DM: return SYSTEMS[S2DM]
+    if lever not in TRIED: return LEVERS[lever]
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["arm"])
-    rows = rows[rows["arm"] == arm]
+    rows = rows[rows["arm"] == lever]
     if len(rows) < len(SETTINGS):
-        raise DataError(f"{len(rows)} of {len(SETTINGS)} settings of {arm} have been tried: run "
+        raise DataError(f"{len(rows)} of {len(SETTINGS)} settings of {lever} have been tried: run "
                         "`python experiments/recipe.py trials` first")
     best = rows.loc[rows["f1"].idxmax()]
-    return ARMS[arm] | {name: float(best[name]) for name in SETTINGS[0]}
+    return LEVERS[lever] | {name: float(best[name]) for name in SETTINGS[0]}
 
 
 # readers
 
 def runs_of(arm, seed): # seeds of the runs that make one reader
-    return range(RUNS * seed, RUNS * (seed + 1)) if arm == "average of runs" else [seed]
+    if "average of runs" not in arm.split(AND): return [seed]
+    return range(RUNS * seed, RUNS * (seed + 1))
 
 
 def reader_of(arm, seed): return ROOT / arm.replace(" ", "_") / f"reader{seed}"
 
 
-def train(arm, seed, file):
-    "The reader of an arm and a seed."
-    if reader_of(arm, seed).is_dir(): return
-    below(arm)
-    checkpoints = []
-    for number in runs_of(arm, seed):
-        config = FinetuneConfig(model="e5", variant="baseline", seed=number, **chosen(arm, file))
-        checkpoints.append(finetune(config).folder / "checkpoint")
-    mean_reader(checkpoints).save_pretrained(reader_of(arm, seed))
+def record_of(arm, seed): # what was measured of a reader, written when all else is there
+    return reader_of(arm, seed).with_suffix(".json")
 
+
+def s2dm_of(seed):
+    "The folder of the S2DM of the experiment with e5, trained again if it is not there."
+    below("s2dm")
+    config = PretrainConfig(model="e5", variant="s2dm_sp", seed=seed)
+    folder = checkpoint_for(config)
+    if not folder.is_dir(): pretrain(config)
+    return str(folder.resolve())
+
+
+def parameters(arm, seed, file): # of all runs of a reader
+    given = dict(model="e5", variant="baseline")
+    for lever in arm.split(AND): given |= chosen(lever, file)
+    if S2DM in arm.split(AND): given |= dict(s2dm=s2dm_of(seed))
+    return given
+
+
+def english_of(reader): # F1 on the development questions of every run
+    config = FinetuneConfig(model="e5", variant="baseline")
+    questions = evenly(load_questions(config.dev), config.dev_sample)
+    return float(score(predict(reader, questions), questions).f1.mean())
+
+
+def train(arm, seed, file):
+    "The reader of an arm and a seed, with its minutes and its F1 on English questions."
+    if record_of(arm, seed).exists(): return
+    given = parameters(arm, seed, file)
+    below(arm)
+    runs = [finetune(FinetuneConfig(seed=number, **given)) for number in runs_of(arm, seed)]
+    reader = mean_reader([run.folder / "checkpoint" for run in runs])
+    reader.save_pretrained(reader_of(arm, seed))
+    minutes = sum(run.metrics["seconds"] for run in runs) / 60
+    write_json(record_of(arm, seed), dict(minutes=minutes, f1=english_of(reader)))
+
+
+def records(arm): # of each seed
+    if arm != "baseline": return [read_json(record_of(arm, seed)) for seed in SEEDS]
+    found = [read_json(answers_of(arm, seed, "finetune") / "metrics.json") for seed in SEEDS]
+    return [dict(minutes=each["seconds"] / 60, f1=english(each)) for each in found]
+
+
+def english_mean(arm): return sum(each["f1"] for each in records(arm)) / len(SEEDS)
+
+
+# what is joined
+
+def excludes(one, other): # two levers that set the same parameter
+    return not LEVERS[one].keys().isdisjoint(LEVERS[other])
+
+
+def join(tried, file):
+    """Join the levers that are above the baseline on English questions, the best one first, as long
+    as these say it is better. A line for each arm that was tried."""
+    best = english_mean("baseline")
+    levels = {lever: english_mean(lever) for lever in LEVERS}
+    helped = sorted((lever for lever in LEVERS if levels[lever] > best), key=levels.get)
+    joined, rows = [], []
+    for lever in reversed(helped):
+        if any(excludes(lever, other) for other in joined): continue
+        arm = AND.join([*joined, lever])
+        for seed in SEEDS: train(arm, seed, tried)
+        f1 = english_mean(arm)
+        rows.append(dict(arm=arm, f1=f1, before=best, kept=f1 > best))
+        if f1 > best: joined, best = [*joined, lever], f1
+    table = pd.DataFrame(rows, columns=["arm", "f1", "before", "kept"])
+    table.round(4).to_csv(file, index=False, lineterminator="\n")
+    for seed in SEEDS:
+        if joined: train(AND.join([*joined, S2DM]), seed, tried)
+    return table
+
+
+def recipe_of(file): # the arm; "" if no lever helped; raises DataError
+    if not file.exists():
+        raise DataError(f"{file} is not there: run `python experiments/recipe.py join` first")
+    rows = pd.read_csv(file)
+    kept = rows.loc[rows["kept"], "arm"]
+    return kept.iloc[-1] if len(kept) else ""
+
+
+def arms_of(file): # all arms of the table, without those of `make e5`
+    recipe = recipe_of(file)
+    joined = [recipe, AND.join([recipe, S2DM])] if recipe else []
+    return list(dict.fromkeys([*LEVERS, *joined]))
+
+
+def pairs_of(file): # the family of comparisons
+    recipe = recipe_of(file)
+    pairs = [(arm, "baseline") for arm in arms_of(file) if S2DM not in arm]
+    both = AND.join([recipe, S2DM])
+    return pairs + ([(both, recipe), (both, S2DM)] if recipe else [])
+
+
+# answers
 
 def check_there(places, says): # raises DataError
     lacking = [place for place in places if not place.exists()]
@@ -102,12 +196,13 @@ def check_there(places, says): # raises DataError
 
 
 def reading(arm, seed): # the evaluation, which is written below the arm's folder
-    below(*([".."] if arm == "baseline" else [arm, f"answers{seed}"]))
-    reader = "" if arm == "baseline" else str(reader_of(arm, seed))
-    return EvaluateConfig(model="e5", variant="baseline", reader=reader, seed=seed)
+    ready = SYSTEMS.get(arm) # read with by `make e5`
+    below(*([".."] if ready else [arm, f"answers{seed}"]))
+    reader = "" if ready else str(reader_of(arm, seed))
+    return EvaluateConfig(model="e5", reader=reader, seed=seed, **ready or SYSTEMS["baseline"])
 
 
-def answers_of(arm, seed): return reading(arm, seed).folder("evaluate")
+def answers_of(arm, seed, stage="evaluate"): return reading(arm, seed).folder(stage)
 
 
 def read(arm, seed):
@@ -117,62 +212,84 @@ def read(arm, seed):
 
 # tables
 
-def tables(arms, samples):
-    "Each arm against the baseline, for each outcome."
-    places = {(arm, seed): answers_of(arm, seed) for arm in ("baseline", *arms) for seed in SEEDS}
+def places_of(arms): # (arm, seed) -> folder of its answers
+    return {(arm, seed): answers_of(arm, seed) for arm in arms for seed in SEEDS}
+
+
+def comparisons(pairs, samples):
+    "The family's comparisons, for each outcome."
+    places = places_of(dict.fromkeys(arm for pair in pairs for arm in pair))
     rows = []
     for dataset in OUTCOMES:
-        found = scores_of(places, dataset, len(SEEDS), dataset == "xquad")
-        table = comparison_table(found, [(arm, "baseline") for arm in arms], samples)
+        found = scores_of(places, dataset, len(SEEDS))
+        table = comparison_table(found, pairs, samples)
         rows.append(table.assign(dataset=dataset, measure="EM, targets"))
     return pd.concat(rows, ignore_index=True)
 
 
-def costs(arms):
-    "Minutes of a reader, on English development questions what it is worth."
+def single_languages(pairs, samples):
+    "The same in each language alone, EM and F1: intervals and no tests."
+    places = places_of(dict.fromkeys(arm for pair in pairs for arm in pair))
+    cells = [(dataset, language, measure) for dataset in OUTCOMES
+             for language in ("en", *targets(dataset)) for measure in ("em", "f1")]
     rows = []
-    for arm in arms:
-        for seed in SEEDS:
-            below(arm)
-            runs = []
-            for number in runs_of(arm, seed):
-                config = FinetuneConfig(model="e5", variant="baseline", seed=number)
-                runs.append(read_json(config.folder("finetune") / "metrics.json"))
-            rows.append(dict(arm=arm, seed=seed, minutes=sum(r["seconds"] for r in runs) / 60,
-                             f1_reddit=sum(map(english, runs)) / len(runs)))
-    return pd.DataFrame(rows).groupby("arm", sort=False).mean().drop(columns="seed").reset_index()
+    for dataset, language, measure in cells:
+        found = scores_of(places, dataset, len(SEEDS), [language], measure)
+        for arm, other in pairs:
+            about = dict(dataset=dataset, language=language, measure=measure, arm=arm, other=other)
+            about |= dict(mean=found[arm].means().mean(), mean_other=found[other].means().mean())
+            drawn = difference(found[arm], found[other], samples)
+            rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
+    return pd.DataFrame(rows)
+
+
+def costs(arms):
+    "Minutes of a reader, and what it is worth on English development questions."
+    rows = [dict(arm=arm, seed=seed) | record
+            for arm in ("baseline", *arms) for seed, record in zip(SEEDS, records(arm))]
+    means = pd.DataFrame(rows).groupby("arm", sort=False).mean()
+    return means.drop(columns="seed").rename(columns=dict(f1="f1_reddit")).reset_index()
+
+
+def write_tables(joins, samples, out):
+    arms, pairs = arms_of(joins), pairs_of(joins)
+    ready = ["baseline", S2DM] # of `make e5`
+    answers = places_of([*ready, *arms]).values()
+    check_there([folder / "metrics.json" for folder in answers], "have not been read with")
+    tables = dict(recipe=comparisons(pairs, samples), costs=costs(arms))
+    tables["recipe-languages"] = single_languages(pairs, samples)
+    for name, table in tables.items():
+        table.round(4).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        print(table.round(3).to_string(index=False), end="\n\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=("trials", "train", "read", "tables"))
-    parser.add_argument("--arms", default=",".join(ARMS), help="with commas between")
+    parser.add_argument("command", choices=("trials", "train", "join", "read", "tables"))
+    parser.add_argument("--arms", default=",".join(LEVERS), help="with commas between (train)")
     parser.add_argument("--seeds", default="0,1,2", help="with commas between (train)")
     parser.add_argument("--out", type=Path, default=Path("figures/e5"))
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
     arms = given.arms.split(",")
-    unknown = sorted({*arms} - {*ARMS})
-    if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(ARMS)}")
+    unknown = sorted({*arms} - {*LEVERS})
+    if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(LEVERS)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    tried = given.out / "recipe-trials.csv"
+    tried, joins = (given.out / f"recipe-{name}.csv" for name in ("trials", "joins"))
     try:
         if given.command == "trials": print(trials(tried).to_string(index=False))
         if given.command == "train":
             for seed in map(int, given.seeds.split(",")):
                 for arm in arms: train(arm, seed, tried)
+        if given.command == "join":
+            there = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
+            check_there(there, "readers are not trained yet")
+            print(join(tried, joins).to_string(index=False))
         if given.command == "read":
-            readers = [reader_of(arm, seed) for arm in ARMS for seed in SEEDS]
-            check_there(readers, "readers are not trained yet")
-            for arm in arms:
-                for seed in SEEDS: read(arm, seed)
-        if given.command == "tables":
-            answers = [answers_of(arm, seed) for arm in ("baseline", *ARMS) for seed in SEEDS]
-            check_there([folder / "metrics.json" for folder in answers], "have not been read with")
-            for name, table in (("recipe", tables(arms, given.samples)), ("costs", costs(arms))):
-                file = given.out / f"{name}.csv"
-                table.round(4).to_csv(file, index=False, lineterminator="\n")
-                print(table.round(3).to_string(index=False))
+            readers = [(arm, seed) for arm in arms_of(joins) for seed in SEEDS]
+            check_there([record_of(*each) for each in readers], "readers are not trained yet")
+            for each in readers: read(*each)
+        if given.command == "tables": write_tables(joins, given.samples, given.out)
     except DataError as error: sys.exit(str(error))
 
 

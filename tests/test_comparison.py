@@ -295,17 +295,21 @@ def test_two_experiments_read_scores_in_one_way(real, tmp_path, monkeypatch):
     for name, said in (("right", right), ("silent", dict.fromkeys(right, ""))):
         places[name, 0] = tmp_path / name
         write_json(tmp_path / name / "predictions.bipar.zh.json", said)
-    found = scores_of(places, "bipar", 1, False)
+    found = scores_of(places, "bipar", 1)
     assert {name: float(of.means().mean()) for name, of in found.items()} == dict(
         right=100, silent=0)
 
 
 # What training alone can give
 
-def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(
-        tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "experiments") # as for a script
-    recipe = runpy.run_path(str(ROOT / "experiments/recipe.py"))
+@pytest.fixture
+def recipe(tmp_path, monkeypatch): # the script's names, with runs of its own
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    return runpy.run_path(str(ROOT / "experiments/recipe.py"))
+
+
+def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(recipe, tmp_path):
     tried = tmp_path / "tried.csv"
     lines = ["arm,second_share,consistency,f1"] + [
         f"subwords,{share},{weight},{f1}"
@@ -321,11 +325,61 @@ def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(
     assert recipe["runs_of"]("subwords", 2) == [2]
 
 
+ENGLISH = { # F1 of readers: what helps alone, and joined
+    "average of steps": 62., "average of runs": 60., "no layer frozen": 61.8,
+    "6 layers frozen": 61.5, "8 layers frozen": 55., "subwords": 63., "switched": 64.,
+    "switched + average of steps": 65., "switched + average of steps + no layer frozen": 64.9,
+    "switched + average of steps + 6 layers frozen": 65.2,
+    "switched + average of steps + 6 layers frozen + S2DM_SP": 10.,
+}
+
+
+def write_english(recipe, levels):
+    for seed in range(3):
+        folder = recipe["answers_of"]("baseline", seed, "finetune")
+        write_json(folder / "metrics.json", dict(seconds=60, evaluations=[dict(f1=61.)]))
+        for arm, f1 in levels.items():
+            write_json(recipe["record_of"](arm, seed), dict(minutes=1., f1=f1 + seed - 1))
+
+
+def test_what_helped_is_joined_as_long_as_english_questions_say_so(recipe, tmp_path):
+    "Two levers of one parameter exclude each other; S2DM comes last, whatever its F1."
+    write_english(recipe, ENGLISH)
+    joins = tmp_path / "joins.csv"
+    table = recipe["join"](tmp_path / "trials.csv", joins)
+    assert table["arm"].tolist() == ["switched", *[*ENGLISH][7:10]]
+    assert table["kept"].tolist() == [True, True, False, True]
+    assert table["before"].tolist() == pytest.approx([61, 64, 65, 65])
+    best = "switched + average of steps + 6 layers frozen"
+    assert recipe["recipe_of"](joins) == best
+    assert recipe["arms_of"](joins)[-2:] == [best, best + " + S2DM_SP"]
+    pairs = recipe["pairs_of"](joins)
+    assert len(pairs) == 10 and pairs[-3:] == [
+        (best, "baseline"), (best + " + S2DM_SP", best), (best + " + S2DM_SP", "S2DM_SP")]
+    costs = recipe["costs"](["switched"]).set_index("arm")["f1_reddit"]
+    assert costs.to_dict() == pytest.approx({"baseline": 61, "switched": 64})
+
+
+def test_without_a_lever_that_helps_there_is_no_recipe(recipe, tmp_path):
+    write_english(recipe, dict.fromkeys([*ENGLISH][:7], 50.))
+    joins = tmp_path / "joins.csv"
+    assert recipe["join"](tmp_path / "trials.csv", joins).empty
+    assert recipe["arms_of"](joins) == [*ENGLISH][:7]
+    assert all(other == "baseline" for _, other in recipe["pairs_of"](joins))
+
+
+def test_parameters_of_joined_levers_go_together(recipe, tmp_path):
+    found = recipe["parameters"]("average of steps + 6 layers frozen", 1, tmp_path / "trials.csv")
+    assert found == dict(model="e5", variant="baseline", average=8, average_share=.5,
+                         final_rate=1 / 3, freeze_layers=6)
+
+
 @pytest.mark.parametrize("command, says", [
-    ("read", "21 of 21 readers are not trained yet, such as"),
-    ("tables", "24 of 24 have not been read with, such as")])
+    ("join", "21 of 21 readers are not trained yet, such as"),
+    ("read", "{}/recipe-joins.csv is not there: run `python experiments/recipe.py join` first"),
+    ("tables", "{}/recipe-joins.csv is not there: run")])
 def test_no_score_of_the_recipe_is_shown_before_all_are_there(command, says, tmp_path):
     told = subprocess.run(
         [sys.executable, ROOT / "experiments/recipe.py", command, "--out", tmp_path],
         env=os.environ | dict(S2DM_RUNS=str(tmp_path / "runs")), capture_output=True, text=True)
-    assert told.returncode == 1 and told.stderr.startswith(says)
+    assert told.returncode == 1 and told.stderr.startswith(says.format(tmp_path))
