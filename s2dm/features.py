@@ -493,11 +493,13 @@ class _Candidates(NamedTuple):
     first: np.ndarray # [M] first character
     last: np.ndarray # [M] behind the last
     score: np.ndarray # [M] float32
+    worth: np.ndarray # [M] float32, what decides between spans that overlap the best
 
 # %% ../nbs/04a_features.ipynb #44627af1
 def _candidates(
     windows: Windows, # those that were read
     spans: Spans, # [W,K] of each window
+    worth: np.ndarray | None = None, # [W,K] of each span; None: its score
 ) -> _Candidates:
     "Every span that a question's windows have, by score; of equal ones, the earlier window's."
     window, rank = np.nonzero(spans.score > -np.inf)
@@ -507,7 +509,9 @@ def _candidates(
     start = spans.start[window, rank]
     end = spans.end[window, rank]
     first, last = windows.characters(window, start, end)
-    return _Candidates(windows.row[window], first, last, spans.score[window, rank])
+    score = spans.score[window, rank]
+    worth = score if worth is None else worth[window, rank]
+    return _Candidates(windows.row[window], first, last, score, worth)
 
 # %% ../nbs/04a_features.ipynb #5b685915
 def _in_window_order(windows: Windows, positions: Sequence[int], spans: Spans) -> Spans:
@@ -518,29 +522,49 @@ def _in_window_order(windows: Windows, positions: Sequence[int], spans: Spans) -
                              "expected each window exactly once")
     return Spans(*(x[order] for x in spans))
 
+# %% ../nbs/04a_features.ipynb #e0726c76
+def _by_row(candidates: _Candidates, rows: int, most: int, enough: int):
+    "Of each row its candidates, each span once: start, end, score, worth."
+    bounds = np.searchsorted(candidates.row, np.arange(rows + 1)).tolist()
+    columns = [x.tolist() for x in candidates[1:]]
+    for begin, end in zip(bounds, bounds[1:]):
+        found = {}
+        for candidate in zip(*(x[begin:min(end, begin + most)] for x in columns)):
+            if len(found) == enough: break
+            found.setdefault(candidate[:2], candidate)
+        yield list(found.values())
+
+# %% ../nbs/04a_features.ipynb #e0726c7a
+def _worthy_first(found: list[tuple]): # of a question, as from `_by_row`; not empty
+    "Put the most worthy of the spans that overlap the best before the others."
+    first, last = found[0][:2]
+    overlaps = [i for i, span in enumerate(found) if span[0] < last and first < span[1]]
+    best = max(overlaps, key=lambda i: found[i][3])
+    found.insert(0, found.pop(best))
+
 # %% ../nbs/04a_features.ipynb #e0726c78
 def choose_answers(
     windows: Windows, # those that were read
     positions: Sequence[int], # [W] the order in which they were read; each exactly once
     spans: Spans, # [W,K] their best spans in that order; batches put together with np.concatenate
     top_k: int = 1, # answers of a question, at most; there are never more than K
+    worth: np.ndarray | None = None, # [W,K] in that order, decides between overlapping spans
 ) -> list[list[Answer]]: # of each row of the data set, the best first
-    """The best answers to each question over all its windows. Raises `ParameterError` if a window
-    was not read, or twice."""
+    """The best answers to each question over all its windows. With `worth` the most worthy of those
+    that overlap the best comes first. Raises `ParameterError` if a window was not read, or twice.
+    """
     spans = _in_window_order(windows, positions, spans)
     most = spans.score.shape[1]
-    if top_k == 1: spans = Spans(*(x[:, :1] for x in spans)) # the best is the best of its window
-    candidates = _candidates(windows, spans)
-    bounds = np.searchsorted(candidates.row, np.arange(len(windows.gold) + 1)).tolist()
-    first, last, score = (x.tolist() for x in candidates[1:])
+    if worth is not None: worth = worth[np.argsort(positions)]
+    # the best is the best of its window
+    elif top_k == 1: spans = Spans(*(x[:, :1] for x in spans))
+    candidates = _candidates(windows, spans, worth)
+    enough = top_k if worth is None else most
     answers = []
-    for row, (begin, end) in enumerate(zip(bounds, bounds[1:])):
-        chosen = {}
-        for k in range(begin, min(end, begin + most)):
-            if len(chosen) == top_k: break
-            chosen.setdefault((first[k], last[k]), score[k])
+    for row, found in enumerate(_by_row(candidates, len(windows.gold), most, enough)):
+        if worth is not None and found: _worthy_first(found)
         text = windows.context(row)
-        answers.append([Answer(text[i:j], i, j, s) for (i, j), s in chosen.items()])
+        answers.append([Answer(text[i:j], i, j, s) for i, j, s, _ in found[:top_k]])
     return answers
 
 # %% ../nbs/04a_features.ipynb #0a5c1e02

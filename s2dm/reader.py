@@ -9,7 +9,7 @@ __all__ = ['PACKED', 'ReaderConfig', 'Calibration', 'entropies', 'S2DMReader', '
 import inspect
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -141,6 +141,7 @@ class S2DMReader(nn.Module):
         self.split = SpanTokenizer(tokenizer)
         self.inputs = _inputs(encoder) # that the encoder takes
         self.calibration = Calibration()
+        self.choice = None # between overlapping spans: `s2dm.boundaries.SpanChoice`
         self.facts = {} # what people should know of it: JSON
         self.base = None # name and revision of an encoder that can be had again
         self.lower_layers = 0 # of whose states a batch may consist
@@ -189,15 +190,24 @@ def states(
 
 # %% ../nbs/04c_reader.ipynb #18371904
 @patch
+def span_scores(
+    self: S2DMReader,
+    h: Tensor, # [B,T,d] states, as of `states`
+) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
+    "Two scores for each subword."
+    seen = self.features(h)
+    with torch.autocast(seen.device.type, enabled=False):
+        both = self.head(seen.to(self.head.weight.dtype))
+        return widen(both).unbind(-1)
+
+
+@patch
 def scores(
     self: S2DMReader,
     batch: Mapping[str, Tensor], # as of `states`
 ) -> tuple[Tensor, Tensor]: # [B,T] start scores, [B,T] end scores
-    "Two scores for each subword."
-    seen = self.features(self.states(batch))
-    with torch.autocast(seen.device.type, enabled=False):
-        both = self.head(seen.to(self.head.weight.dtype))
-        return widen(both).unbind(-1)
+    "The same from the start."
+    return self.span_scores(self.states(batch))
 
 # %% ../nbs/04c_reader.ipynb #18371a05
 @patch
@@ -350,10 +360,11 @@ def save_pretrained(
     with writing(file): save_tensors(file, self._own_weights(), dict(format="pt"))
     self._write_card(folder)
     s2dm = self.s2dm_config and self.s2dm_config.as_dict()
+    choice = self.choice and self.choice.sizes
     about = dict(
         model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
-        s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(), facts=self.facts,
-        files=_part_sums(folder))
+        s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(), choice=choice,
+        facts=self.facts, files=_part_sums(folder))
     write_json(folder / "reader.json", about)
     return folder
 
@@ -397,8 +408,9 @@ def _check_about(about: dict, file: Path):
     if about.get("model_type") != "s2dm_reader":
         raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
     check_keys(about, file, reader=dict, s2dm=(dict, type(None)))
-    usual = dict(encoder=None, facts={}, calibration={})
-    check_keys(usual | about, file, encoder=(dict, type(None)), facts=dict, calibration=dict)
+    usual = dict(encoder=None, facts={}, calibration={}, choice=None)
+    check_keys(usual | about, file, encoder=(dict, type(None)), facts=dict, calibration=dict,
+               choice=(dict, type(None)))
     if about.get("encoder"):
         check_keys(dict(layers=0) | about["encoder"], f"{file}, 'encoder'", name=str, revision=str,
                    layers=int, lower_layers=int)
@@ -496,6 +508,10 @@ def _put_together(
     reader.s2dm_config = s2dm
     reader.calibration = Calibration(**about.get("calibration", {}))
     reader.facts = about.get("facts", {})
+    if about.get("choice"):
+        from s2dm.boundaries import SpanChoice # which needs readers itself
+
+        reader.choice = SpanChoice(**about["choice"])
     if base := about.get("encoder"):
         reader.base = {key: base[key] for key in base if key != "lower_layers"}
         if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
@@ -622,28 +638,45 @@ class _Read(NamedTuple):
     order: list[int] # [W] windows
     spans: Spans # [W,K] their best spans
     none: np.ndarray # [W] float32, score of no answer in the window
+    worth: np.ndarray | None # [W,K] float32, by the reader's choice, if it has one
 
 # %% ../nbs/04c_reader.ipynb #9a15c13c
+@patch
+def read_states(
+    self: S2DMReader,
+    windows: Windows, # of `windows`
+    budget: int | None = None, # subwords of a batch, padding included; None: what suits the device
+    progress: bool = True, # a bar, if it takes more than a second
+    states: TextStates | None = None, # of the lower layers, if they are kept
+) -> Iterator[tuple[list[int], Tensor, tuple[Tensor, Tensor]]]:
+    "The windows of each batch, their states [B,T,d], start scores and end scores [B,T]."
+    device = self.head.weight.device
+    half = has_bfloat16(device.type)
+    batches = length_batches(windows.lengths.tolist(), budget or usual_budget(device))
+    bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
+    with _evaluating(self):
+        for positions in bar:
+            batch = self._batch(windows, positions, states)
+            cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+            with torch.no_grad(), cast:
+                h = self.states(batch)
+                scores = self.span_scores(h)
+            yield positions, h, scores
+
+# %% ../nbs/04c_reader.ipynb #9a15c13d
 @patch
 def _read(self: S2DMReader, windows, budget=None, progress=True, states=None) -> _Read:
     "Spans and scores of all windows."
     c = self.config
-    device = self.head.weight.device
-    half = has_bfloat16(device.type)
-    cast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
-    batches = length_batches(windows.lengths.tolist(), budget or usual_budget(device))
-    bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
-    spans = []
-    none = []
-    with _evaluating(self):
-        for positions in bar:
-            batch = self._batch(windows, positions, states)
-            with torch.no_grad(), cast: start, end = self.scores(batch)
-            spans.append(
-                best_spans(start, end, windows, positions, c.n_best, c.longest_characters))
-            none.append((start[:, 0] + end[:, 0]).float().cpu().numpy())
-    order = [window for positions in batches for window in positions]
-    return _Read(order, Spans(*map(np.concatenate, zip(*spans))), np.concatenate(none))
+    order, spans, none, worth = [], [], [], []
+    for positions, h, (start, end) in self.read_states(windows, budget, progress, states):
+        best = best_spans(start, end, windows, positions, c.n_best, c.longest_characters)
+        order += positions
+        spans.append(best)
+        none.append((start[:, 0] + end[:, 0]).float().cpu().numpy())
+        if self.choice is not None: worth.append(self.choice.worth(h, best, windows, positions))
+    spans = Spans(*map(np.concatenate, zip(*spans)))
+    return _Read(order, spans, np.concatenate(none), np.concatenate(worth) if worth else None)
 
 # %% ../nbs/04c_reader.ipynb #0c5c1e05
 @patch
@@ -657,7 +690,7 @@ def read(
 ) -> list[list[Answer]]: # of each question, the best first; none if no span is among the n best
     "Answer all the questions."
     said = self._read(windows, budget, progress, states)
-    return choose_answers(windows, said.order, said.spans, top_k)
+    return choose_answers(windows, said.order, said.spans, top_k, said.worth)
 
 # %% ../nbs/04c_reader.ipynb #0c5c1e07
 @patch
@@ -674,7 +707,7 @@ def weigh(
     said = self._read(windows, progress=progress)
     total = log_total(windows, said.order, said.spans, said.none, c.temperature)
     weighed = []
-    answers = choose_answers(windows, said.order, said.spans, top_k)
+    answers = choose_answers(windows, said.order, said.spans, top_k, said.worth)
     for total_of_row, row in zip(total.tolist(), answers):
         odds = [min(1., math.exp(a.score / c.temperature - total_of_row)) for a in row]
         sure = odds and odds[0] >= c.threshold
@@ -701,7 +734,8 @@ def calibrate(
 
     windows = self.windows(questions, progress)
     said = self._read(windows, progress=progress)
-    best = [row[0] if row else None for row in choose_answers(windows, said.order, said.spans, 1)]
+    answers = choose_answers(windows, said.order, said.spans, 1, said.worth)
+    best = [row[0] if row else None for row in answers]
     texts = {id: a.text if a else "" for id, a in zip(questions["id"][:], best)}
     right = score(texts, questions).em > 0
     scores = np.array([a.score if a else -np.inf for a in best])
@@ -715,7 +749,6 @@ def calibrate(
     self.calibration = Calibration(
         temperature=temperature, threshold=self.calibration.threshold)
     return np.stack([sure(temperature), right], 1)
-
 
 # %% ../nbs/04c_reader.ipynb #050f9aad
 def _check_text(text, name: str):
