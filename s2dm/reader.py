@@ -414,6 +414,8 @@ def _check_about(about: dict, file: Path):
     if about.get("encoder"):
         check_keys(dict(layers=0) | about["encoder"], f"{file}, 'encoder'", name=str, revision=str,
                    layers=int, lower_layers=int)
+    if about.get("choice"):
+        check_keys(about["choice"], f"{file}, 'choice'", width=int, hidden=int, rank=int)
     settings = about["reader"]
     if "longest" in settings:
         raise DataError(

@@ -497,6 +497,12 @@ BROKEN = [
     (DataError, "encoder.*config.json says 1000000 layers",
      lambda f: change_config(f, num_hidden_layers=10**6)),
     (DataError, '"model_type" must be', lambda f: edit(f, model_type="s2dm")),
+    (DataError, "reader.json, 'choice' lacks 'hidden', 'rank'",
+     lambda f: edit(f, choice=dict(width=16))),
+    (DataError, "reader.json: 'choice' is 'x'; expected dict or null",
+     lambda f: edit(f, choice="x")),
+    (DataError, "reader.safetensors does not belong",
+     lambda f: edit(f, choice=dict(width=16, hidden=64, rank=16))),
     (DataError, "reader.json lacks 's2dm'", lambda f: edit(f, s2dm=...)),
     (DataError, "reader.json lacks 'reader'", lambda f: edit(f, reader=...)),
     (DataError, "reader.json: unknown parameter 'hed'", lambda f: edit(f, reader__hed="semantic")),
@@ -548,15 +554,15 @@ def test_a_training_reader_that_answers_from_several_threads_stays_as_it_was():
     reader.semantic.eval() # frozen parts may have a mode of their own
     modes = [module.training for module in reader.modules()]
     inside, go = threading.Barrier(3, timeout=60), threading.Event()
-    real_scores = reader.scores
+    real_states = reader.states
 
-    def scores(batch): # both threads are in it before the first goes on
+    def states(batch): # both threads are in it before the first goes on
         inside.wait()
         if threading.current_thread().name == "late": go.wait(60)
         assert not reader.training and not reader.encoder.training
-        return real_scores(batch)
+        return real_states(batch)
 
-    object.__setattr__(reader, "scores", scores)
+    object.__setattr__(reader, "states", states)
     found = {}
     def ask(name): found[name] = reader.answer("Wo?", "Am See.")
     threads = [threading.Thread(target=ask, args=(n,), name=n) for n in ("early", "late")]
