@@ -11,10 +11,14 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s2dm.boundaries import (
+    ChoiceLists, SpanChoice, SpanInputs, choice_row, edge_states, fit_choice, labelled_spans,
+    phrases_of)
 from s2dm.constituents import (
     RULES, Constituents, GoldParser, Parse, TreebankParser, Trees, boundary_row, constituent_rows,
     deficit_row, dependency_parse, overlap_row, places, read_brackets, restricted, rule_rows, share,
@@ -621,3 +625,114 @@ def test_overlapping_errors_by_hand():
     found = deficit_row(questions, trees, predictions, samples=200)
     assert (found["gold"], found["predicted"], found["deficit"]) == (60, 60, 0)
     assert found["low"] < 0 < found["high"]
+
+
+# phrases and near misses, and a choice between overlapping spans
+
+def spans_of(seed):
+    from s2dm.toy import random_sentences
+
+    sentences = random_sentences(seed=seed)
+    return sentences, labelled_spans(sentences, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_half_of_the_spans_are_phrases_and_the_others_miss_one_by_at_most_three_words(seed):
+    sentences, spans = spans_of(seed)
+    assert spans.phrase.tolist() == [True, False] * (len(spans.phrase) // 2)
+    for phrase, miss in zip(range(0, len(spans.phrase), 2), range(1, len(spans.phrase), 2)):
+        number = int(spans.sentence[phrase])
+        assert number == spans.sentence[miss]
+        row = sentences[number]
+        starts = np.cumsum([0, *(len(form) + 1 for form in row["forms"])])
+        def words(i, starts=starts):
+            ends = (spans.start[i], spans.end[i] + 1)
+            return tuple(int(np.flatnonzero(starts == end)[0]) for end in ends)
+
+        runs = set(subtree_runs(row["heads"])) - {(0, len(row["forms"]))}
+        assert words(phrase) in runs and words(miss) not in runs
+        moved = np.abs(np.subtract(words(phrase), words(miss)))
+        assert sorted(moved > 0) == [False, True] and moved.max() <= 3
+        for i, j in (words(phrase), words(miss)):
+            assert "PUNCT" not in (row["upos"][i], row["upos"][j - 1])
+
+
+def test_the_tag_of_a_phrase_is_that_of_the_one_word_that_hangs_on_another():
+    "She saw [the old house]: NOUN; [He] and [her] hang on one word, so their run has no head."
+    heads = [2, 0, 5, 5, 2]
+    assert phrases_of(heads) == {(0, 1): 0, (2, 3): 2, (3, 4): 3, (2, 4): -1, (2, 5): 4}
+
+
+def test_edges_are_read_at_the_words_of_the_sentence():
+    "As if each sentence were read alone, and its subwords counted by hand."
+    from s2dm.toy import toy_reader
+
+    sentences, spans = spans_of(0)
+    reader = toy_reader("baseline")
+    seen, kept = edge_states(reader, sentences, spans, ["who?", "where?"])
+    assert kept.tolist() == list(range(len(spans.start)))
+    for i in range(0, len(kept), 7):
+        number = int(spans.sentence[i])
+        text = sentences[number]["text"]
+        question = ["who?", "where?"][number % 2]
+        before = 1 + len(question) + 1 # a subword is a character here; [CLS], [SEP]
+        def subword(character, text=text, before=before):
+            return before + len(text[:character].replace(" ", ""))
+
+        windows = reader.windows(dict(question=[question], context=[text]))
+        (_, h, _), = reader.read_states(windows)
+        first, last = subword(spans.start[i]), subword(spans.end[i]) - 1
+        gold = h[0, [first - 1, first, last, last + 1]].flatten()
+        assert seen[i].tolist() == pytest.approx(gold.tolist(), abs=2e-3)
+
+
+@pytest.mark.parametrize("length", [10, 150]) # one window, several
+@pytest.mark.parametrize("seed", range(3))
+def test_a_choice_takes_the_worthiest_of_what_overlaps_the_best(length, seed):
+    from s2dm.toy import random_words, toy_reader
+
+    reader = toy_reader("baseline", seed=seed)
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(random_words(rng, length)) for _ in range(4)]
+    windows = reader.windows(dict(question=["who?"] * 4, context=texts))
+    assert (len(windows) > 4) == (length > 100)
+    plain = reader.read(windows, top_k=20)
+    reader.choice = SpanChoice(16)
+    assert reader.read(windows, top_k=20) == plain # it has learned nothing yet
+    torch.nn.init.normal_(reader.choice.phrases.outer.weight, std=5)
+    with torch.no_grad(): reader.choice.weights.copy_(torch.tensor([0., 1.]))
+    said = reader._read(windows)
+    worth = {} # as written down window by window
+    for place, window in enumerate(said.order):
+        row = int(windows.row[window])
+        pairs = zip(*windows.characters(np.full(20, window), *(x[place] for x in said.spans[:2])))
+        for rank, span in enumerate(pairs):
+            score = said.spans.score[place, rank]
+            if score == -np.inf: continue
+            known = (-score, window, said.worth[place, rank])
+            worth[(row, *span)] = min(worth.get((row, *span), known), known)
+    changed = 0
+    for row, (chosen, before) in enumerate(zip(reader.read(windows, top_k=20), plain)):
+        best = before[0]
+        near = [a for a in before if a.start < best.end and best.start < a.end]
+        wanted = max(near, key=lambda a: worth[row, a.start, a.end][2])
+        assert chosen[0] == wanted
+        assert chosen[1:] == [a for a in before if a != wanted]
+        changed += wanted != best
+    assert changed
+
+
+def test_what_is_learned_from_lists_is_right_on_others_and_the_reader_is_kept_by_it():
+    "A choice that has no reason to change anything changes next to nothing."
+    drawn = torch.Generator().manual_seed(0)
+    def lists(count):
+        score = 3 * torch.randn(count, 6, generator=drawn)
+        sizes = ((6,), (6, 17), (6, 8), (8,))
+        noise = [torch.randn(count, *size, generator=drawn) for size in sizes]
+        right = torch.nn.functional.one_hot(score.argmax(-1), 6).bool()
+        return ChoiceLists(SpanInputs(score, noise[0], noise[1].softmax(-1), *noise[2:]),
+                           torch.ones(count, 6, dtype=torch.bool), right)
+
+    known = fit_choice(SpanChoice(8), lists(2000))
+    row = choice_row(known, lists(500))
+    assert row["by_score"] == 100 and row["by_worth"] > 90
