@@ -1,7 +1,7 @@
 """What it takes to ask the reader of the package, beside the bare encoder in the same run.
 
     S2DM_MIRROR=... OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_answer.py \\
-        [--questions 1000] [--rounds 3] [--parts load one batch int8] [--out times.csv]
+        [--questions 1000] [--rounds 3] [--parts load one batch choice int8] [--out times.csv]
 
 load    Seconds until the package and its reader are there, in a process of its own, and its peak
         memory then and after some questions. Target: at most 5 s for the reader, once its encoder
@@ -11,6 +11,8 @@ batch   Questions of SQuADShifts, reddit, by `answer`, against transformers'
         AutoModelForQuestionAnswering with the same weights, in the same precision, in one loop over
         windows as its documentation has it: batches in the order of the questions, the best start
         and end of each window. Both begin with texts. Target: at least .9 of its speed.
+choice  Reading with a choice between overlapping spans (s2dm.boundaries; of random weights, which
+        takes the same time), against reading without. Target: at most 1.1 times as long.
 int8    Linear layers in eight bits (torch's dynamic quantization, a scale for each row of weights)
         against the reader as it is: time, and EM on the same questions. It is worth an option if it
         is faster and loses no more than .3 EM.
@@ -36,6 +38,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from transformers import AutoModelForQuestionAnswering  # noqa: E402
 
+from s2dm.boundaries import SpanChoice  # noqa: E402
 from s2dm.core import device_name, has_bfloat16  # noqa: E402
 from s2dm.finetune import evenly, load_questions  # noqa: E402
 from s2dm.metrics import score  # noqa: E402
@@ -178,6 +181,17 @@ def batch(args, table, reader, questions):
     table.add("the same answer, of questions with one window", f"{same} of {len(whole)}")
 
 
+def choice(args, table, reader, questions):
+    choosing = copy.copy(reader) # shares all but the choice
+    choosing._modules = dict(reader._modules)
+    choosing.choice = SpanChoice(reader.encoder.config.hidden_size)
+    asked, contexts = questions["question"][:], questions["context"][:]
+    with_choice, without = (lambda some=some: some.answer(asked, contexts, progress=False)
+                            for some in (choosing, reader))
+    table.add("time of reading with a choice / without",
+              ratio(alternate(with_choice, without, args.rounds)), "at most 1.1")
+
+
 def int8(args, table, reader, questions):
     quantized = copy.copy(reader) # shares all but the encoder
     quantized._modules = dict(reader._modules)
@@ -207,8 +221,8 @@ def main():
     ask.add_argument("--reader", default="e5")
     ask.add_argument("--questions", type=int, default=1000)
     ask.add_argument("--rounds", type=int, default=3)
-    ask.add_argument("--parts", nargs="+", choices=("load", "one", "batch", "int8"),
-                     default=["load", "one", "batch", "int8"])
+    ask.add_argument("--parts", nargs="+", choices=("load", "one", "batch", "choice", "int8"),
+                     default=["load", "one", "batch", "choice", "int8"])
     ask.add_argument("--out", type=Path, help="a csv of the table")
     args = ask.parse_args()
     warnings.simplefilter("ignore") # torch announces that its quantization will move
@@ -220,6 +234,7 @@ def main():
     reader = S2DMReader.from_pretrained(args.reader, "cpu")
     if "one" in args.parts: one(args, table, reader)
     if "batch" in args.parts: batch(args, table, reader, questions)
+    if "choice" in args.parts: choice(args, table, reader, questions)
     if "int8" in args.parts: int8(args, table, reader, questions)
     if args.out: table.save(args.out)
 
