@@ -8,31 +8,33 @@
 `train` makes the readers, those of the five folds among them; `choose` lets a choice learn from the
 lists of the folds; `read` reads every test once with each reader, and keeps what it says with and
 without the choice and with its controls; `tables` compares, and refuses until all have been read
-with. Everything is written below runs/boundaries/, and what is there is not done again."""
+with and `make e5` is finished. Everything is written below runs/boundaries/, and what is there is
+not done again; a reader of `make e5` that is on this machine is taken as it is."""
 import argparse
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from primary import OUTCOMES, SYSTEMS, scores_of, targets
-from recipe import check_there
+from primary import OUTCOMES, SYSTEMS, targets
+from recipe import check_primary, check_there, s2dm_of
 from safetensors.torch import load_file
 
 from s2dm.boundaries import (
     LabelledSpans, SpanChoice, characters_of, choice_lists, choice_row, edge_states, fit_choice,
     fit_phrases, join_lists, labelled_spans, phrase_table, phrases_of)
-from s2dm.comparison import comparison_table, difference
-from s2dm.constituents import Constituents
-from s2dm.core import DataError, read_json, runs_dir, save_tensors, write_json
+from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
+from s2dm.constituents import Constituents, near_flags
+from s2dm.core import DataError, file_hash, read_json, runs_dir, save_tensors, write_json
+from s2dm.evaluation import NO_ANSWER, read_answers, write_answers
 from s2dm.features import Spans, best_spans, choose_answers
 from s2dm.finetune import FinetuneConfig, evenly, finetune, load_questions
 from s2dm.metrics import score, squad_scores
 from s2dm.parsers import corenlp
-from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain
 from s2dm.probes import split_groups
 from s2dm.reader import S2DMReader
 from s2dm.reading import load_reading
@@ -42,28 +44,35 @@ from s2dm.treebanks import load_sentences
 FOLDS = 5
 SEEDS = range(5) # of readers; the readers of folds have seed 0
 FOLD_ARMS = [f"fold{number}" for number in range(FOLDS)]
-ARMS = ("baseline", "S2DM_SP", "phrases", "bare")
+ARMS = ("baseline", "S2DM_SP", "phrases", "no articles")
 ROOT = runs_dir() / "boundaries"
 SENTENCES = 250 # of each language
+LEARNED_SHARE = .8 # of the groups of sentences; the others calibrate and measure
 QUESTION_TEXTS = 500 # that are asked while sentences are read
 PHRASES = 3 # questions of English for each about a phrase
 ARTICLES = ("a ", "an ", "the ")
 FITS = [dict(epochs=epochs, decay=decay) for epochs in (2, 5) for decay in (.1, 1.)]
 FAMILIES = (("ar",), ("cs", "pl", "ru"), ("de", "en", "is", "sv"), ("es", "fr", "it", "pt", "ro"),
             ("fi",), ("hi", "bn"), ("id",), ("ja",), ("ko",), ("th",), ("tr",), ("zh",))
-CHOICE = "choice" # that has learned from all trees
+CHOICE = "choice" # whose phrase models have learned from all trees
+LEARNING = (CHOICE, "english trees", "shuffled trees") # choices that are learned
+CONTROLS = (*LEARNING[1:], "family left out")
 PARSED = ("en", "zh", "de", "es", "ar") # languages of CoreNLP's trees
 PENALTIES = (.5, 1, 2, 4) # of a span that crosses a bracket; English says which
 TESTS = [(dataset, language) for dataset in OUTCOMES for language in ("en", *targets(dataset))]
+WITH = " with "
 PAIRS = [
-    ("baseline with choice", "baseline"), ("phrases", "baseline"), ("bare", "baseline"),
+    ("baseline with choice", "baseline"), ("phrases", "baseline"), ("no articles", "baseline"),
     ("phrases with choice", "baseline"), ("S2DM_SP with choice", "S2DM_SP")]
-CONTROLS = [(f"baseline with {how}", "baseline")
-            for how in ("english trees", "family left out", "shuffled trees")]
-
+CONTROLLED = [pair for how in CONTROLS for pair in (
+    (f"baseline with {how}", "baseline"), ("baseline with choice", f"baseline with {how}"))]
 
 def below(*names): # from now on runs are written there
     os.environ["S2DM_RUNS"] = str(ROOT.joinpath(*names))
+
+
+@cache
+def every_sentence(): return load_sentences()
 
 
 # questions as files
@@ -98,171 +107,198 @@ def without_article(row): # a row whose answer does not begin with one
     return row
 
 
+def phrase_question(number, row, rng): # None if no word of the sentence will do
+    "A word stands in the place of a question: what is the longest phrase that it begins or ends?"
+    words = word_spans(row["text"], row["forms"])
+    longest = {}
+    for i, j in phrases_of(row["heads"]):
+        if j - i < 2 or "PUNCT" in (row["upos"][i], row["upos"][j - 1]): continue
+        for key in (("begins", i), ("ends", j - 1)):
+            longest[key] = max(longest.get(key, (0, 0)), (i, j), key=lambda x: x[1] - x[0])
+    once = [key for key in longest if row["forms"].count(row["forms"][key[1]]) == 1]
+    if not once: return None
+    side, word = once[rng.integers(len(once))]
+    place = characters_of(words, longest[side, word])
+    if place is None: return None
+    form = row["forms"][word]
+    answers = dict(text=[row["text"][slice(*place)]], answer_start=[place[0]])
+    return dict(id=f"phrase{number}", question=f"{form} …" if side == "begins" else f"… {form}",
+                context=row["text"], answers=answers)
+
+
 def phrase_questions(sentences, most):
-    """Questions in the place of which a word stands, and whose answer is the longest phrase that
-    begins, or ends, with it: at most `most`, as many of each language as there can be."""
+    "At most `most`, as many of each language as there can be."
     rng = np.random.default_rng(0)
+    language = np.array(sentences["lang"][:])
+    names, counts = np.unique(language, return_counts=True)
     rows = []
-    for number, row in enumerate(sentences):
-        words = word_spans(row["text"], row["forms"])
-        longest = {}
-        for i, j in phrases_of(row["heads"]):
-            if j - i < 2 or "PUNCT" in (row["upos"][i], row["upos"][j - 1]): continue
-            for key in (("begins", i), ("ends", j - 1)):
-                longest[key] = max(longest.get(key, (0, 0)), (i, j), key=lambda x: x[1] - x[0])
-        once = [key for key in longest if row["forms"].count(row["forms"][key[1]]) == 1]
-        if not once: continue
-        side, word = once[rng.integers(len(once))]
-        place = characters_of(words, longest[side, word])
-        if place is None: continue
-        start, end = place
-        form = row["forms"][word]
-        rows.append(dict(
-            id=f"phrase{number}", question=f"{form} …" if side == "begins" else f"… {form}",
-            context=row["text"],
-            answers=dict(text=[row["text"][start:end]], answer_start=[start])))
-    return [rows[i] for i in np.sort(rng.permutation(len(rows))[:most])]
+    for done, place in enumerate(np.argsort(counts, kind="stable")):
+        full = len(rows) + (most - len(rows)) // (len(names) - done) # with what others lacked
+        for number in rng.permutation(np.flatnonzero(language == names[place])).tolist():
+            if len(rows) == full: break
+            question = phrase_question(number, sentences[number], rng)
+            if question is not None: rows.append(question)
+    return rows
 
 
 def write_files():
-    "The questions of each fold, phrases, and answers without articles."
+    "The questions of each fold, answers without articles, and phrases."
     questions = english()
     fold = folds_of(questions)
     for number in range(FOLDS):
         write_squad(ROOT / f"fold{number}.json", questions.select(np.flatnonzero(fold == number)))
-    write_squad(ROOT / "bare.json", map(without_article, questions))
-    write_squad(ROOT / "phrases.json",
-                phrase_questions(load_sentences(), len(questions) // PHRASES))
+    write_squad(ROOT / "no_articles.json", map(without_article, questions))
+    sentences = every_sentence()
+    learned = sentences.select(np.flatnonzero(is_learned(sentences)))
+    write_squad(ROOT / "phrases.json", phrase_questions(learned, len(questions) // PHRASES))
 
 
 # readers
 
-def s2dm_of(seed): # folder of the S2DM of the experiment with e5, trained again if it is not there
-    below("s2dm")
-    config = PretrainConfig(model="e5", variant="s2dm_sp", seed=seed)
-    if not checkpoint_for(config).is_dir(): pretrain(config)
-    return str(checkpoint_for(config).resolve())
+def folder_of(arm, seed): # of its run; that of `make e5` if its reader is here
+    system = SYSTEMS.get(arm, SYSTEMS["baseline"])
+    config = FinetuneConfig(model="e5", seed=seed, **system)
+    os.environ["S2DM_RUNS"] = str(ROOT.parent)
+    if arm in SYSTEMS and reader_in(config.folder("finetune")).is_file():
+        return config.folder("finetune")
+    below(arm.replace(" ", "_"))
+    return config.folder("finetune")
+
+
+def reader_in(folder): return folder / "checkpoint/reader.json" # which is written last
+
+
+def reader_of(arm, seed): return S2DMReader.from_pretrained(folder_of(arm, seed) / "checkpoint")
 
 
 def parameters(arm, seed): # of 04_finetune
     given = dict(model="e5", seed=seed) | SYSTEMS.get(arm, SYSTEMS["baseline"])
-    if arm == "S2DM_SP": given |= dict(s2dm=s2dm_of(seed))
+    if arm == "S2DM_SP": given |= dict(s2dm=s2dm_of(seed, ROOT))
     if arm in FOLD_ARMS:
         others = [other for other in FOLD_ARMS if other != arm]
         given |= dict(data=[str(ROOT / f"{other}.json") for other in others])
-    if arm == "bare": given |= dict(data=[str(ROOT / "bare.json")])
+    if arm == "no articles": given |= dict(data=[str(ROOT / "no_articles.json")])
     if arm == "phrases": # as many steps as without
+        train("baseline", seed)
         plain = FinetuneConfig(model="e5", variant="baseline")
-        below("baseline")
-        steps = finetune(FinetuneConfig(model="e5", variant="baseline", seed=seed)).fit.steps
+        steps = read_json(folder_of("baseline", seed) / "metrics.json")["steps"]
         given |= dict(data=[*plain.data, str(ROOT / "phrases.json")], max_steps=steps)
     return given
 
 
-def reader_of(arm, seed): # where it is
-    below(arm)
-    system = SYSTEMS.get(arm, SYSTEMS["baseline"])
-    return FinetuneConfig(model="e5", seed=seed, **system).folder("finetune") / "checkpoint"
-
-
 def train(arm, seed):
-    if reader_of(arm, seed).is_dir(): return
+    if reader_in(folder_of(arm, seed)).is_file(): return
     given = parameters(arm, seed)
-    below(arm)
+    below(arm.replace(" ", "_"))
     finetune(FinetuneConfig(**given))
 
 
 # phrases
 
+def is_learned(sentences): # [N] bool; of the other groups nobody learns anything
+    names = np.array(sentences["group"][:])
+    groups = np.unique(every_sentence()["group"][:])
+    return np.isin(names, groups[split_groups(groups, LEARNED_SHARE)])
+
+
+def evenly_spaced(rows, most): # some of an array
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+
+
 def treebank(): # evenly spaced sentences of each language
-    sentences = load_sentences()
+    sentences = every_sentence()
     language = np.array(sentences["lang"][:])
-    chosen = [np.flatnonzero(language == name) for name in sorted(set(language))]
-    each = [rows[np.linspace(0, len(rows) - 1, min(SENTENCES, len(rows))).round().astype(int)]
-            for rows in chosen]
+    each = [evenly_spaced(np.flatnonzero(language == name), SENTENCES)
+            for name in sorted(set(language))]
     return sentences.select(np.concatenate(each))
 
 
+def in_english(count): # as many sentences in English alone
+    sentences = every_sentence()
+    rows = np.flatnonzero(np.array(sentences["lang"][:]) == "en")
+    return sentences.select(evenly_spaced(rows, count))
+
+
 def shuffled(sentences): # each has the tree of another of its language with as many words
-    rng = np.random.default_rng(0)
     rows = sentences.to_list()
     alike = {}
     for i, row in enumerate(rows): alike.setdefault((row["lang"], len(row["forms"])), []).append(i)
+    new = []
     for places in alike.values():
-        others = [rows[i] for i in rng.permutation(places)]
-        trees = [dict(heads=other["heads"], upos=other["upos"]) for other in others]
-        for i, tree in zip(places, trees): rows[i] = rows[i] | tree
-    return Dataset.from_list(rows)
+        if len(places) == 1: continue
+        for i, other in zip(places, [*places[1:], places[0]]):
+            new.append(rows[i] | dict(heads=rows[other]["heads"], upos=rows[other]["upos"]))
+    return Dataset.from_list(new)
 
 
-def some_of(seen, spans, kept): # [M] bool
-    return seen[torch.from_numpy(kept)], LabelledSpans(*(x[kept] for x in spans))
+class Trees:
+    "What a reader sees of spans of sentences."
 
-
-class Phrases:
-    "Phrase models on a reader's states, from all trees or some."
-
-    def __init__(self, reader):
-        sentences = treebank()
+    def __init__(self, reader, sentences):
+        spans = labelled_spans(sentences)
         asked = english()["question"][:QUESTION_TEXTS]
-        self.seen, self.spans, self.language, self.train = {}, {}, {}, {}
-        for name, trees in (("trees", sentences), ("shuffled trees", shuffled(sentences))):
-            spans = labelled_spans(trees)
-            self.seen[name], kept = edge_states(reader, trees, spans, asked)
-            self.spans[name] = LabelledSpans(*(x[kept] for x in spans))
-            of = self.spans[name].sentence
-            self.language[name] = np.array(trees["lang"][:])[of]
-            self.train[name] = split_groups(trees["group"][:], .8)[of]
+        self.seen, kept = edge_states(reader, sentences, spans, asked)
+        self.spans = LabelledSpans(*(x[kept] for x in spans))
+        self.language = np.array(sentences["lang"][:])[self.spans.sentence]
+        self.train = is_learned(sentences)[self.spans.sentence]
 
-    def model(self, name="trees", languages=None): # languages: those that are learned from
-        kept = np.ones(len(self.train[name]), bool)
-        if languages is not None: kept = np.isin(self.language[name], languages)
-        seen, spans = some_of(self.seen[name], self.spans[name], kept)
-        return fit_phrases(seen, spans, self.train[name][kept])
+    def model(self, but=()): # but: languages that are left out
+        kept = np.flatnonzero(~np.isin(self.language, but))
+        spans = LabelledSpans(*(x[kept] for x in self.spans))
+        return fit_phrases(self.seen[torch.from_numpy(kept)], spans, self.train[kept])
 
     def table(self, model): # on sentences that it was not trained on
-        unseen = ~self.train["trees"]
-        seen, spans = some_of(self.seen["trees"], self.spans["trees"], unseen)
-        return phrase_table(model, seen, spans, self.language["trees"][unseen])
+        kept = np.flatnonzero(~self.train)
+        spans = LabelledSpans(*(x[kept] for x in self.spans))
+        seen = self.seen[torch.from_numpy(kept)]
+        return phrase_table(model, seen, spans, self.language[kept])
 
-    def languages(self): return sorted(set(self.language["trees"]))
+
+def trees_for(how, sentences): # that a choice's phrase model learns from
+    if how == "english trees": return in_english(len(sentences))
+    return shuffled(sentences) if how == "shuffled trees" else sentences
 
 
 # the choice
 
-LEARNED = ROOT / "choice.safetensors"
+def learned_file(how): return ROOT / f"{how.replace(' ', '_')}.safetensors"
 
 
-def new_choice(reader, phrases): # with what was learned, if there is anything
+def new_choice(reader, phrases, how=None): # how: with what this choice has learned
     choice = SpanChoice(reader.encoder.config.hidden_size)
-    if LEARNED.exists(): choice.load_state_dict(load_file(LEARNED), strict=False)
+    if how: choice.load_state_dict(load_file(learned_file(how)), strict=False)
     choice.phrases = phrases
     return choice.eval().requires_grad_(False)
 
 
-def choose():
-    "Learn the choice from the folds; how long, English development questions say."
+def lists_of(arm, how, questions): # of a reader that was not trained on the questions
+    reader = reader_of(arm, 0)
+    phrases = Trees(reader, trees_for(how, treebank())).model()
+    choice = new_choice(reader, phrases)
+    return choice, choice_lists(reader, choice, questions)
+
+
+def choose(how):
+    "Learn a choice from the folds; how long, English development questions say."
+    if learned_file(how).exists(): return
     lists = []
-    for number, arm in enumerate(FOLD_ARMS):
-        reader = S2DMReader.from_pretrained(reader_of(arm, 0))
-        choice = new_choice(reader, Phrases(reader).model())
-        lists.append(choice_lists(reader, choice, load_questions((str(ROOT / f"{arm}.json"),))))
-        print(f"fold {number}: {len(lists[-1].right)} questions with a choice")
-    lists = join_lists(lists)
-    reader = S2DMReader.from_pretrained(reader_of("baseline", 0))
-    choice = new_choice(reader, Phrases(reader).model())
+    for arm in FOLD_ARMS:
+        lists.append(lists_of(arm, how, load_questions((str(ROOT / f"{arm}.json"),)))[1])
+        print(f"{how}, {arm}: {len(lists[-1].right)} questions with a choice", flush=True)
     config = FinetuneConfig(model="e5", variant="baseline")
-    dev = choice_lists(reader, choice, evenly(load_questions(config.dev), config.dev_sample))
+    choice, dev = lists_of("baseline", how,
+                           evenly(load_questions(config.dev), config.dev_sample))
     rows, fitted = [], []
     for settings in FITS:
-        fitted.append(fit_choice(choice, lists, **settings))
+        fitted.append(fit_choice(choice, join_lists(lists), **settings))
         rows.append(settings | choice_row(fitted[-1], dev))
     table = pd.DataFrame(rows)
     best = fitted[int(table["by_worth"].idxmax())]
     learned = {name: w for name, w in best.state_dict().items() if not name.startswith("phrases.")}
-    table.round(2).to_csv(ROOT / "choice.csv", index=False, lineterminator="\n")
-    save_tensors(LEARNED, learned, dict(format="pt"))
-    return table
+    file = learned_file(how)
+    table.round(2).to_csv(file.with_suffix(".csv"), index=False, lineterminator="\n")
+    save_tensors(file, learned, dict(format="pt"))
+    print(table.to_string(index=False), flush=True)
 
 
 # reading
@@ -272,26 +308,24 @@ def family_of(language): # the treebank's languages that are related to it, itse
 
 
 class Choices:
-    "The choices that a reader's answers are read with, by the trees that they have learned from."
+    "The choices that a reader's answers are read with."
 
     def __init__(self, reader):
         self.reader = reader
-        self.phrases = Phrases(reader)
-        self.alike = { # in all languages
-            CHOICE: self.phrases.model(),
-            "english trees": self.phrases.model(languages=["en"]),
-            "shuffled trees": self.phrases.model("shuffled trees")}
+        sentences = treebank()
+        self.trees = Trees(reader, sentences)
+        self.alike = {CHOICE: self.trees.model()} # in all languages
+        for how in LEARNING[1:]:
+            self.alike[how] = Trees(reader, trees_for(how, sentences)).model()
         self.without = {} # family -> model
 
-    def table(self): return self.phrases.table(self.alike[CHOICE])
+    def table(self): return self.trees.table(self.alike[CHOICE])
 
     def of(self, language): # name -> choice, for a test's language
         family = family_of(language)
-        if family not in self.without:
-            others = [other for other in self.phrases.languages() if other not in family]
-            self.without[family] = self.phrases.model(languages=others)
-        models = self.alike | {"family left out": self.without[family]}
-        return {name: new_choice(self.reader, model) for name, model in models.items()}
+        if family not in self.without: self.without[family] = self.trees.model(but=family)
+        found = {how: new_choice(self.reader, model, how) for how, model in self.alike.items()}
+        return found | {"family left out": new_choice(self.reader, self.without[family], CHOICE)}
 
 
 def read_once(reader, choices, questions): # n best of each question; name -> answers
@@ -311,22 +345,27 @@ def read_once(reader, choices, questions): # n best of each question; name -> an
     return choose_answers(windows, order, spans, c.n_best), said
 
 
-def named(arm, how): return f"{arm} with {how}"
-
-
 def answers_of(name, seed): return ROOT / "answers" / name.replace(" ", "_") / f"seed{seed}"
 
 
-def write_texts(folder, label, ids, answers): # the best of each
-    texts = {id: of[0].text if of else "" for id, of in zip(ids, answers)}
-    write_json(folder / f"predictions.{label}.json", texts)
+def check_same(folder, given): # raises DataError; what is read with now, and what was before
+    file = folder / "given.json"
+    if not file.exists(): write_json(file, given)
+    if read_json(file) == given: return
+    raise DataError(f"{folder} was read with another reader or choice: expected that of {file}; "
+                    "remove the folder to read again")
+
+
+def best_of(ids, answers): return {id: of[0] if of else NO_ANSWER for id, of in zip(ids, answers)}
 
 
 def read(arm, seed):
     "Read every test once."
     folder = answers_of(arm, seed)
     if (folder / "metrics.json").exists(): return
-    reader = S2DMReader.from_pretrained(reader_of(arm, seed))
+    reader = reader_of(arm, seed)
+    check_same(folder, dict(run=reader.facts["run"]) | {
+        how: file_hash(learned_file(how)) for how in LEARNING})
     choices = Choices(reader)
     for dataset, language in TESTS:
         label = f"{dataset}.{language}"
@@ -335,8 +374,8 @@ def read(arm, seed):
         ids = questions["id"][:]
         best, said = read_once(reader, choices.of(language), questions)
         for how, answers in said.items():
-            write_texts(answers_of(named(arm, how), seed), label, ids, answers)
-        write_texts(folder, label, ids, best)
+            write_answers(answers_of(f"{arm}{WITH}{how}", seed), label, best_of(ids, answers))
+        write_answers(folder, label, best_of(ids, best))
         spans = {id: [[a.start, a.end, a.score] for a in of] for id, of in zip(ids, best)}
         write_json(folder / f"nbest.{label}.json", spans)
     write_json(folder / "metrics.json", dict(phrases=choices.table().to_dict("records")))
@@ -347,9 +386,9 @@ def read(arm, seed):
 def near_best(contexts, nbest): # id -> texts, scores and places of those that overlap the best
     found = {}
     for id, spans in nbest.items():
-        near = [(a, b, score) for a, b, score in spans if a < spans[0][1] and spans[0][0] < b]
+        best = (spans or [(0, 0, 0.)])[0]
+        near = [best, *(span for span in spans[1:] if span[0] < best[1] and best[0] < span[1])]
         found[id] = [(contexts[id][a:b], score, (a, b)) for a, b, score in near]
-        if not near: found[id] = [("", 0., (0, 0))]
     return found
 
 
@@ -398,16 +437,45 @@ def bounds(seed):
 
 # tables
 
-def places_of(pairs): # (name, seed) -> folder
-    names = dict.fromkeys(name for pair in pairs for name in pair)
-    return {(name, seed): answers_of(name, seed) for name in names for seed in SEEDS}
+EM, BREAKS = "EM", "wrong boundaries at the right place"
+
+
+def scores_of(names, dataset, languages=()): # measure -> name -> PassageScores
+    languages = languages or targets(dataset)
+    questions = {language: load_reading(dataset, language) for language in languages}
+    passages = {language: passages_of(asked, dataset == "xquad", language)
+                for language, asked in questions.items()}
+    found = {EM: {}, BREAKS: {}}
+    for name in names:
+        right, broken, reached = [], [], []
+        for seed in SEEDS:
+            said = {language: read_answers(answers_of(name, seed), f"{dataset}.{language}", asked)
+                    for language, asked in questions.items()}
+            em = {language: score({id: a.text for id, a in of.items()}, questions[language]).em
+                  for language, of in said.items()}
+            near = {language: near_flags(questions[language], of) | (em[language] > 0)
+                    for language, of in said.items()}
+            right.append(em)
+            reached.append(near)
+            broken.append({lang: 100. * (near[lang] & (em[lang] == 0)) for lang in languages})
+        found[EM][name] = passage_scores(right, passages)
+        found[BREAKS][name] = passage_scores(broken, passages, counted=reached)
+    return found
+
+
+def same_readers(pairs): # those that are compared reader by reader
+    return [pair for pair in pairs if len({name.partition(WITH)[0] for name in pair}) == 1]
+
+
+def names_of(pairs): return list(dict.fromkeys(name for pair in pairs for name in pair))
 
 
 def comparisons(pairs, samples):
     rows = []
     for dataset in OUTCOMES:
-        found = scores_of(places_of(pairs), dataset, len(SEEDS))
-        rows.append(comparison_table(found, pairs, samples).assign(dataset=dataset))
+        for measure, found in scores_of(names_of(pairs), dataset).items():
+            table = comparison_table(found, pairs, samples, same_readers(pairs))
+            rows.append(table.assign(dataset=dataset, measure=measure))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -415,24 +483,34 @@ def single_languages(pairs, samples):
     "The same in each language alone: intervals and no tests."
     rows = []
     for dataset, language in TESTS:
-        found = scores_of(places_of(pairs), dataset, len(SEEDS), [language])
-        for name, other in pairs:
-            about = dict(dataset=dataset, language=language, system=name, other=other)
-            about |= dict(mean=found[name].means().mean(), mean_other=found[other].means().mean())
-            drawn = difference(found[name], found[other], samples)
-            rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
+        for measure, found in scores_of(names_of(pairs), dataset, [language]).items():
+            for pair in pairs:
+                one, two = (found[name] for name in pair)
+                about = dict(dataset=dataset, language=language, measure=measure)
+                about |= dict(system=pair[0], other=pair[1])
+                about |= dict(mean=one.means().mean(), mean_other=two.means().mean())
+                drawn = difference(one, two, samples, paired=pair in same_readers(pairs))
+                rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
     return pd.DataFrame(rows)
+
+
+def bounds_table(): # means over seeds; of the penalties the one that is best in English
+    every = pd.concat([bounds(seed) for seed in SEEDS])
+    means = every.groupby(["dataset", "language"], sort=False).mean().drop(columns="seed")
+    tried = [f"trees {penalty}" for penalty in PENALTIES]
+    best = means.loc[("xquad", "en"), tried].idxmax()
+    return means.drop(columns=[name for name in tried if name != best]).reset_index()
 
 
 def write_tables(samples, out):
     there = [answers_of(arm, seed) / "metrics.json" for arm in ARMS for seed in SEEDS]
     check_there(there, "have not been read with")
-    tables = dict(boundaries=comparisons(PAIRS, samples))
-    tables["boundaries-controls"] = comparisons(CONTROLS, samples)
-    tables["boundaries-languages"] = single_languages(PAIRS + CONTROLS, samples)
-    every = pd.concat([bounds(seed) for seed in SEEDS])
-    tables["boundaries-bounds"] = every.groupby(["dataset", "language"], sort=False).mean()
-    tables["boundaries-bounds"] = tables["boundaries-bounds"].drop(columns="seed").reset_index()
+    check_primary(ROOT)
+    tables = {
+        "boundaries": comparisons(PAIRS, samples),
+        "boundaries-controls": comparisons(CONTROLLED, samples),
+        "boundaries-languages": single_languages(PAIRS + CONTROLLED, samples),
+        "boundaries-bounds": bounds_table()}
     for name, table in tables.items():
         table.round(4).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
         print(table.round(3).to_string(index=False), end="\n\n")
@@ -458,11 +536,12 @@ def main():
             for arm in arms:
                 for seed in seeds if arm in ARMS else (0,): train(arm, seed)
         if given.command == "choose":
-            places = [reader_of(arm, 0) for arm in (*FOLD_ARMS, "baseline")]
+            places = [reader_in(folder_of(arm, 0)) for arm in (*FOLD_ARMS, "baseline")]
             check_there(places, "readers are not trained yet")
-            print(choose().to_string(index=False))
+            for how in LEARNING: choose(how)
         if given.command == "read":
-            places = [LEARNED, *(reader_of(arm, seed) for arm in ARMS for seed in SEEDS)]
+            places = [reader_in(folder_of(arm, seed)) for arm in arms for seed in seeds]
+            places += map(learned_file, LEARNING)
             check_there(places, "are not there yet (train, choose)")
             for arm in arms:
                 for seed in seeds: read(arm, seed)

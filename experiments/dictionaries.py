@@ -6,8 +6,8 @@ docs/experiment-recipe.md fixes before any reader is trained with them.
 
 `layers` counts, for each layer, how often a number of an English sentence that stands
 unchanged in its translation was aligned with itself. `quality` says the same of each language with
-the layer that is in force, beside the number of entries and the share of the questions' words that
-have one."""
+the layer that is in force, beside the share of aligned pairs that are spelled alike, the number of
+entries, and the share of the questions' words that have one; all shares in percent."""
 import argparse
 from pathlib import Path
 
@@ -32,7 +32,10 @@ def numbers_table(pairs, cache, **about): # a row for each language
     for lang, of in pairs.items():
         met = aligned_words(of, cache, progress=False)
         found, there = numbers_found(of, met)
-        rows.append(about | dict(language=lang, numbers=there, found=100 * found / max(1, there)))
+        every = [pair for words in met for pair in words]
+        alike = sum(word.lower() == translation.lower() for word, translation in every)
+        rows.append(about | dict(language=lang, numbers=there, found=100 * found / max(1, there),
+                                 alike=100 * alike / max(1, len(every))))
     return rows
 
 

@@ -95,11 +95,12 @@ def letters(questions, said):
 
 
 def write_outcomes(places, questions):
-    "Of each finished run that has no such file yet."
+    "Of each finished run that has no such file yet, or was evaluated again."
     written = 0
     for folder in places.values():
-        file = folder / "outcomes.json"
-        if file.is_file() or not (folder / "metrics.json").is_file(): continue
+        file, record = folder / "outcomes.json", folder / "metrics.json"
+        if not record.is_file() or not any(folder.glob("predictions.*")): continue
+        if file.is_file() and file.stat().st_mtime >= record.stat().st_mtime: continue
         found = {}
         for language, asked in questions.items():
             said = read_answers(folder, f"synthetic.{language}", asked)
@@ -234,6 +235,11 @@ def _quality(metrics): # of y across languages, in percent
     return dict(sts=np.mean(across), retrieval=np.mean(found))
 
 
+def correlation_chance(r, freedom): # two-sided p-value of a correlation
+    t = abs(r) * math.sqrt(freedom / max(1 - r**2, 1e-12))
+    return float(2 * stats.t.sf(t, freedom))
+
+
 def mechanism(found, quality): # quality: as from `quality_of`
     """Does y's quality predict reading? Correlations over the runs of one system, each encoder's
     mean taken out, and of the encoders' means."""
@@ -244,11 +250,13 @@ def mechanism(found, quality): # quality: as from `quality_of`
             for of in ("sts", "retrieval"):
                 cells = part.groupby("encoder")[["value", of]]
                 own = part[["value", of]] - cells.transform("mean")
-                within = stats.pearsonr(own["value"], own[of])
+                within = np.corrcoef(own.to_numpy().T)[0, 1]
+                # each encoder's mean is taken out
+                chance = correlation_chance(within, len(own) - cells.ngroups - 1)
                 between = np.corrcoef(cells.mean().to_numpy().T)[0, 1]
                 rows.append(dict(
-                    measure=measure, system=name, quality=of, within=within.statistic,
-                    p=within.pvalue, between_encoders=between))
+                    measure=measure, system=name, quality=of, within=within, p=chance,
+                    between_encoders=between))
     return pd.DataFrame(rows)
 
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from primary import OUTCOMES, SYSTEMS, scores_of, targets
+from primary import OUTCOMES, SYSTEMS, check_finished, folders, scores_of, targets
 
 from s2dm.comparison import comparison_table, difference
 from s2dm.core import DataError, read_json, runs_dir, write_json
@@ -97,13 +97,21 @@ def record_of(arm, seed): # what was measured of a reader, written when all else
     return reader_of(arm, seed).with_suffix(".json")
 
 
-def s2dm_of(seed):
-    "The folder of the S2DM of the experiment with e5, trained again if it is not there."
-    below("s2dm")
+def s2dm_of(seed, root=ROOT):
+    "The folder of the S2DM of the experiment with e5, trained again below `root` if it is gone."
     config = PretrainConfig(model="e5", variant="s2dm_sp", seed=seed)
-    folder = checkpoint_for(config)
-    if not folder.is_dir(): pretrain(config)
+    for runs in (root.parent, root / "s2dm"):
+        os.environ["S2DM_RUNS"] = str(runs)
+        folder = checkpoint_for(config)
+        if (folder / "encoder.json").is_file(): return str(folder.resolve()) # it comes last
+    pretrain(config)
     return str(folder.resolve())
+
+
+def check_primary(root=ROOT): # raises DataError; these tables show scores of its readers
+    "Nothing is shown before the experiment with e5 is finished."
+    os.environ["S2DM_RUNS"] = str(root.parent)
+    check_finished(folders("e5", 0, 5))
 
 
 def parameters(arm, seed, file): # of all runs of a reader
@@ -253,6 +261,7 @@ def costs(arms):
 
 def write_tables(joins, samples, out):
     arms, pairs = arms_of(joins), pairs_of(joins)
+    check_primary()
     ready = ["baseline", S2DM] # of `make e5`
     answers = places_of([*ready, *arms]).values()
     check_there([folder / "metrics.json" for folder in answers], "have not been read with")

@@ -97,7 +97,7 @@ def labelled_spans(
     each: int = 8, # phrases of a sentence, at most; as many near misses go with them
     seed: int = 0, # of what is drawn
 ) -> LabelledSpans:
-    "Phrases and near misses in equal number."
+    "Phrases and near misses in equal number. Raises `ParameterError` if there are none."
     rng = np.random.default_rng(seed)
     rows = []
     columns = (sentences[name][:] for name in ("forms", "text", "upos", "heads"))
@@ -115,6 +115,7 @@ def edges(
     end: Tensor, # [B,K] position of its last
 ) -> Tensor: # [B,K,4d] float32
     "The states at both edges, outside and inside."
+    # what stands for a span that is not there may begin anywhere
     places = torch.stack([start - 1, start, end, end + 1], -1).clamp(0, h.shape[1] - 1)
     rows = torch.arange(len(h), device=h.device)[:, None, None]
     return h[rows, places].flatten(2).float()
@@ -276,10 +277,10 @@ class SpanChoice(nn.Module):
         self.sizes = dict(width=width, hidden=hidden, rank=rank)
         self.phrases = PhraseModel(width, hidden)
         self.weights = nn.Parameter(torch.tensor([1., 0.])) # of score and log-odds
-        self.wants = nn.Linear(width, len(UPOS))
-        self.span = nn.Linear(width, rank, bias=False)
-        self.question = nn.Linear(width, rank, bias=False)
-        for layer in (self.wants, self.question): nn.init.zeros_(layer.weight)
+        self.wants = nn.Linear(width, len(UPOS)) # W, b
+        self.span_side = nn.Linear(width, rank, bias=False) # A
+        self.question_side = nn.Linear(width, rank, bias=False) # B
+        for layer in (self.wants, self.question_side): nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.wants.bias)
 
     def forward(
@@ -288,7 +289,7 @@ class SpanChoice(nn.Module):
     ) -> Tensor: # [...,K]
         "The worth of each span."
         wanted = (x.tags * self.wants(x.question)[..., None, :]).sum(-1)
-        alike = (self.span(x.span) * self.question(x.question)[..., None, :]).sum(-1)
+        alike = (self.span_side(x.span) * self.question_side(x.question)[..., None, :]).sum(-1)
         return self.weights[0] * x.score + self.weights[1] * x.phrase + wanted + alike
 
 # %% ../nbs/06g_boundaries.ipynb #06a70023
@@ -327,10 +328,10 @@ def inputs(
 @torch.no_grad()
 def worth(
     self: SpanChoice,
-    h: Tensor, # as of `inputs`, like all else
-    spans: Spans,
-    windows: Windows,
-    positions: Sequence[int],
+    h: Tensor, # [B,T,d] states of windows
+    spans: Spans, # [B,K] their best spans
+    windows: Windows, # of a data set
+    positions: Sequence[int], # [B] which of them
 ) -> np.ndarray: # [B,K] float32
     "The worth of each span, for `choose_answers`."
     return self(self.inputs(h, spans, windows, positions)).float().cpu().numpy()
@@ -360,9 +361,10 @@ def _exact(windows, questions, chosen, spans): # [Q,K] bool
     for i, window in enumerate(chosen):
         row = windows.row[window]
         text = windows.context(row)
-        many = np.full(spans.score.shape[1], window)
-        places = zip(*windows.characters(many, spans.start[i], spans.end[i]))
-        right[i] = [squad_scores(text[a:b], golds[row])[0] > 0 for a, b in places]
+        count = (spans.score[i] > -np.inf).sum() # the last may be no spans
+        which = np.full(count, window)
+        places = zip(*windows.characters(which, spans.start[i, :count], spans.end[i, :count]))
+        right[i, :count] = [squad_scores(text[a:b], golds[row])[0] > 0 for a, b in places]
     return right
 
 # %% ../nbs/06g_boundaries.ipynb #06a7002b
@@ -438,7 +440,7 @@ def fit_choice(
 ) -> SpanChoice: # a new one; its phrase model is the same
     "Train a choice."
     new = copy.deepcopy(choice)
-    learned = [new.weights, *(p for part in (new.wants, new.span, new.question)
+    learned = [new.weights, *(p for part in (new.wants, new.span_side, new.question_side)
                               for p in part.parameters())]
     for parameter in learned: parameter.requires_grad_()
     optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=decay)

@@ -6,7 +6,7 @@
 __all__ = ['PassageScores', 'passage_scores', 'passages_of', 'interval', 'difference', 'comparison_table']
 
 # %% ../nbs/07e_comparison.ipynb #a845c176
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,7 @@ def _drawn_means(scores, weights, drawn, rng): # [samples]; drawn: [encoders,sam
     return total / len(drawn)
 
 # %% ../nbs/07e_comparison.ipynb #19615b91
-def _draws(systems, samples, seed): # [samples] for each system, with the same passages, encoders
+def _draws(systems, samples, seed, paired=False): # [samples] for each; same passages, encoders
     if samples < 1: raise ParameterError(f"samples={samples}; expected at least 1")
     rng = np.random.default_rng(seed)
     count = len(systems[0].passages)
@@ -117,7 +117,12 @@ def _draws(systems, samples, seed): # [samples] for each system, with the same p
         weights = rng.multinomial(count, np.full(count, 1 / count), size)
         drawn = np.zeros((1, size), int)
         if encoders > 1: drawn = rng.integers(encoders, size=(encoders, size))
-        found.append([_drawn_means(system, weights, drawn, rng) for system in systems])
+        state = rng.bit_generator.state
+        means = []
+        for system in systems:
+            if paired: rng.bit_generator.state = state # the same seeds again
+            means.append(_drawn_means(system, weights, drawn, rng))
+        found.append(means)
     return np.concatenate(found, axis=1)
 
 
@@ -143,15 +148,19 @@ def difference(
     samples: int = 10_000, # of the bootstrap
     confidence: float = .95, # share of the samples within the interval
     seed: int = 0, # of the draw
+    paired: bool = False, # the runs of the two are the same, such as readers with something added
 ) -> dict[str, float]: # difference, low, high in points; p, two-sided
-    """How much better a system is than another. Raises `DataError` if they read other questions or
-    have other encoders."""
+    """How much better a system is than another. Raises `DataError` if they read other questions,
+    have other encoders, or are paired and have not as many runs."""
     if any(getattr(system, name) != getattr(other, name) for name in ("passages", "languages")):
         raise DataError("two systems are compared on the same questions; these two read others")
     if system.encoders != other.encoders:
         raise DataError(f"two systems are compared with the same encoders; these have "
                         f"{system.encoders} and {other.encoders}")
-    one, two = _draws([system, other], samples, seed)
+    if paired and len(system.sums) != len(other.sums):
+        raise DataError(f"paired systems have the same runs; these have {len(system.sums)} and "
+                        f"{len(other.sums)}")
+    one, two = _draws([system, other], samples, seed, paired)
     found = one - two
     below = (1 + (found <= 0).sum()) / (1 + samples)
     above = (1 + (found >= 0).sum()) / (1 + samples)
@@ -159,12 +168,12 @@ def difference(
     p = min(1., 2 * float(min(below, above)))
     return dict(difference=gain) | _bounds(found, confidence) | dict(p=p)
 
-
 # %% ../nbs/07e_comparison.ipynb #e1c8e56a
 def comparison_table(
     scores: Mapping[str, PassageScores], # system -> its scores
     pairs: Sequence[tuple[str, str]], # systems that are compared: the family
     samples: int = 10_000, # of the bootstrap
+    paired: Collection[tuple[str, str]] = (), # those of them whose runs are the same
 ) -> pd.DataFrame: # system, other, seeds, their means, difference, low, high, p, p_holm
     "All comparisons of one outcome."
     rows = []
@@ -172,6 +181,6 @@ def comparison_table(
         a, b = scores[system], scores[other]
         about = dict(system=system, other=other, seeds=len(a.sums), seeds_other=len(b.sums))
         about |= dict(mean=a.means().mean(), mean_other=b.means().mean())
-        rows.append(about | difference(a, b, samples))
+        rows.append(about | difference(a, b, samples, paired=(system, other) in paired))
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"]))

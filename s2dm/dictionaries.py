@@ -42,7 +42,7 @@ def align(
     one: Tensor, # [W,d] vectors of words
     other: Tensor, # [V,d] of their translation
 ) -> np.ndarray: # [N,2] a word of either
-    "Words that are each other's nearest."
+    "Words that are each other's nearest (SimAlign's mutual argmax, Jalili Sabet et al. 2020)."
     alike = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).T
     there = alike.argmax(1)
     back = alike.argmax(0)

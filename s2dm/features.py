@@ -538,8 +538,9 @@ def _by_row(candidates: _Candidates, rows: int, most: int, enough: int):
 def _worthy_first(found: list[tuple]): # of a question, as from `_by_row`; not empty
     "Put the most worthy of the spans that overlap the best before the others."
     first, last = found[0][:2]
-    overlaps = [i for i, span in enumerate(found) if span[0] < last and first < span[1]]
-    best = max(overlaps, key=lambda i: found[i][3])
+    others = [i for i, span in enumerate(found) if span[0] < last and first < span[1]]
+    # a span without characters does not overlap itself
+    best = max([0, *others], key=lambda i: found[i][3])
     found.insert(0, found.pop(best))
 
 # %% ../nbs/04a_features.ipynb #e0726c78

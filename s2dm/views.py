@@ -24,7 +24,8 @@ from .subwords import Subwords
 
 # %% ../nbs/04e_views.ipynb #4e000006
 class Unigram:
-    "Ways to cut a word, by a unigram model. Raises `ParameterError` for another kind of tokenizer."
+    """Ways to cut a word, by a unigram model (Kudo 2018). Raises `ParameterError` for another kind
+    of tokenizer."""
 
     def __init__(
         self,
@@ -189,8 +190,9 @@ def word_numbers(
     contexts = windows._contexts
     for i, text in enumerate(contexts.texts):
         begins = [word.start() for word in _WORD.finditer(text)]
-        last = contexts.end[contexts.bounds[i]:contexts.bounds[i + 1]] - 1
-        found.append(np.searchsorted(begins, last, "right"))
+        # by where they start: a drawn mark of a word's beginning has no character of its own
+        starts = contexts.start[contexts.bounds[i]:contexts.bounds[i + 1]]
+        found.append(np.searchsorted(begins, starts, "right"))
     return np.concatenate(found).astype(np.int32)
 
 # %% ../nbs/04e_views.ipynb #118d08f7
@@ -221,7 +223,8 @@ def divergence(
     one: Tensor, # [B,N] log probabilities
     other: Tensor, # [B,N] likewise
 ) -> Tensor: # [B] nats, 0 or more
-    "Kullback-Leibler divergence in both directions, added up: KL(p, q) + KL(q, p)."
+    """Kullback-Leibler divergence in both directions, added up: KL(p, q) + KL(q, p) (Zheng et al.
+    2021)."""
     return ((one.exp() - other.exp()) * (one - other)).sum(-1)
 
 # %% ../nbs/04e_views.ipynb #4e0000a2
@@ -238,7 +241,7 @@ def join_views(
     count = int(max(batch["words"].max(), second["words"].max())) + 1
     for name, term in entropies(second, other).items():
         terms[name] = terms[name].index_add(0, paired, (term - terms[name][paired]) / 2)
-    for one, two in zip(own, other):
+    for one, two in zip(own, other): # start and end weigh a half each, as the entropies do
         known = by_word(one[paired], batch["words"][paired], count)
         between = divergence(known, by_word(two, second["words"], count)) / 2
         apart = apart.index_add(0, paired, between)
@@ -289,9 +292,9 @@ def load(
     generator: torch.Generator | None = None, # not needed: nothing in a batch is random
 ) -> dict: # as `pad_windows`; words, and if there is any second view: second, paired
     "A padded batch."
-    def with_words(data, number, positions):
+    def with_words(data, view, positions):
         batch = data.load(positions)
-        words = pad_words(self.both[number], self.numbers[number], positions, batch["context_mask"])
+        words = pad_words(self.both[view], self.numbers[view], positions, batch["context_mask"])
         return batch | dict(words=words)
 
     batch = with_words(self.first, 0, positions)
