@@ -13,7 +13,7 @@ not done again; a reader of `make e5` that is on this machine is taken as it is.
 import argparse
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ PAIRS = [
     ("phrases with choice", "baseline"), ("S2DM_SP with choice", "S2DM_SP")]
 CONTROLLED = [pair for how in CONTROLS for pair in (
     (f"baseline with {how}", "baseline"), ("baseline with choice", f"baseline with {how}"))]
+
 
 def below(*names): # from now on runs are written there
     os.environ["S2DM_RUNS"] = str(ROOT.joinpath(*names))
@@ -405,17 +406,20 @@ def oracle(questions, near): # the right one is chosen wherever it is there
     return exact(questions, near, choose)
 
 
-def by_trees(questions, near, penalty): # a span that crosses a bracket loses some of its score
+def by_trees(questions, near): # a span that crosses a bracket loses some of its score
     contexts = list(dict.fromkeys(questions["context"][:]))
     parses = corenlp(questions["lang_context"][0])(contexts)
     trees = {text: Constituents(text, parse, rule="brackets")
              for text, parse in zip(contexts, parses)}
     context = dict(zip(questions["id"][:], questions["context"][:]))
-    def choose(id, spans):
-        tree = trees[context[id]]
-        return max(spans, key=lambda span: span[1] - penalty * (span[2] not in tree))
+    crosses = {id: [span[2] not in trees[context[id]] for span in spans]
+               for id, spans in near.items()}
+    def choose(penalty, id, spans):
+        worth = [score - penalty * lost for (_, score, _), lost in zip(spans, crosses[id])]
+        return spans[int(np.argmax(worth))]
 
-    return exact(questions, near, choose)
+    return {f"trees {penalty}": exact(questions, near, partial(choose, penalty))
+            for penalty in PENALTIES}
 
 
 def bounds(seed):
@@ -430,7 +434,7 @@ def bounds(seed):
         row = dict(dataset=dataset, language=language, seed=seed, plain=plain)
         row |= dict(oracle=oracle(questions, near))
         if dataset == "xquad" and language in PARSED:
-            row |= {f"trees {penalty}": by_trees(questions, near, penalty) for penalty in PENALTIES}
+            row |= by_trees(questions, near)
         rows.append(row)
     return pd.DataFrame(rows)
 

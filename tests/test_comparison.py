@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from datasets import Dataset
 
 from s2dm.comparison import (
     comparison_table, difference, interval, passage_scores, passages_of)
@@ -383,3 +384,89 @@ def test_no_score_of_the_recipe_is_shown_before_all_are_there(command, says, tmp
         [sys.executable, ROOT / "experiments/recipe.py", command, "--out", tmp_path],
         env=os.environ | dict(S2DM_RUNS=str(tmp_path / "runs")), capture_output=True, text=True)
     assert told.returncode == 1 and told.stderr.startswith(says.format(tmp_path))
+
+
+# Boundaries
+
+@pytest.fixture
+def boundaries(tmp_path, monkeypatch): # the script's names, with runs of its own
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    return runpy.run_path(str(ROOT / "experiments/boundaries.py"))
+
+
+def test_questions_of_one_context_are_in_one_fold(boundaries):
+    rows = Dataset.from_list([dict(context=f"c{i // 3}") for i in range(150)])
+    folds = boundaries["folds_of"](rows)
+    assert np.bincount(folds).tolist() == [30] * 5
+    assert all(len(set(folds[i:i + 3])) == 1 for i in range(0, 150, 3))
+
+
+@pytest.mark.parametrize("answer, kept", [
+    ("the old house", "old house"), ("An owl", "owl"), ("The", "The"), ("theory", "theory")])
+def test_a_leading_article_goes_and_the_answer_stays_in_its_place(answer, kept, boundaries):
+    context = f"It was {answer}."
+    row = dict(context=context, answers=dict(text=[answer], answer_start=[7]))
+    answers = boundaries["without_article"](row)["answers"]
+    assert answers["text"] == [kept]
+    assert context[answers["answer_start"][0]:].startswith(kept)
+
+
+def test_the_word_in_the_place_of_a_question_begins_or_ends_the_answer(boundaries, tmp_path):
+    from s2dm.metrics import read_squad
+    from s2dm.toy import random_sentences
+
+    sentences = random_sentences(groups=40)
+    rows = boundaries["phrase_questions"](sentences, 30)
+    assert len({row["id"] for row in rows}) == len(rows) == 30
+    languages = [sentences[int(row["id"].removeprefix("phrase"))]["lang"] for row in rows]
+    assert sorted(map(languages.count, set(languages))) == [10, 10, 10]
+    for row in rows:
+        text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
+        assert row["context"][start:start + len(text)] == text and " " in text
+        word = row["question"].strip("… ")
+        if row["question"].endswith("…"): assert text.startswith(word + " ")
+        else: assert text.endswith(" " + word)
+    boundaries["write_squad"](tmp_path / "phrases.json", rows)
+    again = read_squad(tmp_path / "phrases.json", "en", "en")
+    assert {row["id"]: row["answers"] for row in again} == {
+        row["id"]: row["answers"] for row in rows}
+
+
+def test_no_sentence_keeps_its_own_tree(boundaries):
+    from s2dm.toy import random_sentences
+
+    sentences = random_sentences(groups=60, longest=5)
+    changed = boundaries["shuffled"](sentences)
+    own = {row["sentence_id"]: row for row in sentences}
+    lengths = [(row["lang"], len(row["forms"])) for row in sentences]
+    assert len(changed) == sum(lengths.count(each) > 1 for each in lengths)
+    for row in changed:
+        before = own[row["sentence_id"]]
+        assert row["forms"] == before["forms"] and len(row["heads"]) == len(before["heads"])
+    alike = [row["heads"] == own[row["sentence_id"]]["heads"] for row in changed if len(
+        row["forms"]) > 3]
+    assert sum(alike) < len(alike) / 3 # short sentences have few trees
+
+
+def test_the_oracle_takes_the_right_one_of_what_overlaps_the_best(boundaries):
+    questions = Dataset.from_list([
+        dict(id="a", context="the old house", answers=dict(text=["old house"], answer_start=[4])),
+        dict(id="b", context="here or there", answers=dict(text=["there"], answer_start=[8])),
+        dict(id="c", context="nothing", answers=dict(text=["nothing"], answer_start=[0]))])
+    contexts = dict(zip(questions["id"], questions["context"]))
+    nbest = dict(a=[[4, 7, 3.], [4, 13, 1.]], b=[[0, 4, 2.], [8, 13, 1.]], c=[])
+    near = boundaries["near_best"](contexts, nbest)
+    assert [span[0] for span in near["a"]] == ["old", "old house"]
+    assert [span[0] for span in near["b"]] == ["here"] and near["c"][0][0] == ""
+    assert boundaries["oracle"](questions, near) == pytest.approx(100 / 3)
+    assert boundaries["exact"](questions, near, lambda id, spans: spans[0]) == 0
+
+
+def test_readers_are_compared_seed_by_seed_where_they_are_the_same(boundaries):
+    same = boundaries["same_readers"](boundaries["PAIRS"] + boundaries["CONTROLLED"])
+    assert ("baseline with choice", "baseline") in same
+    assert ("S2DM_SP with choice", "S2DM_SP") in same
+    assert ("baseline with choice", "baseline with shuffled trees") in same
+    assert ("phrases with choice", "baseline") not in same
+    assert ("phrases", "baseline") not in same
