@@ -38,11 +38,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from transformers import AutoModelForQuestionAnswering  # noqa: E402
 
-from s2dm.boundaries import SpanChoice  # noqa: E402
 from s2dm.core import device_name, has_bfloat16  # noqa: E402
 from s2dm.finetune import evenly, load_questions  # noqa: E402
 from s2dm.metrics import score  # noqa: E402
 from s2dm.reader import S2DMReader  # noqa: E402
+from s2dm.spans import SpanChoice  # noqa: E402
 
 LOAD = """
 import json, sys, time

@@ -25,7 +25,7 @@ from recipe import check_primary, check_there, s2dm_of
 from safetensors.torch import load_file
 
 from s2dm.boundaries import (
-    LabelledSpans, SpanChoice, characters_of, choice_lists, choice_row, edge_states, fit_choice,
+    LabelledSpans, characters_of, choice_lists, choice_row, edge_states, fit_choice,
     fit_phrases, join_lists, labelled_spans, phrase_table, phrases_of)
 from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
 from s2dm.constituents import Constituents, near_flags
@@ -38,6 +38,7 @@ from s2dm.parsers import corenlp
 from s2dm.probes import split_groups
 from s2dm.reader import S2DMReader
 from s2dm.reading import load_reading
+from s2dm.spans import SpanChoice
 from s2dm.subwords import word_spans
 from s2dm.treebanks import load_sentences
 
@@ -339,7 +340,7 @@ def read_once(reader, choices, questions): # n best of each question; name -> an
         order += positions
         spans.append(best)
         for name, choice in choices.items():
-            worth[name].append(choice.worth(h, best, windows, positions))
+            worth[name].append(choice.worth(h, best, windows.asked(positions)))
     spans = Spans(*map(np.concatenate, zip(*spans)))
     said = {name: choose_answers(windows, order, spans, 1, np.concatenate(of))
             for name, of in worth.items()}

@@ -293,6 +293,17 @@ def offset(
     context = self._contexts.bounds[self._context[self.row[window]]]
     return context + self.first[window] - self.begin[window]
 
+# %% ../nbs/04a_features.ipynb #54e9fd62
+@patch
+def asked(
+    self: Windows,
+    positions: Sequence[int], # [B] windows
+) -> np.ndarray: # [B,2] int64, position of the question's first subword, and the one behind it
+    "Where the questions stand; one without subwords is taken for the special token before it."
+    first = len(self.specials[0])
+    behind = self.begin[np.asarray(positions)].astype(int) - len(self.specials[1])
+    return np.stack([np.where(behind > first, first, first - 1), behind], 1)
+
 # %% ../nbs/04a_features.ipynb #c580a7c9
 @patch
 def characters(

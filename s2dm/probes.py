@@ -530,7 +530,7 @@ def _stands_first(relations, deprels, heads): # of a sentence: 1, 0 or -1
         if relation.partition(":")[0] in relations: return int(i < head)
     return -1
 
-
+# %% ../nbs/06c_probes.ipynb #6f34ad8f
 def dependent_first(
     sentences: Dataset, # with deprels and heads
     relations: Sequence[str], # such as ("obj",)

@@ -48,6 +48,7 @@ from .layers import LowerStates, TextStates, split_layers
 from .losses import widen
 from .model import S2DM, S2DMConfig
 from .packing import pack, unpack
+from .spans import SpanChoice
 from .systems import HEADS
 
 # %% ../nbs/04c_reader.ipynb #50bc5861
@@ -141,7 +142,7 @@ class S2DMReader(nn.Module):
         self.split = SpanTokenizer(tokenizer)
         self.inputs = _inputs(encoder) # that the encoder takes
         self.calibration = Calibration()
-        self.choice = None # between overlapping spans: `s2dm.boundaries.SpanChoice`
+        self.choice = None # between overlapping spans, a `SpanChoice`
         self.facts = {} # what people should know of it: JSON
         self.base = None # name and revision of an encoder that can be had again
         self.lower_layers = 0 # of whose states a batch may consist
@@ -258,12 +259,11 @@ def _card(self: S2DMReader, name: str) -> str:
     return _CARD.format(title=title, paper=_PAPER, version=__version__, head=head,
                         facts="\n".join(lines + tables))
 
-
+# %% ../nbs/04c_reader.ipynb #5db8cb6f
 @patch
 def _write_card(self: S2DMReader, folder: Path):
     card = self._card(folder.name)
     with atomic_write(folder / "README.md") as tmp: tmp.write_text(card, encoding="utf-8")
-
 
 # %% ../nbs/04c_reader.ipynb #23a6b242
 PACKED = "encoder.xz" # the file of a rounded encoder
@@ -278,7 +278,7 @@ def _base_encoder(base, device): # the encoder that a reader began with; base: o
 def _is_over_another(self: S2DMReader) -> bool: # an encoder that can be had again
     return bool(self.base) and not all(p.requires_grad for p in self.encoder.parameters())
 
-
+# %% ../nbs/04c_reader.ipynb #a3043584
 @patch
 def _save_encoder(
     self: S2DMReader,
@@ -325,7 +325,7 @@ def _part_sums(folder: Path) -> dict[str, str]: # path in the folder -> SHA-256
     files = [*folder.glob("*.safetensors"), *folder.glob(PACKED), *(folder / "encoder").glob("*")]
     return {file.relative_to(folder).as_posix(): file_hash(file) for file in sorted(files)}
 
-
+# %% ../nbs/04c_reader.ipynb #e079f9d0
 def _check_parts_belong(
     folder: Path, # of a reader
     known: dict[str, str], # as of `_part_sums`, from reader.json; {} in those of older versions
@@ -390,7 +390,7 @@ def published_readers() -> dict[str, Path]: # name -> folder
     package = Path(inspect.getsourcefile(check_choice)).parent # also when a notebook defines this
     return {file.parent.name: file.parent for file in sorted(package.glob("readers/*/reader.json"))}
 
-
+# %% ../nbs/04c_reader.ipynb #d447d1cc
 def _reader_folder(name: str | os.PathLike) -> Path:
     "Where a reader's files are, downloaded if it is on the hub. Raises `MissingData`."
     published = published_readers()
@@ -510,10 +510,7 @@ def _put_together(
     reader.s2dm_config = s2dm
     reader.calibration = Calibration(**about.get("calibration", {}))
     reader.facts = about.get("facts", {})
-    if about.get("choice"):
-        from s2dm.boundaries import SpanChoice # which needs readers itself
-
-        reader.choice = SpanChoice(**about["choice"])
+    if about.get("choice"): reader.choice = SpanChoice(**about["choice"])
     if base := about.get("encoder"):
         reader.base = {key: base[key] for key in base if key != "lower_layers"}
         if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
@@ -676,7 +673,8 @@ def _read(self: S2DMReader, windows, budget=None, progress=True, states=None) ->
         order += positions
         spans.append(best)
         none.append((start[:, 0] + end[:, 0]).float().cpu().numpy())
-        if self.choice is not None: worth.append(self.choice.worth(h, best, windows, positions))
+        if self.choice is None: continue
+        worth.append(self.choice.worth(h, best, windows.asked(positions)))
     spans = Spans(*map(np.concatenate, zip(*spans)))
     return _Read(order, spans, np.concatenate(none), np.concatenate(worth) if worth else None)
 

@@ -183,7 +183,7 @@ def _reached(module, norms): # norms: loss -> mean norm of its gradient
     if not silent: return f"every loss reaches {module}"
     return f"no gradient reaches {module} from {', '.join(silent)}"
 
-
+# %% ../nbs/07d_report.ipynb #4b2e5fae
 def _reach(results): # a sentence for each edition
     table = results.tables.get("gradients", pd.DataFrame())
     sentences = []
@@ -283,7 +283,7 @@ def _means(table): # of one measure, encoder and data set: words
     return _and([f"{mean[system]:.1f} for {name}"
                  for system, name in _SYSTEMS.items() if system in mean])
 
-
+# %% ../nbs/07d_report.ipynb #c905f468
 def _passed(table): # half a sentence on the differences that passed their test
     parts = []
     for name, of in _REFERENCES.items():

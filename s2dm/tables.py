@@ -449,7 +449,7 @@ def _parsed_cell(rows): # of one data set and language, a row for each parser
     texts = [f"{number_text(x, 2)} ({parser})" for x, parser in zip(own["ours"], own["parser"])]
     return Cell("; ".join(texts) or _NOT_PARSED.short, why=_NOT_PARSED.full)
 
-
+# %% ../nbs/07b_tables.ipynb #ac7dd10b
 def _not_parsed(table): # a sentence, or none
     lost = table.loc[table["ours"].isna(), "dataset"].drop_duplicates()
     if not len(lost): return []
@@ -589,7 +589,7 @@ def _glance_cell(row, marked): # row: of `_tested`
     spread = f"±{number_text(half)}" if pd.notna(half) else ""
     return Cell(number_text(row["mean"]) + "".join(marks if marked else []), spread)
 
-
+# %% ../nbs/07b_tables.ipynb #55eff403
 def _glance_cells(part, marked): # a row for each system, a column for each measure
     systems = sorted({*part["system"]}, key=system_order)
     seeds = part.groupby("system")["runs"].max()
@@ -632,7 +632,7 @@ def _bounded(row, name): # a number with its interval
     low, high = number_text(row["low"]), number_text(row["high"])
     return f"{number_text(row[name])} [{low}, {high}]"
 
-
+# %% ../nbs/07b_tables.ipynb #b6a923cb
 def _compared_cells(rows): # the printed cells of comparisons; rows: as from `comparison_table`
     seeds = rows["seeds"].astype(int)
     cells = dict(zip(("system", "mean", "against", "its mean", "seeds"), (
@@ -656,7 +656,7 @@ def primary_table(
         blocks.append(Block(f"{dataset_name(dataset)}: {measure}", _compared_cells(rows)))
     return Table("primary", "The comparisons that were fixed beforehand", _BOOTSTRAP, data, blocks)
 
-
+# %% ../nbs/07b_tables.ipynb #5ed18f10
 def mechanism_table(
     data: pd.DataFrame, # mechanism.csv: systems alone, then comparisons
 ) -> Table:
@@ -691,7 +691,7 @@ def deficit_table(
 #: file of the scripts -> its table
 _FIXED = {"primary": primary_table, "mechanism": mechanism_table, "deficit": deficit_table}
 
-
+# %% ../nbs/07b_tables.ipynb #795e470b
 def fixed_tables(
     *folders: str | Path, # where the scripts may have left their files; the first that has one
 ) -> dict[str, Table]: # by name

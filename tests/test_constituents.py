@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2dm.boundaries import (
-    ChoiceLists, SpanChoice, SpanInputs, choice_row, edge_states, fit_choice, labelled_spans,
-    phrases_of)
+    ChoiceLists, choice_row, edge_states, fit_choice, labelled_spans, phrases_of)
 from s2dm.constituents import (
     RULES, Constituents, GoldParser, Parse, TreebankParser, Trees, boundary_row, constituent_rows,
     deficit_row, dependency_parse, overlap_row, places, read_brackets, restricted, rule_rows, share,
@@ -30,6 +29,7 @@ from s2dm.meanings import Draw, draw_clause
 from s2dm.parsers import CoreNLP, Stanza
 from s2dm.parsers import corenlp as kept_corenlp
 from s2dm.reading import load_reading
+from s2dm.spans import SpanChoice, SpanInputs
 from s2dm.synthetic import Synthetic, SyntheticConfig, read_constituents
 
 
