@@ -547,7 +547,10 @@ def _implicit_slope(
     return torch.where(k > _FAR, close, near)
 
 # %% ../nbs/02b_vmf.ipynb #406d8e55
-_ROWS = 2048 # of a block on a CPU, for each thread
+def _rows() -> int: # of a block on a CPU
+    "Few enough for the cache, more with several threads, which wait for each other in each step."
+    threads = torch.get_num_threads()
+    return 512 if threads == 1 else 2048 * threads
 
 
 def _blocks(*tensors: Tensor) -> list: # tuples of tensors
@@ -556,7 +559,7 @@ def _blocks(*tensors: Tensor) -> list: # tuples of tensors
     On other devices there is one block."""
     if tensors[0].dim() == 1: return [tensors]
     on_cpu = tensors[0].device.type == "cpu"
-    rows = _ROWS * torch.get_num_threads() if on_cpu else max(1, len(tensors[0]))
+    rows = _rows() if on_cpu else max(1, len(tensors[0]))
     return list(zip(*(t.split(rows) for t in tensors), strict=True))
 
 # %% ../nbs/02b_vmf.ipynb #39fa15b2
