@@ -360,11 +360,11 @@ def save_pretrained(
     with writing(file): save_tensors(file, self._own_weights(), dict(format="pt"))
     self._write_card(folder)
     s2dm = self.s2dm_config and self.s2dm_config.as_dict()
-    choice = self.choice and self.choice.sizes
     about = dict(
         model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
-        s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(), choice=choice,
+        s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(),
         facts=self.facts, files=_part_sums(folder))
+    if self.choice is not None: about["choice"] = self.choice.sizes
     write_json(folder / "reader.json", about)
     return folder
 
