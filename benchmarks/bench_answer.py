@@ -11,7 +11,7 @@ batch   Questions of SQuADShifts, reddit, by `answer`, against transformers'
         AutoModelForQuestionAnswering with the same weights, in the same precision, in one loop over
         windows as its documentation has it: batches in the order of the questions, the best start
         and end of each window. Both begin with texts. Target: at least .9 of its speed.
-choice  Reading with a choice between overlapping spans (s2dm.boundaries; of random weights, which
+choice  Reading with a choice between overlapping spans (s2dm.spans; of random weights, which
         takes the same time), against reading without. Target: at most 1.1 times as long.
 int8    Linear layers in eight bits (torch's dynamic quantization, a scale for each row of weights)
         against the reader as it is: time, and EM on the same questions. It is worth an option if it
