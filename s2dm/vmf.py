@@ -8,6 +8,7 @@ __all__ = ['unit_vector', 'POSTERIORS', 'log_area', 'ConcentrationError', 'log_m
 
 # %% ../nbs/02b_vmf.ipynb #9991a3a9
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -483,68 +484,98 @@ def _nodes(
     return (1 + x) / 2, w / 2
 
 # %% ../nbs/02b_vmf.ipynb #995d2fc0
-def _slope_anywhere(m, k, gap, stat, mean) -> Tensor:
-    "As `_implicit_slope`, for samples anywhere on the sphere."
-    half = (gap / 2).clamp(1e-30, 1)
-    upper = stat(half) > mean
-    # the lower tail is the upper tail seen from -mu
-    sign = upper.double() * 2 - 1
-    base = (~upper).double()
-    angle = torch.asin(half.sqrt())  # half the angle between x and +-mu
-    angle = torch.where(upper, angle, math.pi / 2 - angle).clamp_(min=1e-15)
+class _Seen(NamedTuple):
+    "A sample's angle from mu. The sine and what has it as a factor is negative on the way to -mu."
+    cos: Tensor # [...]
+    sin: Tensor # [...]
+    cot: Tensor # [...]
+    half_tan: Tensor # [...] of half the angle
 
-    def log_density(t):  # t is overwritten
-        a = t.sin_().square_()
-        s = stat(torch.addcmul(base, sign, a))
-        return s, torch.addcmul(a, a, a, value=-1).log_().mul_((m - 2) / 2).addcmul_(k, s)
 
-    start, length = log_density(angle.clone())[1], angle
-    for power in (16, 8, 4, 2, 1):
-        shorter = length * .5**power
-        length = torch.where(log_density(angle - shorter)[1] - start < -30, shorter, length)
-    x, weight = _nodes(20, angle.dim(), angle.device)
-    s, log_f = log_density(torch.addcmul(angle, length, x, value=-1))
-    total = s.sub_(mean).mul_(log_f.sub_(start).exp_()).mul_(weight).sum(0)
-    return total.abs_().mul_(length).mul_(2).div_((2 * angle).sin())
+def _seen(
+    gap: Tensor, # [...] 1 - w of the samples, float64
+    nearer: Tensor, # [...] whether the way leads to mu
+) -> _Seen: # float64
+    "Where the ways start."
+    gap = gap.clamp(min=1e-300)
+    cos, beyond = 1 - gap, (2 - gap).clamp(min=1e-30)
+    sin = torch.where(nearer, 1., -1.) * (gap * beyond).sqrt()
+    return _Seen(cos, sin, cos / sin, sin / beyond)
+
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a11
-def _slope_close(m, k, gap, stat, mean) -> Tensor:
-    "As `_implicit_slope`, for samples close to mu: k is at least `_FAR`."
-    half = (gap / 2).clamp(1e-300, .5)
-    angle = torch.asin(half.sqrt())  # half the angle between x and mu
-    upper = stat(half) > mean
-    far = 32 / k.sqrt()  # where the density has fallen to nothing, whatever m
-    length = torch.where(upper, torch.minimum(angle, far), far)
-    towards = 1 - 2 * upper.double()  # the upper tail ends at mu, the lower one at -mu
+class _Along(NamedTuple):
+    "How S changes on the way from a sample to mu or -mu."
+    fall: Tensor # [...] -dS per angle in the beginning
+    bend: Tensor # [...] its own change per angle
+    gain: Callable # (where it starts, sine and cosine of half the angle turned) -> S less S there
 
-    def log_density(t):
-        a = t.sin().square()
-        s = stat(a)
-        return s, (m - 2) / 2 * torch.log(a * (1 - a)) + k * s
 
-    start = log_density(angle)[1]
-    for power in (16, 8, 4, 2, 1):
-        shorter = length * .5**power
-        fallen = log_density(angle + towards * shorter)[1] - start < -30
-        length = torch.where(fallen, shorter, length)
-    x, weight = _nodes(20, angle.dim(), angle.device)
-    s, log_f = log_density(angle + towards * length * x)
-    total = ((s - mean) * torch.exp(log_f - start) * weight).sum(0)
-    return 2 * total.abs() * length / (2 * angle).sin()
+def _vmf_gain(at, sin, cos): return (at.sin * cos).sub_(at.cos * sin).mul_(sin).mul_(2)
+
+
+def _vmf_along(at: _Seen) -> _Along: return _Along(-at.sin, at.cos, _vmf_gain) # S = w - 1
+
 
 # %% ../nbs/02b_vmf.ipynb #a79f7b7a
+def _gains(
+    m: int, # dimension, m >= 2
+    k: Tensor, # [...] concentration
+    at: _Seen, # where the ways start
+    gain: Callable, # as in `_Along`
+    angle: Tensor, # [n, ...] turned since then
+) -> tuple: # S and the log density over the angle, less those at the start, each [n, ...]
+    "What has changed on the way."
+    sin = (angle / 2).sin_()
+    cos = torch.addcmul(sin.new_ones(()), sin, sin, value=-1).sqrt_()
+    rise = gain(at, sin, cos)
+    if m == 2: return rise, k * rise
+    sines = (at.cot * cos).add_(sin).mul_(sin).mul_(-2).clamp_(min=-1)  # their ratio, less one
+    return rise, sines.log1p_().mul_(m - 2).addcmul_(k, rise)
+
+
+# %% ../nbs/02b_vmf.ipynb #5f1c0a2a
+def _way(
+    m: int, # dimension, m >= 2
+    k: Tensor, # [...] concentration, float64
+    at: _Seen, # where the ways start, float64
+    along: _Along, # float64
+    depth: float, # of the fall
+) -> Tensor: # [...] angle, float64
+    "How far it is until the density has fallen by e^-depth, or to the end."
+    end = torch.atan2(at.sin.abs(), at.cos.copysign(at.cos * at.sin))
+    fall = ((m - 2) * at.cot + k * along.fall).clamp(min=0)
+    bend = ((m - 2) * (1 + at.cot.square()) + k * along.bend).clamp(min=1e-3)
+    guess = 2 * depth / (fall + torch.sqrt(fall * fall + 2 * depth * bend))
+    guess = torch.minimum(guess, end)
+    fallen = -_gains(m, k, at, along.gain, guess)[1]
+    longer = guess * (depth / fallen.clamp(1e-6, depth))
+    return torch.minimum(longer, end)
+
+
+# %% ../nbs/02b_vmf.ipynb #5f1c0a2b
+_ACCURACY = {torch.float64: (20, 30.), torch.float32: (12, 17.)} # Gauss points, depth of the fall
+
+
 def _implicit_slope(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration, float64
     gap: Tensor, # [...] 1 - w of the samples, float64
-    stat, # S as a function of (1 - w)/2
-    mean: Tensor, # [...] E S under the density
+    lead: Tensor, # [...] S of the samples less E S under the density, float64
+    along: Callable, # `_Seen` -> `_Along`
+    dtype: torch.dtype = torch.float64, # of the quadrature
 ) -> Tensor: # [...] dw/dk / (1 - w^2), float64
     "Derivative of a sample of mu.x at a fixed quantile, for a density proportional to exp(k S)."
-    near = _slope_anywhere(m, k, gap, stat, mean)
-    if k.device.type == "cpu" and not (k > _FAR).any(): return near
-    close = _slope_close(m, k.clamp(min=_FAR), gap, stat, mean)
-    return torch.where(k > _FAR, close, near)
+    points, depth = _ACCURACY[dtype]
+    at = _seen(gap, lead > 0)
+    change = along(at)
+    way = _way(m, k, at, change, depth)
+    x, weight = (each.to(dtype) for each in _nodes(points, gap.dim(), gap.device))
+    start = _Seen(*(each.to(dtype) for each in at))
+    rise, log_f = _gains(m, k.to(dtype), start, change.gain, way.to(dtype) * x)
+    total = rise.add_(lead.to(dtype)).mul_(log_f.exp_()).mul_(weight).sum(0)
+    return (total * way / at.sin).abs()
+
 
 # %% ../nbs/02b_vmf.ipynb #406d8e55
 def _rows() -> int: # of a block on a CPU
@@ -581,16 +612,20 @@ def _place(
     height = (1 - gap).to(loc.dtype).unsqueeze(-1)
     width = (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1)
     out = torch.empty_like(loc, memory_format=torch.contiguous_format)
-    room = _room(out)
-    for x, mu, w, s in _blocks(out, loc, height, width):
+    length = torch.empty_like(height)
+    for x, n in _blocks(out, length):
         x.normal_()[..., 0] = 0
-        norm, zero = _norm(x)
-        x[..., 1:2] += zero
-        first = mu[..., :1]
-        scale = s / norm
-        shift = scale * _dot(mu, x, room) / (1 + first.abs())
-        x.mul_(scale).addcmul_(mu, w - shift)
-        x[..., :1] -= torch.where(first < 0, -shift, shift)
+        n.copy_(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+    zero = (length == 0).to(length.dtype)
+    out[..., 1:2] += zero
+    width /= length.add_(zero)
+    first = loc[..., :1]
+    shift = 1 + first.abs()
+    room = _room(out)
+    for x, mu, w, scale, s in _blocks(out, loc, height, width, shift):
+        torch.div(_dot(mu, x, room).mul_(scale), s, out=s)
+        x.mul_(scale).addcmul_(mu, w - s)
+    out[..., :1] -= torch.where(first < 0, -shift, shift)
     return out
 
 # %% ../nbs/02b_vmf.ipynb #8ea38d76
@@ -728,8 +763,8 @@ class VonMisesFisher(_Spherical):
 
     def _slope(self, gap):
         k = self.concentration.detach().double()
-        mean = -_bessel_values(self.dim, k)[2]
-        return _implicit_slope(self.dim, k, gap, lambda half: -2 * half, mean)
+        lead = _bessel_values(self.dim, k)[2] - gap
+        return _implicit_slope(self.dim, k, gap, lead, _vmf_along, self.loc.dtype)
 
     def _log_ratio(self, half):  # log density relative to the uniform distribution
         k = self._in_range()
@@ -753,6 +788,16 @@ def _lgamma_rise(a: Tensor, b: float) -> Tensor:
     "log Gamma(a + b) - log Gamma(a) for large a, by Stirling's series (DLMF 5.11.1)."
     main = (a + b - .5) * torch.log1p(b / a) + b * torch.log(a)
     return main - b - b / (12 * a * (a + b))
+
+# %% ../nbs/02b_vmf.ipynb #5f1c0a2c
+def _power_gain(at, sin, cos):
+    ratio = (at.half_tan - sin / (1 + cos)).mul_(sin).clamp_(min=-1 + 1e-7)  # less one
+    return ratio.log1p_().mul_(2)
+
+
+def _power_along(at: _Seen) -> _Along: # S = log((1 + w)/2)
+    return _Along(-at.half_tan, (1 + at.half_tan.square()) / 2, _power_gain)
+
 
 # %% ../nbs/02b_vmf.ipynb #50e9fb61
 def _beta_gap(
@@ -782,8 +827,8 @@ class PowerSpherical(_Spherical):
 
     def _slope(self, gap):
         k = self.concentration.detach().double()
-        mean = self._mean_stat(k)
-        return _implicit_slope(self.dim, k, gap, lambda half: torch.log1p(-half), mean)
+        lead = torch.log1p((-gap / 2).clamp(min=-1 + 1e-15)) - self._mean_stat(k)
+        return _implicit_slope(self.dim, k, gap, lead, _power_along, self.loc.dtype)
 
     def _height(self):
         a, b = self._beta(self._in_range())
