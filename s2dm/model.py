@@ -121,11 +121,11 @@ class _LatentSettings(Config):
 # %% ../nbs/02d_model.ipynb #8bbf60f5
 @dataclass(frozen=True, init=False)
 class _Sizes(Config):
-    mlp_layers: int = param(1, "hidden layers of the four posterior networks", low=0)
+    mlp_layers: int = param(1, "hidden layers of the four posterior networks", low=0, high=100)
     mlp_width: int = param(200, "width of a hidden layer of the posterior networks", low=1)
-    decoder_layers: int = param(1, "hidden layers of the decoder", low=1)
+    decoder_layers: int = param(1, "hidden layers of the decoder", low=1, high=100)
     decoder_width: int = param(400, "width of a hidden layer of the decoder", low=1)
-    wpl_layers: int = param(3, "linear layers of WPL's network", low=1)
+    wpl_layers: int = param(3, "linear layers of WPL's network", low=1, high=100)
     wpl_width: int = param(200, "width of a hidden layer of WPL's network", low=1)
     depth_rank: int = param(
         128, "rank of the tree probe B (of the one for depths, if there are two)", low=1)

@@ -62,7 +62,8 @@ class ReaderConfig(Config):
     max_length: int = param(384, "subwords of a window, special tokens included", low=8)
     stride: int = param(128, "subwords of context that neighbouring windows share", low=0)
     query: int = param(64, "subwords of a question that are kept", low=1)
-    n_best: int = param(20, "starts and ends that are paired in each window", low=1)
+    n_best: int = param(
+        20, "starts and ends that are paired in each window", low=1, high=1000)
     longest_characters: int = param(LONGEST, "characters of an answer, at most", low=1)
 
 # %% ../nbs/04c_reader.ipynb #0c5c1e02
@@ -485,11 +486,11 @@ def _open_encoder(
 def _load_own(self: S2DMReader, file: Path):
     "Read the weights of semantic network and head. Raises `DataError`."
     try:
-        weights = load_file(file)
+        weights = {name: w.clone() for name, w in load_file(file).items()} # not the file itself
         wrong = sorted(weights.keys() ^ self._own_weights().keys())
         if wrong: raise RuntimeError(
             f"{wrong[0]} is {'unknown' if wrong[0] in weights else 'missing'}")
-        self.load_state_dict(weights, strict=False) # the encoder has its weights
+        self.load_state_dict(weights, strict=False, assign=True) # the encoder has its weights
     except Exception as error: # which of them depends on where the file is damaged
         raise DataError(
             f"{file} does not belong to its reader.json, or is broken: {error}") from None
@@ -500,21 +501,23 @@ def _put_together(
     folder: Path, # of a saved reader
     about: dict, # its reader.json
     device: str | torch.device | None, # None: a GPU if there is one
-) -> S2DMReader: # without its own weights
+) -> S2DMReader: # without its own weights, and with no memory for them
     "Encoder and networks of a saved reader. Raises `ParameterError` or `DataError`."
     encoder = _open_encoder(folder, about, device)
     s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
-    # one of its networks is kept, so it needs no others
-    few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
+    with torch.device("meta"): # sizes may be absurd
+        # one of its networks is kept, so it needs no others
+        few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
+        choice = SpanChoice(**about["choice"]) if about.get("choice") else None
     reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
     reader.s2dm_config = s2dm
     reader.calibration = Calibration(**about.get("calibration", {}))
     reader.facts = about.get("facts", {})
-    if about.get("choice"): reader.choice = SpanChoice(**about["choice"])
+    reader.choice = choice
     if base := about.get("encoder"):
         reader.base = {key: base[key] for key in base if key != "lower_layers"}
         if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
-    return reader.to(encoder.device)
+    return reader
 
 # %% ../nbs/04c_reader.ipynb #4ca5e011
 @patch(cls_method=True)
@@ -533,7 +536,7 @@ def from_pretrained(
     except ParameterError as error:
         raise DataError(f"{folder / 'reader.json'}: {error}") from None
     reader._load_own(folder / "reader.safetensors")
-    return reader.eval()
+    return reader.to(next(reader.encoder.parameters()).device).eval()
 
 # %% ../nbs/04c_reader.ipynb #4ca5e014
 @patch

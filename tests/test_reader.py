@@ -510,6 +510,13 @@ BROKEN = [
     (DataError, "reader.json: 'reader' is 3; expected dict", lambda f: edit(f, reader=3)),
     (DataError, "limits answers to 30 subwords.*replace.*longest_characters",
      lambda f: edit(f, reader__longest=30)),
+    (DataError, "reader.json: mlp_layers=10000000", lambda f: edit(f, s2dm__mlp_layers=10**7)),
+    (DataError, "reader.json: n_best=1000000000", lambda f: edit(f, reader__n_best=10**9)),
+    *((DataError, "reader.safetensors does not belong",
+       lambda f, k=key: edit(f, **{f"s2dm__{k}": 10**7}))
+      for key in ("latent_width", "mlp_width")),
+    (DataError, "reader.safetensors does not belong",
+     lambda f: edit(f, choice=dict(width=16, hidden=10**8, rank=10**8))),
     (DataError, "reader.json: max_length=960", lambda f: edit(f, reader__max_length=960)),
     (DataError, "reader.json: the S2DM reads states of width 17",
      lambda f: edit(f, s2dm__encoder_width=17)),
