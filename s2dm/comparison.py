@@ -89,6 +89,9 @@ def passages_of(
     return names
 
 # %% ../nbs/07e_comparison.ipynb #19615b8e
+def _fewer(number): return max(1, number - 1) # of so many, how many are drawn
+
+
 def _means_by_encoder(scores, weights): # [encoders,seeds of each,samples] with drawn passages
     means = [((weights @ of.T) / (weights @ asked.T)) @ scores.weights
              for of, asked in zip(scores.sums, scores.counts)]
@@ -101,7 +104,7 @@ def _drawn_means(scores, weights, drawn, rng): # [samples]; drawn: [encoders,sam
     sample = np.arange(samples)
     total = np.zeros(samples)
     for encoder in drawn:
-        seeds = rng.integers(each, size=(each, samples))
+        seeds = rng.integers(each, size=(_fewer(each), samples))
         total += means[encoder, seeds, sample].mean(0)
     return total / len(drawn)
 
@@ -116,7 +119,7 @@ def _draws(systems, samples, seed, paired=False): # [samples] for each; same pas
         size = min(1000, samples - first)
         weights = rng.multinomial(count, np.full(count, 1 / count), size)
         drawn = np.zeros((1, size), int)
-        if encoders > 1: drawn = rng.integers(encoders, size=(encoders, size))
+        if encoders > 1: drawn = rng.integers(encoders, size=(_fewer(encoders), size))
         state = rng.bit_generator.state
         means = []
         for system in systems:

@@ -57,7 +57,7 @@ def test_the_spread_is_that_of_the_sampling_distribution():
             == pytest.approx(values.std() / np.sqrt(200), rel=.06))
     seeds = rng.normal(50, 5, 8)
     wide = difference(passage_scores([dict(de=np.full(200, s)) for s in seeds], names), none, 4000)
-    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(seeds.std() / np.sqrt(8), rel=.06)
+    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(seeds.std(ddof=1) / np.sqrt(8), rel=.06)
 
 
 def test_the_same_passages_for_both_take_difficulty_out():
@@ -68,7 +68,7 @@ def test_the_same_passages_for_both_take_difficulty_out():
         [dict(de=np.zeros(300), th=np.zeros(300))],
         {k: [p for p in range(60) for _ in range(5)] for k in ("de", "th")})
     def width(a, b): return np.ptp([difference(a, b, 1000)[k] for k in ("low", "high")])
-    assert width(*pair) < .6 * width(pair[0], alone)
+    assert width(*pair) < .7 * width(pair[0], alone)
 
 
 def test_false_alarms_are_rare_and_a_gain_is_found():
@@ -80,8 +80,7 @@ def test_false_alarms_are_rare_and_a_gain_is_found():
             difficulty = rng.normal(0, 15, 60)
             a, b = (simulate(rng, 5, g, seed_sd=2., difficulty=difficulty) for g in (gain, 0.))
             p.append(difference(a, b, 500)["p"])
-    # five seeds give the bootstrap a little less than its due
-    assert np.mean(np.array(found[0.]) < .05) < .2
+    assert np.mean(np.array(found[0.]) < .05) < .15
     assert np.mean(np.array(found[10.]) < .05) > .9
 
 
