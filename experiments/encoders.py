@@ -1,15 +1,18 @@
 """The comparisons that docs/experiment-small.md fixed beforehand, and what it calls exploratory.
 
     python experiments/encoders.py power --out figures/encoders
+    python experiments/encoders.py trials --out figures/encoders
     python experiments/encoders.py outcomes
     python experiments/encoders.py tables --out figures/encoders
 
-`power` computes what the design can tell. `outcomes` puts a file outcomes.json beside the answers
-of each finished run: for each language a letter per question (= right, ~ wrong at the right place,
-x elsewhere); the archive of records keeps it. `tables` compares the systems; until all of them have
-been read with, it refuses."""
+`power` computes what the design can tell. `trials` compares, on development questions in the
+language of training, what learns in a reader and for how long; an arm's finished runs are not run again. `outcomes` puts
+a file outcomes.json beside the answers of each finished run: for each language a letter per
+question (= right, ~ wrong at the right place, x elsewhere); the archive of records keeps it.
+`tables` compares the systems; until all of them have been read with, it refuses."""
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -19,8 +22,9 @@ from scipy import stats
 
 from s2dm.comparison import difference, passage_scores, passages_of
 from s2dm.constituents import near_flags
-from s2dm.core import DataError, read_json, write_json
+from s2dm.core import DataError, device_name, read_json, runs_dir, write_json
 from s2dm.evaluation import read_answers
+from s2dm.finetune import FinetuneConfig, finetune
 from s2dm.metrics import score
 from s2dm.results import experiment, holm
 from s2dm.synthetic import Synthetic
@@ -37,6 +41,7 @@ PAIRS = [("S2DM_SP", "baseline"), ("S2DM_SP", "untrained"), ("S2DM_SP", "VGVAE")
 NEAR = ("svo_nadj", "svo_ndet", "svo_post", "svo_suffix", "svo_prenominal")
 FAR = ("vso_case", "sov_case", "v2_bracket", "free_case")
 RIGHT, BOUNDARY, ELSEWHERE = "=~x"
+LEARNED = 95. # EM on development questions: a reader below it has not learned to read
 EM, BREAKS = "EM", "wrong boundaries at the right place"
 SAMPLES = 10_000
 
@@ -72,6 +77,33 @@ def power_table(encoders, seeds):
         power = 100 * power_of(2., **given)
         rows.append(given | dict(power_for_2_points=power, detectable=detectable(**given)))
     return pd.DataFrame(rows).round(1)
+
+
+# what learns in a reader
+
+TRIALS = { # a baseline's parameters, and how many seeds
+    "all layers, 4 epochs": (dict(freeze_layers=0, epochs=4), 1),
+    "all layers, 3 epochs": (dict(freeze_layers=0, epochs=3), 1),
+    "all layers, 2 epochs in batches of 8": (dict(freeze_layers=0, epochs=2, batch=8), 1),
+    "lowest layer frozen, 3 epochs": (dict(freeze_layers=1, epochs=3), 1),
+    "lower 2 frozen, 3 epochs": (dict(freeze_layers=2, epochs=3), 1),
+    "lower 2 frozen, 4 epochs": (dict(freeze_layers=2, epochs=4), 3),
+}
+
+
+def trials():
+    "A row for each arm. Nothing but the language of training is read."
+    root, rows = runs_dir() / "encoder-trials", []
+    for name, (settings, seeds) in TRIALS.items():
+        os.environ["S2DM_RUNS"] = str(root / name.replace(" ", "_").replace(",", ""))
+        given = dict(model="small", variant="baseline", **settings)
+        found = [finetune(FinetuneConfig(seed=seed, **given)).metrics for seed in range(seeds)]
+        last = pd.DataFrame([metrics["evaluations"][-1] for metrics in found])
+        rows.append(dict(
+            arm=name, seeds=seeds, steps=found[0]["steps"], em=last["em"].mean(),
+            lowest_em=last["em"].min(), f1=last["f1"].mean(),
+            seconds=np.mean([metrics["seconds"] for metrics in found]), device=device_name()))
+    return pd.DataFrame(rows)
 
 
 # what was answered
@@ -235,6 +267,32 @@ def _quality(metrics): # of y across languages, in percent
     return dict(sts=np.mean(across), retrieval=np.mean(found))
 
 
+def learned_of(models, seeds):
+    "A row for each reader: EM on development questions in the language of training."
+    rows = []
+    for name, given in SYSTEMS.items():
+        for model in models:
+            for seed in range(seeds):
+                system = ReadingSystem(model=model, seed=seed, **given)
+                metrics = read_json(system.folder("finetune") / "metrics.json")
+                dev = metrics["evaluations"][-1]["em"]
+                rows.append(dict(encoder=model, system=name, seed=seed, dev=dev))
+    return pd.DataFrame(rows)
+
+
+def learners(found, dev): # dev: as from `learned_of`
+    "Each system's mean over all its readers, and over those that learned to read."
+    rows = []
+    for measure, systems in found.items():
+        runs = runs_table(systems).merge(dev, on=["encoder", "system", "seed"])
+        for name, part in runs.groupby("system", sort=False):
+            good = part[part["dev"] >= LEARNED]
+            rows.append(dict(
+                measure=measure, system=name, readers=len(part), learned=len(good),
+                mean=part["value"].mean(), mean_of_learned=good["value"].mean()))
+    return pd.DataFrame(rows)
+
+
 def correlation_chance(r, freedom): # two-sided p-value of a correlation
     t = abs(r) * math.sqrt(freedom / max(1 - r**2, 1e-12))
     return float(2 * stats.t.sf(t, freedom))
@@ -294,7 +352,7 @@ def write(table, file):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=("power", "outcomes", "tables"))
+    parser.add_argument("command", choices=("power", "trials", "outcomes", "tables"))
     parser.add_argument("--out", type=Path, default=Path("runs/figures/encoders"))
     parser.add_argument("--samples", type=int, default=SAMPLES)
     given = parser.parse_args()
@@ -303,6 +361,9 @@ def main():
     given.out.mkdir(parents=True, exist_ok=True)
     if given.command == "power":
         write(power_table(len(models), seeds), given.out / "power.csv")
+        return
+    if given.command == "trials":
+        write(trials(), given.out / "trials.csv")
         return
     places = folders(models, seeds)
     questions = {lang: Synthetic().reading(lang) for lang in ("svo", *NEAR, *FAR)}
@@ -315,6 +376,7 @@ def main():
     write(comparisons(found, given.samples), given.out / "comparisons.csv")
     write(model_table(found), given.out / "model.csv")
     write(mechanism(found, quality_of(models, seeds)), given.out / "mechanism.csv")
+    write(learners(found, learned_of(models, seeds)), given.out / "learners.csv")
     alone = single_languages(places, models, seeds, passages, given.samples)
     write(alone, given.out / "single_languages.csv")
     write(by_language(places), given.out / "languages.csv")

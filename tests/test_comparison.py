@@ -57,7 +57,8 @@ def test_the_spread_is_that_of_the_sampling_distribution():
             == pytest.approx(values.std() / np.sqrt(200), rel=.06))
     seeds = rng.normal(50, 5, 8)
     wide = difference(passage_scores([dict(de=np.full(200, s)) for s in seeds], names), none, 4000)
-    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(seeds.std(ddof=1) / np.sqrt(8), rel=.06)
+    error = seeds.std(ddof=1) / np.sqrt(8)
+    assert (wide["high"] - wide["low"]) / 3.92 == pytest.approx(error, rel=.06)
 
 
 def test_the_same_passages_for_both_take_difficulty_out():
@@ -271,6 +272,23 @@ def test_each_language_alone_has_its_interval(design, tmp_path):
     assert (gains.drop("vso_case") == 0).all(axis=None)
     assert gains.loc["vso_case"].tolist() == pytest.approx([25, -100 / 3])
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+
+
+def test_means_over_those_readers_that_learned_to_read(design, tmp_path, monkeypatch):
+    "The second of two readers has 80 EM in its own language: the second mean leaves it out."
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path))
+    for given in design["SYSTEMS"].values():
+        for seed, em in enumerate((98., 80.)):
+            system = design["ReadingSystem"](model="small", seed=seed, **given)
+            write_json(system.folder("finetune") / "metrics.json",
+                       dict(evaluations=[dict(step=1, em=10.), dict(step=2, em=em)]))
+    dev = design["learned_of"](["small"], 2)
+    assert dev["dev"].tolist() == [98., 80.] * 4
+    scores = passage_scores([dict(near=[40.]), dict(near=[10.])], dict(near=["p"]),
+                            encoders=["small"] * 2)
+    table = design["learners"](dict(EM=dict(baseline=scores)), dev)
+    assert table.to_dict("records") == [dict(
+        measure="EM", system="baseline", readers=2, learned=1, mean=25., mean_of_learned=40.)]
 
 
 def test_no_score_of_the_design_is_shown_before_all_are_there(design, tmp_path):
