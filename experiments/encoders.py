@@ -6,14 +6,17 @@
     python experiments/encoders.py tables --out figures/encoders
 
 `power` computes what the design can tell. `trials` compares, on development questions in the
-language of training, what learns in a reader and for how long; an arm's finished runs are not run again. `outcomes` puts
-a file outcomes.json beside the answers of each finished run: for each language a letter per
-question (= right, ~ wrong at the right place, x elsewhere); the archive of records keeps it.
-`tables` compares the systems; until all of them have been read with, it refuses."""
+language of training, what learns in a reader and for how long; an arm's finished runs are not run
+again. `outcomes` puts a file outcomes.json beside the answers of each finished run: for each
+language a letter per question (= right, ~ wrong at the right place, x elsewhere); the archive of
+records keeps it. `tables` compares the systems; until all of them have been read with, it
+refuses."""
 import argparse
+import json
 import math
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,7 @@ from s2dm.results import experiment, holm
 from s2dm.synthetic import Synthetic
 from s2dm.systems import ReadingSystem
 
+ROOT = Path(__file__).parents[1]
 PROFILE = "encoders"
 SYSTEMS = {
     "baseline": dict(variant="baseline"),
@@ -69,11 +73,32 @@ def detectable(encoder_sd, run_sd, encoders, seeds):
     return high
 
 
+def spread(values): # lists of numbers; the standard deviation around each list's mean, pooled
+    squares = sum(np.var(each) * len(each) for each in values)
+    return math.sqrt(squares / sum(len(each) - 1 for each in values))
+
+
+def run_spread(archive=ROOT / "figures/small/records.tar.xz"):
+    "Of a run around its system's mean, in points of the first outcome; of the first experiment."
+    values = {}
+    with tarfile.open(archive) as records:
+        for member in records:
+            parts = Path(member.name).parts
+            if len(parts) < 4: continue
+            stage, system, name = parts[0], parts[-3], parts[-1]
+            if (stage, name) != ("evaluate", "metrics.json"): continue
+            found = json.load(records.extractfile(member))["results"]
+            em = [row["em"] for row in found
+                  if row["context"] == row["question"] and row["context"] in NEAR]
+            values.setdefault(system, []).append(np.mean(em))
+    return spread(values.values())
+
+
 def power_table(encoders, seeds):
     "A row for each guess of how much encoders differ."
-    rows = []
+    rows, run_sd = [], run_spread()
     for encoder_sd in (0., 1., 2., 4., 6.):
-        given = dict(encoder_sd=encoder_sd, run_sd=4.4, encoders=encoders, seeds=seeds)
+        given = dict(encoder_sd=encoder_sd, run_sd=run_sd, encoders=encoders, seeds=seeds)
         power = 100 * power_of(2., **given)
         rows.append(given | dict(power_for_2_points=power, detectable=detectable(**given)))
     return pd.DataFrame(rows).round(1)

@@ -1,8 +1,12 @@
 "Differences between systems: against exact values, against simulated truth, and what is refused."
+import io
+import json
+import math
 import os
 import runpy
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -235,6 +239,23 @@ def test_the_design_finds_what_was_put_in(design):
     assert sizes["encoder_sd"] == pytest.approx(5, rel=.35)
     # the shift of one of two systems: half of its variance is the interaction of each
     assert sizes["encoder_x_system_sd"] == pytest.approx(3 / np.sqrt(2), rel=.4)
+
+
+def test_the_spread_of_runs_is_that_of_the_first_outcome(design, tmp_path):
+    "Two systems with two runs; the far language and questions in another language do not count."
+    archive = tmp_path / "records.tar.xz"
+    with tarfile.open(archive, "w:xz") as records:
+        for system, ems in dict(one=(1, 3), two=(10, 14)).items():
+            for seed, em in enumerate(ems):
+                rows = [dict(context=lang, question=lang, em=em) for lang in design["NEAR"]]
+                rows += [dict(context="sov_case", question="sov_case", em=99 * seed),
+                         dict(context="svo_nadj", question="svo", em=99 * seed)]
+                text = json.dumps(dict(results=rows)).encode()
+                about = tarfile.TarInfo(f"evaluate/small/{system}/seed{seed}/metrics.json")
+                about.size = len(text)
+                records.addfile(about, io.BytesIO(text))
+    # squares 2 and 8 with one degree of freedom each
+    assert design["run_spread"](archive) == pytest.approx(math.sqrt(5))
 
 
 def test_an_answer_is_right_or_near_or_elsewhere(design):
