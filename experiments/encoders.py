@@ -74,24 +74,27 @@ def detectable(encoder_sd, run_sd, encoders, seeds):
 
 
 def spread(values): # lists of numbers; the standard deviation around each list's mean, pooled
+    values = list(values)
     squares = sum(np.var(each) * len(each) for each in values)
     return math.sqrt(squares / sum(len(each) - 1 for each in values))
 
 
 def run_spread(archive=ROOT / "figures/small/records.tar.xz"):
-    "Of a run around its system's mean, in points of the first outcome; of the first experiment."
-    values = {}
+    """Of a run around its system's mean, in points of the first outcome: of these systems in the
+    first experiment."""
+    values = {ReadingSystem(model="small", **given).folder("evaluate").parts[-2]: []
+              for given in SYSTEMS.values()}
     with tarfile.open(archive) as records:
         for member in records:
             parts = Path(member.name).parts
             if len(parts) < 4: continue
             stage, system, name = parts[0], parts[-3], parts[-1]
-            if (stage, name) != ("evaluate", "metrics.json"): continue
+            if (stage, name) != ("evaluate", "metrics.json") or system not in values: continue
             found = json.load(records.extractfile(member))["results"]
             em = [row["em"] for row in found
                   if row["context"] == row["question"] and row["context"] in NEAR]
-            values.setdefault(system, []).append(np.mean(em))
-    return spread(values.values())
+            values[system].append(np.mean(em))
+    return spread(filter(None, values.values()))
 
 
 def power_table(encoders, seeds):
