@@ -94,7 +94,9 @@ def run_spread(archive=ROOT / "figures/small/records.tar.xz"):
             em = [row["em"] for row in found
                   if row["context"] == row["question"] and row["context"] in NEAR]
             values[system].append(np.mean(em))
-    return spread(filter(None, values.values()))
+    if lacking := [name for name, found in values.items() if not found]:
+        raise DataError(f"{archive} has no run of {', '.join(lacking)}")
+    return spread(values.values())
 
 
 def power_table(encoders, seeds):

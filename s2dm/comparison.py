@@ -101,12 +101,10 @@ def _means_by_encoder(scores, weights): # [encoders,seeds of each,samples] with 
 def _drawn_means(scores, weights, drawn, rng): # [samples]; drawn: [encoders,samples] which of them
     means = _means_by_encoder(scores, weights)
     each, samples = means.shape[1:]
-    sample = np.arange(samples)
-    total = np.zeros(samples)
-    for encoder in drawn:
-        seeds = rng.integers(each, size=(_fewer(each), samples))
-        total += means[encoder, seeds, sample].mean(0)
-    return total / len(drawn)
+    # what chance the seeds bring is in the encoders' means
+    if len(means) > 1: return means.mean(1)[drawn, np.arange(samples)].mean(0)
+    seeds = rng.integers(each, size=(_fewer(each), samples))
+    return means[0, seeds, np.arange(samples)].mean(0)
 
 # %% ../nbs/07e_comparison.ipynb #19615b91
 def _draws(systems, samples, seed, paired=False): # [samples] for each; same passages, encoders

@@ -486,10 +486,13 @@ def _open_encoder(
 def _load_own(self: S2DMReader, file: Path):
     "Read the weights of semantic network and head. Raises `DataError`."
     try:
-        weights = {name: w.clone() for name, w in load_file(file).items()} # not the file itself
-        wrong = sorted(weights.keys() ^ self._own_weights().keys())
+        weights = load_file(file)
+        own = self._own_weights()
+        wrong = sorted(weights.keys() ^ own.keys())
         if wrong: raise RuntimeError(
             f"{wrong[0]} is {'unknown' if wrong[0] in weights else 'missing'}")
+        # a copy, for the file may change
+        weights = {name: w.to(own[name].dtype, copy=True) for name, w in weights.items()}
         self.load_state_dict(weights, strict=False, assign=True) # the encoder has its weights
     except Exception as error: # which of them depends on where the file is damaged
         raise DataError(
@@ -509,7 +512,7 @@ def _put_together(
         # one of its networks is kept, so it needs no others
         few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
         choice = SpanChoice(**about["choice"]) if about.get("choice") else None
-    reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
+        reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
     reader.s2dm_config = s2dm
     reader.calibration = Calibration(**about.get("calibration", {}))
     reader.facts = about.get("facts", {})

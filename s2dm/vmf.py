@@ -497,7 +497,7 @@ def _seen(
     nearer: Tensor, # [...] whether the way leads to mu
 ) -> _Seen: # float64
     "Where the ways start."
-    gap = gap.clamp(min=1e-300)
+    gap = gap.clamp(min=1e-60)
     cos, beyond = 1 - gap, (2 - gap).clamp(min=1e-30)
     sin = torch.where(nearer, 1., -1.) * (gap * beyond).sqrt()
     return _Seen(cos, sin, cos / sin, sin / beyond)
@@ -540,9 +540,9 @@ def _way(
     k: Tensor, # [...] concentration, float64
     at: _Seen, # where the ways start, float64
     along: _Along, # float64
-    depth: float, # of the fall
+    depth: float, # of the fall, in nats
 ) -> Tensor: # [...] angle, float64
-    "How far it is until the density has fallen by e^-depth, or to the end."
+    "How far it is until the density has fallen to about e^-depth of what it was, or to the end."
     end = torch.atan2(at.sin.abs(), at.cos.copysign(at.cos * at.sin))
     fall = ((m - 2) * at.cot + k * along.fall).clamp(min=0)
     bend = ((m - 2) * (1 + at.cot.square()) + k * along.bend).clamp(min=1e-3)

@@ -242,11 +242,12 @@ def test_the_design_finds_what_was_put_in(design):
 
 
 def test_the_spread_of_runs_is_that_of_the_first_outcome(design, tmp_path):
-    """Two systems with two runs. Another system, the far language, and questions in another
+    """Four systems with two runs. Another system, the far language, and questions in another
     language do not count."""
     archive = tmp_path / "records.tar.xz"
     with tarfile.open(archive, "w:xz") as records:
-        runs = {"baseline": (1, 3), "vgvae-refined": (10, 14), "vgvae": (0, 99)}
+        runs = {"baseline": (1, 3), "vgvae-refined": (10, 14), "vgvae": (0, 99),
+                "s2dm_sp-refined": (5, 5), "s2dm_sp-refined-untrained": (6, 6)}
         for system, ems in runs.items():
             for seed, em in enumerate(ems):
                 rows = [dict(context=lang, question=lang, em=em) for lang in design["NEAR"]]
@@ -256,8 +257,8 @@ def test_the_spread_of_runs_is_that_of_the_first_outcome(design, tmp_path):
                 about = tarfile.TarInfo(f"evaluate/small/{system}/seed{seed}/metrics.json")
                 about.size = len(text)
                 records.addfile(about, io.BytesIO(text))
-    # squares 2 and 8 with one degree of freedom each
-    assert design["run_spread"](archive) == pytest.approx(math.sqrt(5))
+    # squares 2, 8, 0 and 0 with one degree of freedom each
+    assert design["run_spread"](archive) == pytest.approx(math.sqrt(10 / 4))
 
 
 def test_an_answer_is_right_or_near_or_elsewhere(design):

@@ -417,6 +417,15 @@ def test_a_loaded_reader_does_not_change_with_its_files(tmp_path):
     assert again.answer("Wo?", CONTEXT) == reader.answer("Wo?", CONTEXT)
 
 
+@pytest.mark.parametrize("head", ["baseline", "semantic"])
+def test_a_reader_that_was_saved_in_half_precision_reads_in_float32(tmp_path, head):
+    reader = make(head)
+    reader.half().save_pretrained(tmp_path)
+    again = S2DMReader.from_pretrained(tmp_path, device="cpu")
+    assert {w.dtype for w in again._own_weights().values()} == {torch.float32}
+    assert again.answer("Wo?", CONTEXT)
+
+
 def test_writing_over_a_reader_that_is_interrupted_leaves_no_reader(tmp_path, monkeypatch):
     "Neither the old one nor a mixture can be loaded."
     make("semantic").save_pretrained(tmp_path)
@@ -513,7 +522,7 @@ BROKEN = [
     (DataError, "reader.json: mlp_layers=10000000", lambda f: edit(f, s2dm__mlp_layers=10**7)),
     (DataError, "reader.json: n_best=1000000000", lambda f: edit(f, reader__n_best=10**9)),
     *((DataError, "reader.safetensors does not belong",
-       lambda f, k=key: edit(f, **{f"s2dm__{k}": 10**7}))
+       lambda f, k=key: edit(f, **{f"s2dm__{k}": 10**10}))
       for key in ("latent_width", "mlp_width")),
     (DataError, "reader.safetensors does not belong",
      lambda f: edit(f, choice=dict(width=16, hidden=10**8, rank=10**8))),
