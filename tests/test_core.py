@@ -211,7 +211,9 @@ def test_run_record_is_complete_only_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("has, expected", [
     ({}, False), (dict(avx512_f=True), False), (dict(avx512_bf16=True), True),
-    (dict(amx_bf16=True, avx512_bf16=False), True)])
+    (dict(amx_bf16=True, avx512_bf16=False), True),
+    (dict(amx_bf16=True, avx512_bf16=True, avx512_fp16=True), True),
+    (dict(amx_bf16=False, avx512_bf16=True, avx512_fp16=True), False)])
 def test_bfloat16_is_used_where_the_processor_multiplies_it(monkeypatch, has, expected):
     import torch
 
