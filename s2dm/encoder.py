@@ -306,7 +306,7 @@ def states_width(
     "The width of an encoder's last hidden states."
     training = model.training
     model.eval() # dropout would draw random numbers
-    # some encoders make tensors wherever is usual; a caller may have set that to "meta"
+    # some make tensors wherever is usual, even on "meta"
     with torch.device(next(model.parameters()).device):
         one = torch.zeros(1, 1, dtype=torch.long)
         states = model(input_ids=one, attention_mask=torch.ones_like(one)).last_hidden_state
