@@ -612,8 +612,8 @@ def has_bfloat16(
     if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     if able.get("amx_bf16", False): return True
-    # processors with avx512_fp16 do it in AMX: where a virtual machine hides that unit, their
-    # vector unit takes 1.8 times as long as for float32
+    # those with avx512_fp16 do it in AMX: without, as in some virtual machines, it takes 1.8 times
+    # as long as float32
     return able.get("avx512_bf16", False) and not able.get("avx512_fp16", False)
 
 
