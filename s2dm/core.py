@@ -606,15 +606,14 @@ def git_revision() -> str | None: # e.g. "1a2b3c4d..."; "-dirty" after it: files
 def has_bfloat16(
     device: str, # "cuda" or "cpu"
 ) -> bool:
-    "Does it multiply matrices of bfloat16 in hardware, in less than half float32's time?"
+    "Does it multiply bfloat16 in hardware, in less than half of float32's time?"
     import torch
 
     if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
-    if able.get("amx_bf16", False): return True
-    # those with avx512_fp16 do it in AMX: without, as in some virtual machines, it takes 1.8 times
-    # as long as float32
-    return able.get("avx512_bf16", False) and not able.get("avx512_fp16", False)
+    # with avx512_fp16 they do it in AMX: where that is hidden, slower than float32
+    in_vectors = able.get("avx512_bf16") and not able.get("avx512_fp16")
+    return bool(able.get("amx_bf16") or in_vectors)
 
 
 def device_name() -> str: # e.g. "NVIDIA H200" or "cpu (x86_64, 2 cores, bfloat16)"

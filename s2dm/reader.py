@@ -509,7 +509,7 @@ def _put_together(
     encoder = _open_encoder(folder, about, device)
     s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
     with torch.device("meta"): # sizes may be absurd
-        # one of its networks is kept, so it needs no others
+        # one of its networks is kept
         few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
         choice = SpanChoice(**about["choice"]) if about.get("choice") else None
         reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
@@ -518,8 +518,8 @@ def _put_together(
     reader.facts = about.get("facts", {})
     reader.choice = choice
     if base := about.get("encoder"):
-        reader.base = {key: base[key] for key in base if key != "lower_layers"}
-        if base["lower_layers"]: reader.keep_lower(base["lower_layers"])
+        reader.base = {**base}
+        if layers := reader.base.pop("lower_layers"): reader.keep_lower(layers)
     return reader
 
 # %% ../nbs/04c_reader.ipynb #4ca5e011
@@ -534,10 +534,10 @@ def from_pretrained(
     folder = _reader_folder(name)
     about = _read_about(folder)
     check_run(folder, about.get("facts", {}).get("run"))
+    file = folder / "reader.json"
     try:
-        with reading(folder / "reader.json"): reader = _put_together(cls, folder, about, device)
-    except ParameterError as error:
-        raise DataError(f"{folder / 'reader.json'}: {error}") from None
+        with reading(file): reader = _put_together(cls, folder, about, device)
+    except ParameterError as error: raise DataError(f"{file}: {error}") from None
     reader._load_own(folder / "reader.safetensors")
     return reader.to(next(reader.encoder.parameters()).device).eval()
 
