@@ -502,6 +502,9 @@ def test_the_oracle_takes_the_right_one_of_what_overlaps_the_best(boundaries):
     assert [span[0] for span in near["b"]] == ["here"] and near["c"][0][0] == ""
     assert boundaries["oracle"](questions, near) == pytest.approx(100 / 3)
     assert boundaries["exact"](questions, near, lambda id, spans: spans[0]) == 0
+    # 3 + 2 log 3 is less than 1 + 2 log 9, and with half of it more
+    third = pytest.approx(100 / 3)
+    assert boundaries["by_length"](questions, near) == [third, 0, 0, 0, 0, 0, 0]
 
 
 def test_readers_are_compared_seed_by_seed_where_they_are_the_same(boundaries):
