@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from s2dm.comparison import comparison_table, passage_scores, passages_of
-from s2dm.core import DataError
+from s2dm.core import DataError, read_json, runs_dir
 from s2dm.metrics import read_predictions, score
 from s2dm.reading import READING, load_reading
 from s2dm.results import experiment
@@ -47,6 +47,24 @@ def check_finished(places): # raises DataError
     if not lacking: return
     raise DataError(f"{len(lacking)} of {len(places)} readers have not been read with, such as "
                     f"{lacking[0]}: run `make e5` to its end; no score is looked at before")
+
+
+def precision_of(folder): # that the reader was trained in; folder: where its answers are
+    trained = runs_dir() / "finetune" / folder.relative_to(runs_dir() / "evaluate")
+    return read_json(trained / "metrics.json")["precision"]
+
+
+def check_alike(places): # raises DataError
+    "No kind of machine goes with a system: all readers of a seed were trained in one precision."
+    for seed in sorted({seed for _, seed in places}):
+        kinds = {}
+        for (name, number), folder in places.items():
+            if number == seed: kinds.setdefault(precision_of(folder), []).append(name)
+        if len(kinds) == 1: continue
+        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(kinds.items()))
+        raise DataError(f"the readers of seed {seed} were trained on two kinds of machines "
+                        f"({said}); expected one: remove the runs of the smaller part, and go on "
+                        "with `make e5` on a machine of the other kind")
 
 
 def targets(dataset): # languages
@@ -85,6 +103,7 @@ def main():
     tables = []
     try:
         check_finished(places)
+        check_alike(places)
         for dataset in OUTCOMES:
             scores = scores_of(places, dataset, seeds)
             table = comparison_table(scores, PAIRS, given.samples)

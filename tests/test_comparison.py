@@ -342,6 +342,21 @@ def test_two_experiments_read_scores_in_one_way(real, tmp_path, monkeypatch):
         right=100, silent=0)
 
 
+def test_systems_of_a_seed_come_from_one_kind_of_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path))
+    primary = runpy.run_path(str(ROOT / "experiments/primary.py"))
+    places = primary["folders"]("e5", 0, 2)
+    def trained(name, seed, precision):
+        folder = tmp_path / "finetune" / places[name, seed].relative_to(tmp_path / "evaluate")
+        write_json(folder / "metrics.json", dict(precision=precision))
+
+    for name, seed in places: trained(name, seed, ("float32", "bfloat16")[seed])
+    primary["check_alike"](places)
+    trained("S2DM_SP", 1, "float32")
+    with pytest.raises(DataError, match="seed 1 .*untrained; float32: S2DM_SP"):
+        primary["check_alike"](places)
+
+
 # What training alone can give
 
 @pytest.fixture
