@@ -12,11 +12,9 @@ language a letter per question (= right, ~ wrong at the right place, x elsewhere
 records keeps it. `tables` compares the systems; until all of them have been read with, it
 refuses."""
 import argparse
-import json
 import math
 import os
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,7 @@ from s2dm.core import DataError, device_name, read_json, runs_dir, write_json
 from s2dm.evaluation import read_answers
 from s2dm.finetune import FinetuneConfig, finetune
 from s2dm.metrics import score
-from s2dm.results import experiment, holm
+from s2dm.results import experiment, holm, open_records
 from s2dm.synthetic import Synthetic
 from s2dm.systems import ReadingSystem
 
@@ -82,18 +80,15 @@ def spread(values): # lists of numbers; the standard deviation around each list'
 def run_spread(archive=ROOT / "figures/small/records.tar.xz"):
     """Of a run around its system's mean, in points of the first outcome: of these systems in the
     first experiment."""
-    values = {ReadingSystem(model="small", **given).folder("evaluate").parts[-2]: []
-              for given in SYSTEMS.values()}
-    with tarfile.open(archive) as records:
-        for member in records:
-            parts = Path(member.name).parts
-            if len(parts) < 4: continue
-            stage, system, name = parts[0], parts[-3], parts[-1]
-            if (stage, name) != ("evaluate", "metrics.json") or system not in values: continue
-            found = json.load(records.extractfile(member))["results"]
-            em = [row["em"] for row in found
-                  if row["context"] == row["question"] and row["context"] in NEAR]
-            values[system].append(np.mean(em))
+    values = {}
+    with open_records(archive) as records:
+        for name, given in SYSTEMS.items():
+            system = ReadingSystem(model="small", **given).folder("evaluate").parts[-2]
+            values[name] = []
+            for file in records.glob(f"evaluate/small/{system}/*/metrics.json"):
+                em = [row["em"] for row in read_json(file)["results"]
+                      if row["context"] == row["question"] and row["context"] in NEAR]
+                values[name].append(np.mean(em))
     if lacking := [name for name, found in values.items() if not found]:
         raise DataError(f"{archive} has no run of {', '.join(lacking)}")
     return spread(values.values())

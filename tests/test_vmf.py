@@ -580,9 +580,10 @@ def test_implicit_slope_power_spherical_against_scipy():
             b, a, step = (m - 1) / 2, (m - 1) / 2 + k, k * 1e-4
             def quantile(a, b=b): return scipy.stats.beta(b, a).ppf(u) # of (1 - w)/2
             gap, dw = 2 * quantile(a), -2 * (quantile(a + step) - quantile(a - step)) / (2 * step)
-            d = PowerSpherical(unit(m, **f64), torch.full((len(u),), k, **f64))
-            np.testing.assert_allclose(
-                d._slope(torch.tensor(gap)).numpy() * gap * (2 - gap), dw, rtol=1e-5)
+            for dtype, rtol in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
+                d = PowerSpherical(unit(m, dtype=dtype), torch.full((len(u),), k, dtype=dtype))
+                slope = d._slope(torch.tensor(gap)).numpy()
+                np.testing.assert_allclose(slope * gap * (2 - gap), dw, rtol=rtol)
 
 
 def test_usual_gradient_fails_the_same_test():
