@@ -373,7 +373,9 @@ def prediction_files(
 
 # %% ../nbs/07a_results.ipynb #e4e4c380
 def _anonymous(info): # of a file in an archive
-    return info.replace(uid=0, gid=0, uname="", gname="", deep=False)
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
 
 
 def save_records(
