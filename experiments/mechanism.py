@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from primary import PAIRS, SYSTEMS, check_finished, folders
+from primary import PAIRS, SYSTEMS, check_alike, check_finished, folders
 
 from s2dm.comparison import comparison_table, interval, passage_scores, passages_of
 from s2dm.constituents import (
@@ -164,6 +164,7 @@ def main():
                for name in SYSTEMS}
     try:
         check_finished(places)
+        check_alike(places)
         deficit, mechanism = deficits(readers, given.samples)
         tables = dict(
             deficit=deficit, mechanism=mechanism, overlap=overlaps(readers),

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from primary import OUTCOMES, SYSTEMS, check_finished, folders, scores_of, targets
+from primary import (
+    OUTCOMES, SYSTEMS, check_alike, check_finished, folders, precision_of, scores_of, targets)
 
 from s2dm.comparison import comparison_table, difference
 from s2dm.core import DataError, read_json, runs_dir, write_json
@@ -29,7 +30,7 @@ from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain
 
 LEVERS = {
     "average of steps": dict(average=8, average_share=.5, final_rate=1 / 3),
-    "average of runs": dict(head_seed=0),
+    "average of runs": {}, # see `parameters`
     "no layer frozen": dict(freeze_layers=0),
     "6 layers frozen": dict(freeze_layers=6),
     "8 layers frozen": dict(freeze_layers=8),
@@ -87,7 +88,8 @@ def chosen(lever, file): # parameters of 04_finetune
 
 def runs_of(arm, seed): # seeds of the runs that make one reader
     if "average of runs" not in arm.split(AND): return [seed]
-    return range(RUNS * seed, RUNS * (seed + 1))
+    first = len(SEEDS) + RUNS * seed # no run of the baseline is among them
+    return range(first, first + RUNS)
 
 
 def reader_of(arm, seed): return ROOT / arm.replace(" ", "_") / f"reader{seed}"
@@ -111,12 +113,23 @@ def s2dm_of(seed, root=ROOT):
 def check_primary(root=ROOT): # raises DataError; these tables show scores of its readers
     "Nothing is shown before the experiment with e5 is finished."
     os.environ["S2DM_RUNS"] = str(root.parent)
-    check_finished(folders("e5", 0, 5))
+    places = folders("e5", 0, 5)
+    check_finished(places)
+    check_alike(places)
+
+
+def precision_for(seed, root=ROOT): # raises DataError
+    "That of the experiment's baseline, whatever the machine: so none goes with an arm."
+    os.environ["S2DM_RUNS"] = str(root.parent)
+    folder = folders("e5", 0, seed + 1)["baseline", seed]
+    check_there([folder / "metrics.json"], "are to come first (`make e5`)")
+    return precision_of(folder)
 
 
 def parameters(arm, seed, file): # of all runs of a reader
-    given = dict(model="e5", variant="baseline")
+    given = dict(model="e5", variant="baseline", precision=precision_for(seed))
     for lever in arm.split(AND): given |= chosen(lever, file)
+    if "average of runs" in arm.split(AND): given |= dict(head_seed=seed)
     if S2DM in arm.split(AND): given |= dict(s2dm=s2dm_of(seed))
     return given
 

@@ -403,5 +403,5 @@ def mean_reader(
     for name, tensor in weights[0].items():
         if not tensor.is_floating_point(): continue
         tensor.copy_(torch.stack([each[name] for each in weights]).mean(0))
-    new.facts |= dict(mean_of=[reader.facts["run"] for reader in readers])
+    new.facts |= dict(mean_of=", ".join(reader.facts["run"] for reader in readers))
     return new

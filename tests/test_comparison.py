@@ -378,7 +378,7 @@ def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(reci
     with pytest.raises(DataError, match="0 of 4 settings of switched have been tried"):
         recipe["chosen"]("switched", tried)
     runs = [[*recipe["runs_of"]("average of runs", seed)] for seed in range(3)]
-    assert sorted(sum(runs, [])) == [*range(9)] # nine runs, three readers
+    assert sorted(sum(runs, [])) == [*range(3, 12)] # nine runs, three readers
     assert recipe["runs_of"]("subwords", 2) == [2]
 
 
@@ -426,9 +426,19 @@ def test_without_a_lever_that_helps_there_is_no_recipe(recipe, tmp_path):
 
 
 def test_parameters_of_joined_levers_go_together(recipe, tmp_path):
-    found = recipe["parameters"]("average of steps + 6 layers frozen", 1, tmp_path / "trials.csv")
-    assert found == dict(model="e5", variant="baseline", average=8, average_share=.5,
-                         final_rate=1 / 3, freeze_layers=6)
+    """In the precision of the baseline with the same seed; the runs of an average have one head."""
+    file = tmp_path / "trials.csv"
+    with pytest.raises(DataError, match="come first .`make e5`"):
+        recipe["parameters"]("8 layers frozen", 1, file)
+    for seed, precision in enumerate(("float32", "bfloat16")):
+        folder = recipe["answers_of"]("baseline", seed, "finetune")
+        write_json(folder / "metrics.json", dict(precision=precision))
+        write_json(recipe["answers_of"]("baseline", seed) / "metrics.json", {})
+    found = recipe["parameters"]("average of steps + 6 layers frozen", 1, file)
+    assert found == dict(model="e5", variant="baseline", precision="bfloat16", average=8,
+                         average_share=.5, final_rate=1 / 3, freeze_layers=6)
+    assert recipe["parameters"]("average of runs", 0, file) == dict(
+        model="e5", variant="baseline", precision="float32", head_seed=0)
 
 
 @pytest.mark.parametrize("command, says", [

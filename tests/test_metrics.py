@@ -22,7 +22,6 @@ from s2dm.metrics import (
     Scores,
     bootstrap,
     mlqa_scores,
-    paired_bootstrap,
     read_predictions,
     read_spans,
     score,
@@ -372,45 +371,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 180 <= hits <= 199
 
 
-def test_the_paired_test_against_theory():
-    """Close to the t-test on the differences; without a difference, p below .05 in about 5 % of the
-    cases."""
-    first = some(500)
-    rng, low = np.random.default_rng(5), 0
-    for gain in (0, 8, 20, 60):
-        em = first.em.copy()
-        em[rng.permutation(500)[:80]] = 100.0 * (rng.random(80) < .4)
-        em[np.flatnonzero(em == 0)[:gain]] = 100
-        f1 = em + rng.normal(size=500) # no two sums alike, as the t-test has it
-        ours = paired_bootstrap(
-            Scores(first.ids, em, f1), Scores(first.ids, first.em, first.em)).loc["f1"]
-        theirs = scipy.stats.ttest_1samp(f1 - first.em, 0)
-        assert ours["p"] == pytest.approx(theirs.pvalue, abs=.02)
-        assert ours["difference"] == pytest.approx((f1 - first.em).mean())
-        assert np.allclose([ours["low"], ours["high"]], theirs.confidence_interval(), atol=.4)
-    for seed in range(200):
-        a, b = (100.0 * (np.random.default_rng([seed, k]).random(200) < .5) for k in (0, 1))
-        low += paired_bootstrap(
-            Scores(first.ids[:200], a, a), Scores(first.ids[:200], b, b), 500,
-            seed=seed)["p"]["em"] < .05
-    assert 2 <= low <= 20
-
-
-def test_the_order_of_questions_does_not_matter_but_who_is_who_does():
-    a, b = some(200, 1), some(200, 2)
-    back = Scores(b.ids[::-1], b.em[::-1], b.f1[::-1])
-    table, reverse = paired_bootstrap(a, b, 1000), paired_bootstrap(b, a, 1000)
-    assert table.equals(paired_bootstrap(a, back, 1000))
-    assert np.allclose(table["difference"], -reverse["difference"])
-    assert np.allclose(table["low"], -reverse["high"])
-    assert np.allclose(table["p"], reverse["p"], atol=.002)
-
-
-def test_what_cannot_be_compared():
+def test_what_has_no_interval():
     a = some(10)
-    for ids in (a.ids[:9], [*a.ids[:9], "x"], [*a.ids[:9], "0"], [*a.ids, "x"]):
-        with pytest.raises(DataError, match="the same questions"):
-            paired_bootstrap(a, Scores(ids, np.resize(a.em, len(ids)), np.resize(a.f1, len(ids))))
     with pytest.raises(ParameterError, match="0 scores"):
         bootstrap(Scores([], np.zeros(0), np.zeros(0)))
     with pytest.raises(ParameterError, match="all of them numbers"):

@@ -19,7 +19,8 @@ from s2dm.core import DataError, atomic_write
 from s2dm.results import open_records
 
 KEPT = (".png", ".svg", ".html", ".xz")
-NUMBERS = ("table", "figure", "primary", "mechanism", "deficit") # csv files that begin so
+# csv files that begin so
+NUMBERS = ("table", "figure", "primary", "mechanism", "deficit", "overlap", "shares", "violations")
 
 
 def seeds(folder): # of each system that was read with: name -> seeds
