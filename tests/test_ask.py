@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from importlib.metadata import distribution
@@ -274,7 +273,7 @@ def built(tmp_path_factory):
             [sys.executable, "-W", "ignore", "-c", code], cwd=where, check=True,
             capture_output=True, text=True).stdout.splitlines()[-1]
     sdist = build("sdist", folder / "source")
-    with tarfile.open(sdist) as archive: archive.extractall(folder, filter="data")
+    shutil.unpack_archive(sdist, folder)
     return build("wheel", folder / sdist.name.removesuffix(".tar.gz"))
 
 
