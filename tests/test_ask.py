@@ -86,11 +86,12 @@ def published(unpacked_e5):
 
 @pytest.mark.parametrize("language", ASKED)
 def test_the_published_reader_answers_in_twelve_scripts(published, language):
-    """The answer has what was asked for and at most one word more, with its exact place; the reader
-    is more sure of it than not."""
+    """The answer has what was asked for and at most one word more (none where words have no spaces
+    between them), with its exact place; the reader is more sure of it than not."""
     context, question, wanted = ASKED[language]
     best = published.answer(question, context)[0]
     assert wanted in best.text and len(best.text.split()) <= len(wanted.split()) + 1
+    if language in ("zh", "ja", "th"): assert best.text == wanted
     assert best.text == context[best.start:best.end] and .5 < best.probability < 1
 
 
