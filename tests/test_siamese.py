@@ -25,6 +25,7 @@ from conftest import ROOT
 from s2dm import losses as L
 from s2dm.core import MissingData, ParameterError
 from s2dm.encoder import Encoder, FeatureCache, mbert_tokenizer
+from s2dm.fit import Diverged
 from s2dm.model import S2DM, S2DMConfig
 from s2dm.pretrain import SYSTEMS, PretrainConfig, pretrain, selection_data, training_data
 from s2dm.siamese import PairData, SentenceData, Siamese, distinct_sentences, grouped_batches
@@ -418,6 +419,14 @@ def results(result): # what must come out the same
     weights = load_file(result.folder / "checkpoint/model.safetensors")
     return {k: v for k, v in metrics.items() if k != "seconds"}, {
         k: v.numpy().tobytes() for k, v in weights.items()}
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_with_the_step(tmp_path, monkeypatch):
+    "No sampler loops for ever at what such a step leaves."
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path))
+    monkeypatch.setenv("S2DM_DATA", str(tmp_path / "data"))
+    with pytest.raises(Diverged, match=r"^step \d+: "):
+        toy_run(variant="s2dm_sp", learning_rate=100., max_steps=40)
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
