@@ -509,7 +509,7 @@ def _put_together(
     encoder = _open_encoder(folder, about, device)
     s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
     with torch.device("meta"): # sizes may be absurd
-        # one of its networks is kept
+        # only one of its networks is kept, so it needs no others
         few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
         choice = SpanChoice(**about["choice"]) if about.get("choice") else None
         reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
