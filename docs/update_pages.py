@@ -38,6 +38,9 @@ if "google.colab" in sys.modules:
         raise RuntimeError("{name} could not be installed beside this torch:\\n" + pip.stderr)"""
 
 
+RESULT = 5 # sentences of a report's summary in the README
+
+
 def settings() -> dict[str, str]:
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -75,8 +78,10 @@ def data_table() -> str:
 
 
 def result() -> str:
-    "What came out of the embedded experiment: the first lines of its report's summary."
-    return "> " + (ROOT / "figures/small/summary.md").read_text(encoding="utf-8").partition("\n")[0]
+    "What was found with a real encoder, or as long as that is not known with the embedded one."
+    summaries = [ROOT / "figures" / profile / "summary.md" for profile in ("e5", "small")]
+    summary = next(filter(Path.is_file, summaries)).read_text(encoding="utf-8")
+    return "\n".join(f"> {line}" for line in summary.splitlines()[:RESULT])
 
 
 def gpu_hours() -> str:

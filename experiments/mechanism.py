@@ -25,7 +25,7 @@ from primary import PAIRS, SYSTEMS, check_alike, check_finished, folders
 from s2dm.comparison import comparison_table, interval, passage_scores, passages_of
 from s2dm.constituents import (
     Trees, answer_texts, constituent_flags, near_flags, overlap_row)
-from s2dm.core import DataError
+from s2dm.core import DataError, figures_dir
 from s2dm.evaluation import read_answers
 from s2dm.metrics import read_predictions, score
 from s2dm.parsers import corenlp
@@ -155,7 +155,7 @@ def violations(readers, samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="e5")
-    parser.add_argument("--out", type=Path, default=Path("runs/figures/e5"))
+    parser.add_argument("--out", type=Path, default=figures_dir() / "e5")
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
     said = experiment(given.profile)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from s2dm.comparison import comparison_table, passage_scores, passages_of
-from s2dm.core import DataError, read_json, runs_dir
+from s2dm.core import DataError, figures_dir, read_json, runs_dir
 from s2dm.metrics import read_predictions, score
 from s2dm.reading import READING, load_reading
 from s2dm.results import experiment
@@ -49,22 +49,32 @@ def check_finished(places): # raises DataError
                     f"{lacking[0]}: run `make e5` to its end; no score is looked at before")
 
 
-def precision_of(folder): # that the reader was trained in; folder: where its answers are
-    trained = runs_dir() / "finetune" / folder.relative_to(runs_dir() / "evaluate")
-    return read_json(trained / "metrics.json")["precision"]
+def trained_at(folder, stage): # the record of a training; folder: where the reader's answers are
+    return runs_dir() / stage / folder.relative_to(runs_dir() / "evaluate") / "metrics.json"
+
+
+def precision_of(folder): # that the reader was trained in
+    return read_json(trained_at(folder, "finetune"))["precision"]
+
+
+def precisions_of(folder): # the same, and that of its S2DM; the first records do not say the latter
+    s2dm = trained_at(folder, "pretrain")
+    known = [read_json(s2dm).get("precision")] if s2dm.is_file() else []
+    return {precision_of(folder), *known} - {None}
 
 
 def check_alike(places): # raises DataError
-    "No kind of machine goes with a system: all readers of a seed were trained in one precision."
+    "No kind of machine goes with a system: a seed's runs were all trained in one precision."
     for seed in sorted({seed for _, seed in places}):
         kinds = {}
         for (name, number), folder in places.items():
-            if number == seed: kinds.setdefault(precision_of(folder), []).append(name)
+            if number != seed: continue
+            for kind in precisions_of(folder): kinds.setdefault(kind, []).append(name)
         if len(kinds) == 1: continue
         said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(kinds.items()))
-        raise DataError(f"the readers of seed {seed} were trained on two kinds of machines "
-                        f"({said}); expected one: remove the runs of the smaller part, and go on "
-                        "with `make e5` on a machine of the other kind")
+        raise DataError(f"the systems of seed {seed} were trained on two kinds of machines "
+                        f"({said}); expected one: remove the runs of the smaller part; `make e5` "
+                        "trains them again, in the precision of the others")
 
 
 def targets(dataset): # languages
@@ -94,7 +104,7 @@ def scores_of(places, dataset, seeds, languages=(), measure="em"):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="e5")
-    parser.add_argument("--out", type=Path, default=Path("runs/figures/e5/primary.csv"))
+    parser.add_argument("--out", type=Path, default=figures_dir() / "e5/primary.csv")
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
     said = experiment(given.profile)

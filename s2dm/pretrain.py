@@ -362,7 +362,7 @@ def _metrics(result, data) -> dict: # what the tables of the report read
     tables = {name: table.to_dict("records") for name, table in result.tables.items()}
     return dict(
         run=outcome.run, examples=len(data), steps=outcome.steps, best_step=outcome.best_step,
-        seconds=outcome.seconds,
+        seconds=outcome.seconds, precision=outcome.precision,
         encoder=result.vectors.encoder.record, cache=result.vectors.cache.counts,
         last=outcome.history.iloc[-1].to_dict(), evaluations=outcome.evaluations.to_dict("records"),
         history=outcome.history.to_dict("list"), **tables, missing=result.missing)

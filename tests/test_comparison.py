@@ -346,12 +346,18 @@ def test_systems_of_a_seed_come_from_one_kind_of_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path))
     primary = runpy.run_path(str(ROOT / "experiments/primary.py"))
     places = primary["folders"]("e5", 0, 2)
-    def trained(name, seed, precision):
-        folder = tmp_path / "finetune" / places[name, seed].relative_to(tmp_path / "evaluate")
-        write_json(folder / "metrics.json", dict(precision=precision))
+    def trained(name, seed, precision, stage="finetune"):
+        folder = tmp_path / stage / places[name, seed].relative_to(tmp_path / "evaluate")
+        write_json(folder / "metrics.json", dict(precision=precision) if precision else {})
 
     for name, seed in places: trained(name, seed, ("float32", "bfloat16")[seed])
+    trained("S2DM_POS", 1, None, "pretrain") # the first records do not say it
+    trained("S2DM_SP", 1, "bfloat16", "pretrain")
     primary["check_alike"](places)
+    trained("S2DM_SP", 1, "float32", "pretrain")
+    with pytest.raises(DataError, match="seed 1 .*untrained; float32: S2DM_SP"):
+        primary["check_alike"](places)
+    trained("S2DM_SP", 1, "bfloat16", "pretrain")
     trained("S2DM_SP", 1, "float32")
     with pytest.raises(DataError, match="seed 1 .*untrained; float32: S2DM_SP"):
         primary["check_alike"](places)

@@ -232,6 +232,9 @@ def test_e5_goes_seed_by_seed_and_a_seed_that_is_not_analysed_is_read_with(place
         place, "--dry-run", "--config", *given.replace("$$k", "4").split())
     assert code == 0 and counts(out) == dict(
         data=1, pretrain=8, finetune=16, evaluate=16, analyse=8, total=49)
+    compared = [makefile.index(f"experiments/{name}.py") for name in ("primary", "mechanism")]
+    assert makefile.index(given) < min(compared)
+    assert max(compared) < makefile.index("--config profile=e5 --forcerun report_reproduce")
 
 
 def test_a_restored_run_is_not_made_again_after_the_corpora(place, tmp_path):
@@ -415,6 +418,44 @@ def test_names_are_words_and_never_commands(place, models, tmp_path):
 def test_names_that_leave_their_folder_or_share_it_are_refused(place, models, says):
     code, out = snakemake(place, "--dry-run", "--config", f"models={models}")
     assert code == 1 and says in out
+
+
+@pytest.mark.parametrize("there, told, trained", [
+    ((), (), "auto"), (("float32", None), (), "float32"), (("float32",), ("bfloat16",), "bfloat16"),
+    (("float32", "bfloat16"), (), "auto")])
+def test_all_systems_of_a_seed_are_trained_in_one_precision(tmp_path, there, told, trained):
+    "Whatever the machine; a run that is told another precision takes that."
+    for number, precision in enumerate(there):
+        record = tmp_path / f"finetune/e5/system{number}/seed0/metrics.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps(dict(precision=precision) if precision else {}))
+    given = "precision = 'auto'\nfile = ''"
+    code = "from pathlib import Path\nPath(file).write_text(precision)"
+    nbformat.write(notebook(given, code), tmp_path / "04_finetune.ipynb")
+    said = [word for one in told for word in ("-p", "precision", one)]
+    run = subprocess.run(
+        [sys.executable, ROOT / "workflow/run.py", "--log", tmp_path / "run.log",
+         "--alike", tmp_path / "*/e5/*/seed0/metrics.json", tmp_path / "04_finetune.ipynb",
+         tmp_path / "run.ipynb", "-p", "file", tmp_path / "said", *said],
+        capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "said").read_text() == trained
+    log = (tmp_path / "run.log").read_text()
+    assert ("are of 2 precisions: ['bfloat16', 'float32']" in log) == (len({*there}) == 2
+                                                                     and None not in there)
+
+
+def test_the_workflow_asks_for_one_precision_for_each_seed(place):
+    code, out = snakemake(
+        place, "--dry-run", "--printshellcmds", "--config", "profile=e5", "seeds=1",
+        "systems=s2dm_sp", S2DM_RUNS="/r")
+    assert code == 0, out[-3000:]
+    pattern = r"/r/\*/e5/\*/seed0/metrics.json"
+    lines = [line for line in out.splitlines() if "workflow/run.py" in line]
+    assert len(lines) > 4
+    for line in lines:
+        trains = "nbs/03_pretrain" in line or "nbs/04_finetune" in line
+        assert (pattern in line) == trains
 
 
 def test_a_cut_encoder_has_folders_of_its_own(place):

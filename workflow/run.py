@@ -1,9 +1,14 @@
 """A run: one notebook, executed by papermill. The Snakefile calls it for each of its rules.
 
-    python workflow/run.py --log LOG [--figures FOLDER] [--no-gpu] NOTEBOOK OUTPUT -p name value ...
+    python workflow/run.py --log LOG [--figures FOLDER] [--no-gpu] [--alike RECORDS]
+        NOTEBOOK OUTPUT -p name value ...
 
 All that the notebook prints goes to LOG. A run that fails says which notebook failed, where it lies
 and how it goes on.
+
+Systems with one seed are compared, so all of them are to be trained in one precision, on whatever
+machine: RECORDS, a pattern of files, are those of the runs that are there. A run takes the
+precision that they name, unless it was told one.
 
 Four things are done for the machine's sake. A run waits for a process that still works in its
 folder, one that outlived a killed call, say. A package is left out that compiles a grammar whenever
@@ -12,9 +17,11 @@ training step frees for the next step, which saves a twentieth of it. And a kern
 its cells is ended at once: taking torch apart takes three seconds, and by then all is saved.
 """
 import argparse
+import json
 import os
 import sys
 from collections import deque
+from glob import glob
 from pathlib import Path
 
 from filelock import FileLock
@@ -27,6 +34,7 @@ def arguments():
     parser.add_argument("--log", type=Path, required=True, help="file for all that is printed")
     parser.add_argument("--figures", help="folder for figures and tables (S2DM_FIGURES)")
     parser.add_argument("--no-gpu", action="store_true", help="compute on the CPU")
+    parser.add_argument("--alike", help="pattern of metrics.json: train in their precision")
     parser.add_argument("notebook")
     parser.add_argument("output", help="the executed notebook")
     return parser.parse_known_args()
@@ -40,6 +48,13 @@ def prepare(given):
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
     sys.modules["rfc3987_syntax"] = None
+
+
+def precision_of(records): # as parameters; none if no run names one
+    said = {json.loads(Path(file).read_text(encoding="utf-8")).get("precision")
+            for file in glob(records)} - {None}
+    if len(said) > 1: print(f"NOTE: {records} are of {len(said)} precisions: {sorted(said)}")
+    return ["-p", "precision", *said] if len(said) == 1 else []
 
 
 def execute(notebook, output, more):
@@ -66,6 +81,7 @@ def main():
     with open(given.log, "w", encoding="utf-8") as log:
         for stream in (1, 2): os.dup2(log.fileno(), stream)
     try:
+        if given.alike and "precision" not in more: more += precision_of(given.alike)
         with FileLock(f"{given.log}.lock"): execute(given.notebook, given.output, more)
     except Exception:
         import traceback
