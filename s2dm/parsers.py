@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'corenlp_properties', 'plain_answer', 'read_answer', 'CoreNLP', 'Stanza', 'text_key', 'Kept', 'fill',
-           'parses_file', 'registered_parses', 'kept', 'corenlp', 'server_command', 'corenlp_server']
+           'parses_file', 'registered_parses', 'kept', 'corenlp', 'server_command', 'wait_until_ready',
+           'corenlp_server']
 
 # %% ../nbs/06b_parsers.ipynb #97705d28
 import gzip
@@ -156,8 +157,9 @@ class CoreNLP:
         url: str = "http://localhost:9000", # of the server
         language: str = "en", # that its models are for: ar, de, en, es, fr, zh
         timeout: float = 120, # seconds to wait for an answer
-        attempts: int = 3, # how often to ask, if it does not answer in time
+        attempts: int = 3, # how often to ask, if it does not answer in time or the connection breaks
         version: str = VERSION, # of the server, for the name of the file that keeps its answers
+        pause: float = 1, # seconds before it is asked again after a broken connection
     ):
         if attempts < 1 or timeout <= 0:
             raise ParameterError(f"attempts={attempts}, timeout={timeout}; "
@@ -167,6 +169,7 @@ class CoreNLP:
         self.timeout = timeout
         self.attempts = attempts
         self.version = version
+        self.pause = pause
 
     def _where(self, text): return f"CoreNLP at {self.url}, text {text[:40]!r}"
 
@@ -182,9 +185,13 @@ def answer(
 ) -> dict: # as `plain_answer` makes it
     """What the server says of a text. Raises `MissingData` without a server, `DataError` for an
     answer that cannot be right."""
-    for _ in range(self.attempts):
+    for attempt in range(self.attempts):
         problem = f"no answer within {self.timeout:g} s"
-        response = _post(self, text)
+        try: response = _post(self, text)
+        except MissingData: # a connection may break once
+            if attempt + 1 == self.attempts: raise
+            time.sleep(self.pause)
+            continue
         if response is None: continue
         if response.status_code == 200:
             return plain_answer(text, _json(self, response), self._where(text))
@@ -324,6 +331,14 @@ def _keep(kept, text): # parse and keep
     kept.lines[text_key(text)] = line
 
 # %% ../nbs/06b_parsers.ipynb #052cf824
+_NAMED = 5 # texts in a message
+
+
+def _named(texts): # by how they begin
+    more = [f"and {len(texts) - _NAMED} more"] if len(texts) > _NAMED else []
+    return ", ".join([repr(text[:50]) for text in texts[:_NAMED]] + more)
+
+
 @patch
 def __call__(self: Kept, texts: Sequence[str]) -> list[Parse]:
     """The constituents of texts. Raises what the parser raises, and `MissingData` that counts the
@@ -331,7 +346,7 @@ def __call__(self: Kept, texts: Sequence[str]) -> list[Parse]:
     new = self.missing(texts)
     if new and self.parser is None:
         raise MissingData(f"{len(new)} of {len(set(texts))} texts were not parsed by "
-                          f"{self.name}, the first is {new[0][:50]!r}: {self.remedy}")
+                          f"{self.name} ({_named(new)}): {self.remedy}")
     for text in tqdm(new, desc=f"parsing with {self.name}", unit="text", delay=1):
         _keep(self, text)
     return [_read_line(text, self.lines[text_key(text)], self._where(text)) for text in texts]
@@ -435,14 +450,24 @@ def _free_port():
         return s.getsockname()[1]
 
 # %% ../nbs/06b_parsers.ipynb #ec08deea
-def _wait(process, url, log, seconds): # until it is ready
+def wait_until_ready(
+    url: str, # of a server
+    seconds: float, # how long at most
+    ended: Callable[[], bool] = lambda: False, # does it not run any more?
+) -> bool: # is it ready?
+    "Wait until a CoreNLP server has loaded its models."
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
-            if requests.get(f"{url}/ready", timeout=5).text.strip() == "ready": return
+            if requests.get(f"{url}/ready", timeout=5).text.strip() == "ready": return True
         except requests.RequestException: pass # it does not listen yet
-        if process.poll() is not None: break
+        if ended(): break
         time.sleep(.2)
+    return False
+
+# %% ../nbs/06b_parsers.ipynb #ec08deeb
+def _wait(process, url, log, seconds): # until it is ready
+    if wait_until_ready(url, seconds, lambda: process.poll() is not None): return
     state = "is not ready after" if process.poll() is None else "ended within"
     words = log.read_text(encoding="utf-8", errors="replace").strip()[-400:]
     raise MissingData(f"the CoreNLP server {state} {seconds:g} s. Its last words: {words}")

@@ -927,6 +927,11 @@ DETAILS |= {
         "Decoding constituents only",
         "EM of the best answer (free), and of the best one that is a constituent.",
         "decoding", ["dataset", "lang"], ["system", "answers"], "em", prepare=_both_decodings),
+    "decoding_rules": Detail(
+        "Decoding constituents only, by rule",
+        "The same by each rule for what a constituent is (Table 1).",
+        "decoding_rules", ["dataset", "lang", "rule"], ["system", "answers"], "em",
+        prepare=_both_decodings),
     "gradients": Detail(
         "Which loss reaches which module",
         "Norm of each loss's gradient in a tiny S2DM with random weights; 0: the loss does not "

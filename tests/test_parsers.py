@@ -3,11 +3,13 @@ import gzip
 import json
 import os
 import shutil
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from s2dm.analysis import AnalyseConfig, parser_for
 from s2dm.constituents import GoldParser, Parse, Trees, read_brackets
@@ -46,11 +48,22 @@ def answered(text=TEXT, trees=TREES, words=WORDS):
 
 
 class Replay(BaseHTTPRequestHandler):
-    "Answers a text by the bytes that the server holds for it, and others with status 500."
+    """Answers a text by the bytes that the server holds for it, and others with status 500. It is
+    ready when it was asked `loads` times, and breaks `breaks` connections."""
+
+    def do_GET(self):
+        self.server.loads -= 1
+        ready = self.path == "/ready" and self.server.loads < 0
+        self.send_response(200 if ready else 503)
+        self.end_headers()
+        self.wfile.write(b"ready" if ready else b"")
 
     def do_POST(self):
         text = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        with self.server.lock: self.server.asked.append(text)
+        with self.server.lock:
+            self.server.asked.append(text)
+            self.server.breaks -= 1
+            if self.server.breaks >= 0: return
         body = self.server.answers.get(text)
         self.send_response(200 if body else 500)
         self.send_header("Content-Length", str(len(body or b"broken")))
@@ -65,9 +78,11 @@ def replay():
     "A function that starts a server with these answers: text -> bytes."
     servers = []
 
-    def start(answers):
+    def start(answers, loads=0, breaks=0):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Replay)
         server.answers = answers
+        server.loads = loads
+        server.breaks = breaks
         server.asked = []
         server.lock = threading.Lock()
         server.url = f"http://127.0.0.1:{server.server_port}"
@@ -105,6 +120,60 @@ def test_a_text_that_fails_does_not_stop_the_others(tmp_path, replay):
     with pytest.raises(MissingData, match="no CoreNLP server"): fill(parser, ["Another."])
 
 
+def test_a_connection_that_breaks_once_costs_nothing(replay):
+    server = replay({TEXT: json.dumps(answered()).encode()}, breaks=2)
+    assert len(CoreNLP(server.url, pause=0)([TEXT])[0].words) == 6 and len(server.asked) == 3
+    server.breaks = 2
+    with pytest.raises(MissingData, match="no CoreNLP server"):
+        CoreNLP(server.url, pause=0, attempts=2)([TEXT])
+
+
+@pytest.fixture
+def make_corenlp(monkeypatch, tmp_path):
+    "workflow/corenlp.py, with two contexts: options -> exit status."
+    monkeypatch.setenv("S2DM_DATA", str(tmp_path))
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    monkeypatch.delitem(sys.modules, "corenlp", raising=False)
+    import corenlp as script
+    monkeypatch.setattr(script, "contexts", lambda datasets, language: [TEXT, "Another."])
+    monkeypatch.setattr(CoreNLP.__init__, "__defaults__", ("", "en", 9, 1, "4.5.7", 0))
+    usual = dict(language="en", datasets="xquad", memory="1g", limit=None, wait=5, address="")
+    return lambda **given: script.main(SimpleNamespace(**usual | given))
+
+
+def test_make_corenlp_waits_for_a_server_that_loads_or_is_restarted(make_corenlp, replay, capsys):
+    answers = {TEXT: json.dumps(answered()).encode()}
+    answers["Another."] = json.dumps(dict(sentences=[])).encode()
+    server = replay(answers, loads=3, breaks=1)
+    assert not make_corenlp(address=server.url)
+    assert "attempt 2 of 3" in capsys.readouterr().out and server.loads < -1
+    assert server.asked == [TEXT, TEXT, "Another."]
+    assert not corenlp("en").missing([TEXT, "Another."])
+    assert not make_corenlp(address="http://127.0.0.1:1") # all is kept: nobody is asked
+    assert "0 to parse" in capsys.readouterr().out
+
+
+def test_make_corenlp_names_what_could_not_be_parsed_and_goes_on_there(
+        make_corenlp, replay, capsys):
+    server = replay({"Another.": json.dumps(dict(sentences=[])).encode()})
+    assert make_corenlp(address=server.url)
+    said = capsys.readouterr()
+    assert "'Anna slept. She woke.': status 500" in said.err and "parsed 1 of 2" in said.out
+    server.answers[TEXT] = json.dumps(answered()).encode()
+    assert not make_corenlp(address=server.url)
+    assert server.asked == [TEXT, "Another.", TEXT] # what is kept is not asked again
+
+
+def test_make_corenlp_gives_up_on_a_server_that_is_not_there(make_corenlp, replay, monkeypatch):
+    with pytest.raises(MissingData, match="no CoreNLP server is ready at .* within 0.3 s; start"):
+        make_corenlp(address="http://127.0.0.1:1", wait=.3)
+    server = replay({}, breaks=99)
+    with pytest.raises(MissingData, match="no CoreNLP server"): make_corenlp(address=server.url)
+    assert server.asked == [TEXT] * 3
+    monkeypatch.delenv("S2DM_CORENLP", raising=False)
+    with pytest.raises(MissingData, match="S2DM_CORENLP is not set"): make_corenlp()
+
+
 def test_an_answer_that_cannot_be_read_is_not_kept(tmp_path, replay):
     server = replay({TEXT: json.dumps(answered(trees=["(S (N a))"] * 2)).encode()})
     parser = Kept(CoreNLP(server.url), tmp_path / "p.jsonl")
@@ -118,8 +187,10 @@ def test_other_files_are_read_and_stay(tmp_path, replay):
     other.write_text(line, encoding="utf-8")
     parser = Kept(None, tmp_path / "p.jsonl", [other], "corenlp")
     assert len(parser([TEXT])[0].words) == 6 and not parser.file.exists()
-    with pytest.raises(MissingData, match="2 of 3 texts .* the first is 'b'"):
+    with pytest.raises(MissingData, match=r"2 of 3 texts .* \('b', 'a'\): give a parser"):
         parser(["b", TEXT, "a"])
+    with pytest.raises(MissingData, match=r"7 of 8 texts .* \('b', 'c', 'd', 'e', 'f', and 2 more"):
+        parser([*"bcdefgh", TEXT])
 
 
 def test_files_are_named_by_parser_version_and_language():
@@ -272,7 +343,7 @@ def test_every_context_is_parsed_without_a_server(real, dataset, language):
 
 def test_what_is_missing_is_counted_and_named(real):
     with pytest.raises(MissingData) as error: corenlp("en")(["Nobody parsed this."])
-    for part in ("1 of 1 texts", "'Nobody parsed this.'", "make corenlp", "docs/parsers.md"):
+    for part in ("1 of 1 texts", "('Nobody parsed this.')", "make corenlp", "docs/parsers.md"):
         assert part in str(error.value)
 
 
@@ -283,15 +354,21 @@ def test_without_a_mirror_nothing_is_registered_and_nothing_breaks():
 
 @pytest.mark.parametrize("language", ["en", "zh", "de", "es", "ar"])
 def test_whole_answers_replayed_give_the_registered_parses(real, replay, language):
-    path = fetch(f"parses/raw/{language}.json")
-    raw = json.loads(path.read_bytes())
-    server = replay({row["text"]: json.dumps(row["answer"]).encode() for row in raw})
+    "Byte for byte: an answer is a slice of the file."
+    raw = fetch(f"parses/raw/{language}.json").read_text(encoding="utf-8")
+    answers, place = {}, 0
+    for row in json.loads(raw):
+        start = raw.index('"answer":', raw.index('"text":', place)) + len('"answer":')
+        answer, place = json.JSONDecoder().raw_decode(raw, start)
+        assert answer == row["answer"]
+        answers[row["text"]] = raw[start:place].encode()
+    server = replay(answers)
     stored = corenlp(language)
-    for row in raw:
-        found = CoreNLP(server.url, language).answer(row["text"])
-        line = json.loads(stored.lines[text_key(row["text"])])
+    for text in answers:
+        found = CoreNLP(server.url, language).answer(text)
+        line = json.loads(stored.lines[text_key(text)])
         assert found["sentences"] == line["sentences"]
-    assert len(server.asked) == len(raw) == 3
+    assert len(server.asked) == len(answers) == 3
 
 
 def test_all_files_of_parses_are_registered_with_checksums(mirror_folder):

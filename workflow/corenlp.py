@@ -2,15 +2,16 @@
 
     S2DM_CORENLP=folder/of/jars python workflow/corenlp.py --language en
 
-The server is started from the jar files in $S2DM_CORENLP, or `--address` names one that runs.
-What is parsed is kept at once, so the script may be stopped and started again. A server that dies
-is started anew, twice at most. Texts that it cannot parse are named, and the exit status is 1."""
+The server is started from the jar files in $S2DM_CORENLP, or `--address` names one that runs; it is
+waited for until its models are loaded. What is parsed is kept at once, so the script may be stopped
+and started again. A server that dies is started anew, or waited for, twice at most. Texts that it
+cannot parse are named, and the exit status is 1."""
 import argparse
 import contextlib
 import sys
 
 from s2dm.core import DataError, MissingData
-from s2dm.parsers import CoreNLP, corenlp, corenlp_server, fill, kept
+from s2dm.parsers import CoreNLP, corenlp, corenlp_server, fill, kept, wait_until_ready
 from s2dm.reading import READING, load_reading
 
 ATTEMPTS = 3
@@ -26,12 +27,23 @@ def contexts(datasets, language):
     return list(texts)
 
 
+@contextlib.contextmanager
+def running(chosen):
+    "The address of a server that is ready."
+    if not chosen.address:
+        with corenlp_server(None, chosen.language, chosen.memory, chosen.wait) as address:
+            yield address
+        return
+    if not wait_until_ready(chosen.address, chosen.wait):
+        raise MissingData(f"no CoreNLP server is ready at {chosen.address} within "
+                          f"{chosen.wait:g} s; start one (docs/parsers.md), or leave out --address")
+    yield chosen.address
+
+
 def parse(texts, chosen):
-    "What could not be parsed; another server is started if one dies."
+    "What could not be parsed; another server is started, or waited for, if one dies."
     for attempt in range(1, ATTEMPTS + 1):
-        server = contextlib.nullcontext(chosen.address)
-        if not chosen.address: server = corenlp_server(None, chosen.language, chosen.memory)
-        with server as address:
+        with running(chosen) as address:
             parser = kept(CoreNLP(address, chosen.language), chosen.language)
             try: return fill(parser, texts)
             except MissingData as error:
@@ -57,6 +69,7 @@ if __name__ == "__main__":
     asked.add_argument("--datasets", default="xquad,tydiqa,bipar,mlqa")
     asked.add_argument("--address", default="", help="of a server that runs")
     asked.add_argument("--memory", default="4g", help="of Java")
+    asked.add_argument("--wait", type=float, default=600, help="seconds for loading the models")
     asked.add_argument("--limit", type=int, help="texts at most")
     try: sys.exit(main(asked.parse_args()))
     except DataError as error: sys.exit(str(error))
