@@ -612,17 +612,14 @@ def _place(
     height = (1 - gap).to(loc.dtype).unsqueeze(-1)
     width = (gap * (2 - gap)).sqrt_().to(loc.dtype).unsqueeze(-1)
     out = torch.empty_like(loc, memory_format=torch.contiguous_format)
-    length = torch.empty_like(height)
-    for x, n in _blocks(out, length):
-        x.normal_()[..., 0] = 0
-        n.copy_(torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-    zero = (length == 0).to(length.dtype)
-    out[..., 1:2] += zero
-    width /= length.add_(zero)
     first = loc[..., :1]
     shift = 1 + first.abs()
     room = _room(out)
     for x, mu, w, scale, s in _blocks(out, loc, height, width, shift):
+        x.normal_()[..., 0] = 0
+        norm, zero = _norm(x)
+        x[..., 1:2] += zero
+        scale /= norm
         torch.div(_dot(mu, x, room).mul_(scale), s, out=s)
         x.mul_(scale).addcmul_(mu, w - s)
     out[..., :1] -= torch.where(first < 0, -shift, shift)
