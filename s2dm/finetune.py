@@ -357,6 +357,16 @@ def _fit(config, reader, data, unseen, folder, questions):
         metric="f1" if config.keep == "best" else None,
         about=dict(reader.facts, questions=len(questions)))
 
+# %% ../nbs/04f_finetune.ipynb #95d2e0b4
+def _how(config, fitted): # it was trained, for the reader's card
+    parts = [f"{fitted.steps:,} steps of {config.batch} windows",
+             f"learning rate {config.learning_rate:g} (head {config.head_scale:g} times as high)"]
+    if config.freeze_layers: parts.append(f"embeddings and lower {config.freeze_layers} layers fixed")
+    elif config.freeze_embeddings: parts.append("embeddings fixed")
+    if config.adapter != "none": parts.append(f"{config.adapter} of rank {config.rank}")
+    if config.average: parts.append(f"mean of {config.average} states of the weights")
+    return ", ".join([*parts, f"in {fitted.precision}", f"seed {config.seed}"])
+
 # %% ../nbs/04f_finetune.ipynb #ba8ac26b
 def finetune(
     config: FinetuneConfig, # everything
@@ -380,8 +390,7 @@ def finetune(
         metrics = _metrics(config, reader, windows, questions, fitted)
         if main:
             said = f"{len(questions):,} in English: {', '.join(config.data)}"
-            training = f"{fitted.steps} steps, seed {config.seed}"
-            reader.facts |= dict(questions=said, training=training)
+            reader.facts |= dict(questions=said, training=_how(config, fitted))
             reader.save_pretrained(folder / "checkpoint")
             record.save(metrics)
     return Finetuned(folder, reader, fitted, metrics)

@@ -317,8 +317,8 @@ def test_a_reader_needs_little(site, finder, tmp_path):
     out = run_outside(site, tmp_path, code, finder)
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines() == [str(site / "s2dm/__init__.py"), "ada"] and not out.stderr
-    left = {p.name for p in tmp_path.iterdir()} - {"home", "data", "runs", "figures"}
-    assert left == set() and [*(tmp_path / "home").iterdir()] == []
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]
+    assert [*(tmp_path / "home").iterdir()] == []
 
 
 def test_the_command_of_the_wheel_answers(site, finder, tmp_path):

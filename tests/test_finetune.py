@@ -2,6 +2,7 @@
 paper's settings, English questions alone.
 """
 import json
+import re
 import os
 import random
 import signal
@@ -118,7 +119,9 @@ def test_training_answers_questions(parts):
     again = S2DMReader.from_pretrained(done.folder / "checkpoint", "cpu")
     assert again.answer("Who made the cake?", "so so alan made a cake.")[0][:3] == ("alan", 6, 10)
     assert again.facts == done.reader.facts
-    assert "20 in English" in (done.folder / "checkpoint/README.md").read_text()
+    card = (done.folder / "checkpoint/README.md").read_text()
+    assert "20 in English" in card
+    assert re.search(r"training..: \d+ steps of \d+ windows, learning rate [\d.e-]+ \(head", card)
     recorded = json.loads((done.folder / "config.json").read_text())["parameters"]
     assert recorded["learning_rate"] == .01
     assert json.loads((done.folder / "metrics.json").read_text())["s2dm"].startswith("sha256:")
