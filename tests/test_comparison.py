@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -340,6 +341,57 @@ def test_two_experiments_read_scores_in_one_way(real, tmp_path, monkeypatch):
     found = scores_of(places, "bipar", 1)
     assert {name: float(of.means().mean()) for name, of in found.items()} == dict(
         right=100, silent=0)
+
+
+def leave_answers(folder, name, seed, asked): # nine of ten begin rightly, half of them too long
+    rng = random.Random(f"{name}{seed}")
+    for (dataset, language), (ids, answers, contexts) in asked.items():
+        said = {}
+        for id, answer, context in zip(ids, answers, contexts):
+            text, begin = answer["text"][0], answer["answer_start"][0]
+            end = begin + len(text) + rng.choice((0, 0, 3, 7))
+            if rng.random() > .9: begin, end = rng.randrange(len(context) // 2), end + 30
+            said[id] = context[begin:end].strip() or text
+        write_json(folder / f"predictions.{dataset}.{language}.json", said)
+    write_json(folder / "metrics.json", {})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_tables_of_the_design_are_made_from_answers(real, tmp_path, monkeypatch):
+    "With made-up answers of two seeds; the report shows what the scripts leave."
+    from s2dm.reading import READING, load_reading
+    from s2dm.tables import fixed_tables
+
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path))
+    monkeypatch.delenv("S2DM_FIGURES", raising=False)
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    for name in ("primary", "mechanism"): monkeypatch.delitem(sys.modules, name, raising=False)
+    import mechanism
+    import primary
+
+    wanted = [(name, language) for name in primary.OUTCOMES for language in READING[name][0]]
+    asked = {key: load_reading(*key) for key in wanted}
+    asked = {key: [of[column][:] for column in ("id", "answers", "context")]
+             for key, of in asked.items()}
+    for (name, seed), folder in primary.folders("e5", 0, 2).items():
+        leave_answers(folder, name, seed, asked)
+        write_json(primary.trained_at(folder, "finetune"), dict(precision="float32"))
+    for script in (primary, mechanism):
+        monkeypatch.setattr(script, "experiment", lambda profile: dict(
+            models=["e5"], reproduce=dict(seeds=2)))
+        monkeypatch.setattr(sys, "argv", ["script", "--samples", "50"])
+        script.main()
+    tables = fixed_tables(tmp_path / "figures/e5")
+    assert [*tables] == [
+        "primary", "mechanism", "deficit", "overlap", "shares", "violations_bipar"]
+    assert {*tables["primary"].data["dataset"]} == {*primary.OUTCOMES}
+    shown = tables["shares"].data.set_index(["dataset", "lang", "rule", "of"])["mean"]
+    assert shown["bipar", "zh", "characters", "gold"] == pytest.approx(73.2, abs=.05) # Table 1
+    assert shown["bipar", "zh", "characters", "baseline"] < 60
+    for table in tables.values():
+        assert not any("nan" in str(cell) for block in table.blocks
+                       for cell in block.cells.to_numpy().ravel())
 
 
 def test_systems_of_a_seed_come_from_one_kind_of_machine(tmp_path, monkeypatch):
