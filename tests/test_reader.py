@@ -999,8 +999,26 @@ def test_a_trained_reader_is_put_into_the_package(mine):
     for says in ("**scores**: not measured yet", "questions: qamr (MIT; sentences CC BY-SA",
                  "of 500 characters at most", "reads 16 subwords", "English alone"):
         assert says in card
+    assert "**thresholds**: 0.2: silent on " in card
     assert (mine.folder / "encoder.xz").is_file()
     assert not (mine.folder / "encoder.safetensors").exists()
+
+
+def test_what_a_threshold_does_stands_on_the_card(mine):
+    questions = Dataset.from_list([
+        dict(id=str(i), question="Who?", context=f"It was {name}.", answers=dict(text=[name]))
+        for i, name in enumerate(("Ada", "Bob", "Cid", "ada"))])
+    moved = mine.elsewhere(questions)
+    assert moved["context"][:] == ["It was Cid.", "It was ada.", "It was Ada.", "It was Bob."]
+    same = questions.select([0, 3])
+    assert len(mine.elsewhere(same)) == 0 # the other passage has the answer
+    sure = np.array([[.9, 1], [.25, 1], [.1, 0]])
+    said = mine.silence(sure, np.array([[.1, 0], [.35, 0], [.35, 0], [.6, 0]]))
+    assert said.startswith("0.2: silent on 25% of the questions whose answer is not in the "
+                           "passage, and on 0% of what it answers rightly; 0.3: silent on 25%")
+    assert "0.4: silent on 75% of the questions" in said and said.endswith(
+        "0.5: silent on 75% of the questions whose answer is not in the passage, and on 50% of "
+        "what it answers rightly")
 
 
 def test_scores_come_onto_the_card_of_the_reader_that_has_them(mine, tmp_path):

@@ -311,26 +311,57 @@ def test_from_the_embedded_encoder_to_answers(tmp_path):
     assert all(re.search(r" \d+ \d+ -?\d+\.\d+$", line) for line in lines[2:])
 
 
-def test_run_all_twice_in_one_kernel(tmp_path):
+def run_all_twice(name, parameters): # what each time prints
     "As people do in JupyterLab: the second time it finds what the first has left."
     import nbclient
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    save_toy_questions(tmp_path / "questions.json")
-    file = str(tmp_path / "questions.json")
-    notebook = load_notebook_node(str(ROOT / "nbs/04_finetune.ipynb"))
-    tiny = dict(variant="baseline", data=file, dev=file, max_steps=2, batch=4)
-    twice = parameterize_notebook(notebook, tiny, report_mode=False)
+    notebook = load_notebook_node(str(ROOT / f"nbs/{name}.ipynb"))
+    twice = parameterize_notebook(notebook, parameters, report_mode=False)
     again = copy.deepcopy(twice.cells)
     for cell in again: cell["id"] += "-2"
     twice.cells += again
-    nbclient.NotebookClient(twice, timeout=250).execute(cwd=str(tmp_path))
-    first, second = ([
-        output["text"] for cell in cells for output in cell.get("outputs", ())
-        if output.get("name") == "stdout"] for cells in (twice.cells[:len(again)], again))
+    nbclient.NotebookClient(twice, timeout=280).execute(cwd=str(ROOT / "nbs"))
+    return [[output["text"] for cell in cells for output in cell.get("outputs", ())
+             if output.get("name") == "stdout"] for cells in (twice.cells[:len(again)], again)]
+
+
+def test_run_all_twice_in_one_kernel(tmp_path):
+    save_toy_questions(tmp_path / "questions.json")
+    file = str(tmp_path / "questions.json")
+    tiny = dict(variant="baseline", data=file, dev=file, max_steps=2, batch=4)
+    first, second = run_all_twice("04_finetune", tiny)
     assert first == second and any("2 steps" in text for text in first)
     assert (tmp_path / "runs/finetune/small/baseline/seed0/metrics.json").is_file()
+
+
+SOME = dict(languages="svo_nadj", samples=100)
+RUNS = { # in this order: each reads what an earlier one left
+    "02_encoder": dict(name="mine", texts="synthetic", parallel="synthetic", vocabulary=300,
+                       layers=1, width=16, heads=2, feed_forward=16, max_steps=2),
+    "03_pretrain": dict(variant="s2dm_pos", max_steps=2),
+    "04_finetune": dict(variant="s2dm_pos", max_steps=2),
+    "05_evaluate": dict(variant="s2dm_pos", **SOME),
+    "06_reference": dict(language="svo_nadj", max_steps=2),
+    "06_analyse": dict(variant="s2dm_pos", groups=30, sentences=20, questions=5, **SOME),
+    "07_report": dict(profile="small"), "08_ask": dict(reader="FOLDER")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_run_all_twice_in_every_run_notebook(tmp_path, mirror_folder, monkeypatch):
+    assert {"01_data", *RUNS} == {p.stem for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    reader = tmp_path / "runs/finetune/small/s2dm_pos-refined/seed0/checkpoint"
+    for name, parameters in RUNS.items():
+        if name == "08_ask": parameters = dict(reader=str(reader))
+        first, second = run_all_twice(name, parameters)
+        assert [text for text in first if " s\n" not in text] == [
+            text for text in second if " s\n" not in text], name
+    monkeypatch.setenv("S2DM_MIRROR", mirror_folder)
+    first, second = run_all_twice("01_data", dict(corpora="xquad"))
+    assert first == second
 
 
 @pytest.mark.slow

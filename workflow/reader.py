@@ -6,8 +6,9 @@
 
 publish: a reader that a run has trained. Its scores become probabilities on English development
 questions that it was not trained on. What its encoder learned is rounded to a few bits, so the file
-is small; what that costs is measured on the same questions and stands on the card. The folder
-s2dm/readers/NAME replaces the old one when all of it is done.
+is small; what that costs is measured on the same questions and stands on the card. So does what a
+threshold does: how often it is silent where the passage is another question's, and what it would
+have answered rightly. The folder s2dm/readers/NAME replaces the old one when all of it is done.
 card: its card is written anew; with --scores, those of an evaluation of this very reader
 (nbs/05_evaluate.ipynb with -p reader NAME).
 reliability: how sure it is beside how often it is right, on development questions by which it was
@@ -34,6 +35,7 @@ ENCODERS = dict(e5="multilingual-e5-small, MIT")
 LANGUAGES = ("trained on questions and passages in English alone; whatever languages its encoder "
              "has read it can be asked in, and question and passage need not share one")
 NOT_MEASURED = "not measured yet"
+THRESHOLDS = (.2, .3, .4, .5)
 
 
 def judged(reader, questions): # [N,2] how sure of the best answer; 1 if it is right, else 0
@@ -53,6 +55,26 @@ def reliability(sure, bins=8): # DataFrame, a row for each bin; the least sure f
             questions=len(part), expected=part[:, 0].mean(), observed=right / len(part),
             low=ends.low, high=ends.high))
     return pd.DataFrame(rows)
+
+
+def elsewhere(questions: Dataset) -> Dataset:
+    "The same questions, each asked of another's passage, as far as that lacks the answer."
+    contexts, answers = questions["context"][:], questions["answers"][:]
+    half = len(contexts) // 2
+    moved = questions.remove_columns("context").add_column(
+        "context", contexts[half:] + contexts[:half])
+    lacks = [i for i, row in enumerate(moved["context"][:])
+             if not any(text.lower() in row.lower() for text in answers[i]["text"])]
+    return moved.select(lacks)
+
+
+def silence(sure, lost): # for the card; both as from `judged`, the second of `elsewhere`
+    def below(odds, threshold): return (odds < threshold).mean() if len(odds) else 0.
+    right = sure[sure[:, 1] > 0, 0]
+    return "; ".join(
+        f"{threshold:g}: silent on {below(lost[:, 0], threshold):.0%} of the questions whose answer"
+        f" is not in the passage, and on {below(right, threshold):.0%} of what it answers rightly"
+        for threshold in THRESHOLDS)
 
 
 def said_of(reader): # what its card says besides the training
@@ -114,7 +136,8 @@ def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
     says = ", ".join(f"{row.expected:.0%} sure: {row.observed:.0%} right" for row in bins)
     reader.facts = reader.facts | dict(
         calibration=f"{temperature}, by {len(sure)} questions of {dev}; {says}")
-    reader.facts |= said_of(reader) | dict(scores=NOT_MEASURED)
+    thresholds = silence(sure, judged(reader, elsewhere(questions)))
+    reader.facts |= dict(thresholds=thresholds) | said_of(reader) | dict(scores=NOT_MEASURED)
     with atomic_folder(place(name)) as new:
         reader.save_pretrained(new, bits)
         after = 100 * judged(S2DMReader.from_pretrained(new, "cpu"), questions)[:, 1].mean()
