@@ -10,7 +10,14 @@ language of training, what learns in a reader and for how long; an arm's finishe
 again. `outcomes` puts a file outcomes.json beside the answers of each finished run: for each
 language a letter per question (= right, ~ wrong at the right place, x elsewhere); the archive of
 records keeps it. `tables` compares the systems; until all of them have been read with, it
-refuses."""
+refuses, and while the systems of an encoder and a seed were trained in two precisions. It writes
+
+- `comparisons.csv`: the six primary tests; `model.csv`: F-test and variance components;
+- `power_had.csv`: what the experiment could find, by those components;
+- `mechanism.csv`: does the quality of y predict reading; `quality.csv`: that quality;
+- `learners.csv`: means over readers that learned to read; `runs.csv`: every run's outcomes;
+- `single_languages.csv`: the pairs in each language, in the near and in the far ones together;
+- `languages.csv`: what each system scored there."""
 import argparse
 import math
 import os
@@ -19,15 +26,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from primary import check_alike, trained_at
+from scipy import optimize, stats
 
 from s2dm.comparison import difference, passage_scores, passages_of
+from s2dm.comparison import interval as drawn_interval
 from s2dm.constituents import near_flags
 from s2dm.core import DataError, device_name, read_json, runs_dir, write_json
 from s2dm.evaluation import read_answers
 from s2dm.finetune import FinetuneConfig, finetune
 from s2dm.metrics import score
-from s2dm.results import experiment, holm, open_records
+from s2dm.results import experiment, holm, interval, open_records
 from s2dm.synthetic import Synthetic
 from s2dm.systems import ReadingSystem
 
@@ -41,11 +50,18 @@ SYSTEMS = {
 }
 PAIRS = [("S2DM_SP", "baseline"), ("S2DM_SP", "untrained"), ("S2DM_SP", "VGVAE")]
 NEAR = ("svo_nadj", "svo_ndet", "svo_post", "svo_suffix", "svo_prenominal")
+TRAINED = ("S2DM_SP", "VGVAE") # with an S2DM of their own in each run
 FAR = ("vso_case", "sov_case", "v2_bracket", "free_case")
 RIGHT, BOUNDARY, ELSEWHERE = "=~x"
 LEARNED = 95. # EM on development questions: a reader below it has not learned to read
 EM, BREAKS = "EM", "wrong boundaries at the right place"
+PRIMARY = (EM, BREAKS)
+EVERY = RIGHT + BOUNDARY + ELSEWHERE
+MEASURES = { # the share of which answers among which
+    EM: (RIGHT, EVERY), BREAKS: (BOUNDARY, RIGHT + BOUNDARY),
+    "wrong boundaries": (BOUNDARY, EVERY), "elsewhere": (ELSEWHERE, EVERY)}
 SAMPLES = 10_000
+EXPLORED = 2000 # samples of an exploratory interval, of which there are hundreds, at most
 
 
 # what the design can tell
@@ -58,7 +74,8 @@ def power_of(gain, encoder_sd, run_sd, encoders, seeds):
     of_a_mean = math.sqrt((encoder_sd**2 + 2 * run_sd**2 / seeds) / encoders)
     limit = stats.t.ppf(.975, encoders - 1)
     chance = stats.nct(encoders - 1, gain / of_a_mean)
-    return float(chance.sf(limit) + chance.cdf(-limit))
+    power = float(chance.sf(limit) + chance.cdf(-limit))
+    return 1. if math.isnan(power) else power # scipy's answer to a gain of many deviations
 
 
 def detectable(encoder_sd, run_sd, encoders, seeds):
@@ -94,14 +111,29 @@ def run_spread(archive=ROOT / "figures/small/records.tar.xz"):
     return spread(values.values())
 
 
+def power_row(**given): # of `detectable`
+    power = 100 * power_of(2., **given)
+    return given | dict(power_for_2_points=power, detectable=detectable(**given))
+
+
 def power_table(encoders, seeds):
     "A row for each guess of how much encoders differ."
-    rows, run_sd = [], run_spread()
-    for encoder_sd in (0., 1., 2., 4., 6.):
-        given = dict(encoder_sd=encoder_sd, run_sd=run_sd, encoders=encoders, seeds=seeds)
-        power = 100 * power_of(2., **given)
-        rows.append(given | dict(power_for_2_points=power, detectable=detectable(**given)))
+    run_sd = run_spread()
+    rows = [power_row(encoder_sd=encoder_sd, run_sd=run_sd, encoders=encoders, seeds=seeds)
+            for encoder_sd in (0., 1., 2., 4., 6.)]
     return pd.DataFrame(rows).round(1)
+
+
+def power_had(fitted, encoders, seeds): # fitted: as from `model_table`
+    """The same with the components that were found. Two systems have a shift of their own each
+    with an encoder, so their difference varies by the root of two of them."""
+    rows = []
+    for row in fitted.itertuples():
+        encoder_sd = math.sqrt(2) * row.encoder_x_system_sd
+        power = power_row(
+            encoder_sd=encoder_sd, run_sd=row.run_sd, encoders=encoders, seeds=seeds)
+        rows.append(dict(measure=row.measure) | power)
+    return pd.DataFrame(rows)
 
 
 # what learns in a reader
@@ -167,10 +199,15 @@ def write_outcomes(places, questions):
     return written
 
 
+def records_of(name, folder): # what a run's row in the tables is made from
+    files = [folder / "outcomes.json", folder / "metrics.json", trained_at(folder, "finetune")]
+    return files + ([trained_at(folder, "pretrain")] if name in TRAINED else [])
+
+
 def check_finished(places):
     "Raises `DataError` if a run has not been read with."
     lacking = [place for place, folder in places.items()
-               if not (folder / "outcomes.json").is_file()]
+               if not all(file.is_file() for file in records_of(place[0], folder))]
     if not lacking: return
     name, model, seed = lacking[0]
     raise DataError(f"{len(lacking)} of {len(places)} readers have not been read with, such as "
@@ -178,23 +215,23 @@ def check_finished(places):
                     "score is looked at before")
 
 
-def scores_of(places, models, seeds, passages, languages):
+def scores_of(places, models, seeds, passages, languages, measures=PRIMARY):
     "Measure -> system -> its scores."
-    found = {EM: {}, BREAKS: {}}
+    found = {measure: {} for measure in measures}
     encoders = [model for model in models for _ in range(seeds)]
+    asked = {lang: passages[lang] for lang in languages}
     for name in SYSTEMS:
-        right, broken, reached = [], [], []
+        said = []
         for model in models:
             for seed in range(seeds):
-                said = read_json(places[name, model, seed] / "outcomes.json")
-                flags = {lang: np.array([*said[lang]]) for lang in languages}
-                right.append({k: 100. * (v == RIGHT) for k, v in flags.items()})
-                broken.append({k: 100. * (v == BOUNDARY) for k, v in flags.items()})
-                reached.append({k: v != ELSEWHERE for k, v in flags.items()})
-        asked = {lang: passages[lang] for lang in languages}
-        found[EM][name] = passage_scores(right, asked, encoders=encoders)
-        found[BREAKS][name] = passage_scores(
-            broken, asked, counted=reached, encoders=encoders)
+                answers = read_json(places[name, model, seed] / "outcomes.json")
+                said.append({lang: np.array([*answers[lang]]) for lang in languages})
+        for measure in measures:
+            mark, among = MEASURES[measure]
+            scores = [{lang: 100. * (of == mark) for lang, of in run.items()} for run in said]
+            counted = [{lang: np.isin(of, [*among]) for lang, of in run.items()} for run in said]
+            found[measure][name] = passage_scores(
+                scores, asked, counted=counted, encoders=encoders)
     return found
 
 
@@ -240,27 +277,37 @@ def runs_table(systems):
     return pd.DataFrame(rows)
 
 
+def cell_means(runs): # [encoders,systems], and what encoder and system leave of them
+    cells = runs.pivot_table(index="encoder", columns="system", values="value").to_numpy()
+    return cells, cells - cells.mean(0) - cells.mean(1, keepdims=True) + cells.mean()
+
+
 def omnibus(runs):
     "F-test: do the systems differ at all? Systems against encoder x system."
-    cells = runs.pivot_table(index="encoder", columns="system", values="value").to_numpy()
+    cells, rest = cell_means(runs)
     encoders, systems = cells.shape
-    own, level = cells.mean(0), cells.mean(1, keepdims=True)
-    rest = cells - own - level + cells.mean()
     df = (systems - 1, (encoders - 1) * (systems - 1))
-    f = ((own - cells.mean())**2).sum() * encoders / df[0] / ((rest**2).sum() / df[1])
+    f = cells.mean(0).var() * systems * encoders / df[0] / ((rest**2).sum() / df[1])
     return dict(F=f, df=f"{df[0]}, {df[1]}", p=stats.f.sf(f, *df))
 
 
 def components(runs):
-    "Variance components by restricted maximum likelihood, as standard deviations in points."
-    from statsmodels.formula.api import mixedlm
+    """Variance components by restricted maximum likelihood, as standard deviations in points.
 
-    model = mixedlm("value ~ C(system)", runs, groups="encoder", re_formula="1",
-                    vc_formula={"system": "0 + C(system)"})
-    fitted = model.fit(reml=True)
-    sizes = [fitted.cov_re.iloc[0, 0], fitted.vcomp[0], fitted.scale]
+    The design is balanced, so the likelihood is that of three mean squares. What is expected of
+    them rises from runs to encoder x system to encoders; where they fall, a component is zero and
+    its likeliest value is that of the two together, weighted by degrees of freedom. statsmodels
+    says the same, but stops short of it where a component is zero."""
+    cells, rest = cell_means(runs)
+    encoders, systems = cells.shape
+    each = len(runs) // cells.size
+    own = runs["value"] - runs.groupby(["encoder", "system"])["value"].transform("mean")
+    squares = [(own**2).sum(), each * (rest**2).sum(), each * cells.size * cells.mean(1).var()]
+    df = [cells.size * (each - 1), (encoders - 1) * (systems - 1), encoders - 1]
+    run, mixed, encoder = optimize.isotonic_regression(np.divide(squares, df), weights=df).x
+    sizes = [(encoder - mixed) / systems / each, (mixed - run) / each, run]
     names = ("encoder_sd", "encoder_x_system_sd", "run_sd")
-    return {name: math.sqrt(max(size, 0.)) for name, size in zip(names, sizes)}
+    return dict(zip(names, np.sqrt(sizes)))
 
 
 def model_table(found):
@@ -275,21 +322,32 @@ def model_table(found):
 # exploratory
 
 def quality_of(models, seeds):
-    "A row for each trained S2DM: how good its y is, as 03_pretrain measured it."
+    """A row for each S2DM: how good its y is, as 03_pretrain measured it. The untrained control
+    has the weights from which S2DM_SP of the same seed started, and they were measured, too."""
     rows = []
-    for name in ("S2DM_SP", "VGVAE"):
+    for name, of, y in (("untrained", "S2DM_SP", "y_untrained"), *((n, n, "y") for n in TRAINED)):
         for model in models:
             for seed in range(seeds):
-                system = ReadingSystem(model=model, seed=seed, **SYSTEMS[name])
+                system = ReadingSystem(model=model, seed=seed, **SYSTEMS[of])
                 metrics = read_json(system.folder("pretrain") / "metrics.json")
-                rows.append(dict(encoder=model, system=name, seed=seed) | _quality(metrics))
+                about = dict(encoder=model, system=name, seed=seed)
+                rows.append(about | _quality(metrics, y))
     return pd.DataFrame(rows)
 
 
-def _quality(metrics): # of y across languages, in percent
-    across = [row["y"] for row in metrics["sts"] if len(set(row["part"].split("-"))) == 2]
-    found = [row["y"] for row in metrics["retrieval_synthetic"]]
+def _quality(metrics, y): # of y across languages, in percent
+    across = [row[y] for row in metrics["sts"] if len(set(row["part"].split("-"))) == 2]
+    found = [row[y] for row in metrics["retrieval_synthetic"]]
     return dict(sts=np.mean(across), retrieval=np.mean(found))
+
+
+def quality_table(quality): # as from `quality_of`
+    "Of each system its mean, with Student's interval over encoders."
+    rows = []
+    for name, part in quality.groupby("system", sort=False):
+        means = part.groupby("encoder")[["sts", "retrieval"]].mean()
+        for of in means: rows.append(dict(system=name, quality=of) | interval(means[of]))
+    return pd.DataFrame(rows).rename(columns=dict(runs="encoders"))
 
 
 def learned_of(models, seeds):
@@ -318,56 +376,99 @@ def learners(found, dev): # dev: as from `learned_of`
     return pd.DataFrame(rows)
 
 
-def correlation_chance(r, freedom): # two-sided p-value of a correlation
-    t = abs(r) * math.sqrt(freedom / max(1 - r**2, 1e-12))
-    return float(2 * stats.t.sf(t, freedom))
+def correlated(pairs, points, lost=0): # pairs: [n,2], lost: means that were taken out beside one
+    "Pearson's correlation with Fisher's interval."
+    a, b = (pairs - pairs.mean(0)).T
+    size = math.sqrt((a @ a) * (b @ b))
+    r = a @ b / size if size else math.nan # where nothing varies there is none
+    middle = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    free = points - lost - 3
+    reach = 1.96 / math.sqrt(free) if free > 0 else math.inf
+    return dict(points=points, r=r, low=math.tanh(middle - reach), high=math.tanh(middle + reach))
 
 
-def mechanism(found, quality): # quality: as from `quality_of`
+def between_systems(means, samples): # means: [encoders,systems,2], the encoder's taken out
+    "The correlation of systems' means within encoders; the interval draws encoders."
+    encoders = len(means)
+    products = [(means[..., i] * means[..., j]).sum(1) for i, j in ((0, 1), (0, 0), (1, 1))]
+    drawn = np.random.default_rng(0).integers(encoders, size=(samples, encoders - 1))
+    ab, aa, bb = (of[drawn].sum(1) for of in products)
+    low, high = np.quantile(ab / np.sqrt(aa * bb), [.025, .975])
+    ab, aa, bb = (of.sum() for of in products)
+    points = encoders * means.shape[1]
+    return dict(points=points, r=ab / math.sqrt(aa * bb), low=low, high=high)
+
+
+def mechanism(found, quality, samples): # quality: as from `quality_of`
     """Does y's quality predict reading? Correlations over the runs of one system, each encoder's
-    mean taken out, and of the encoders' means."""
+    mean taken out; of its means over encoders; and of the systems' means within encoders."""
     rows = []
     for measure, systems in found.items():
         runs = runs_table(systems).merge(quality, on=["encoder", "system", "seed"])
-        for name, part in runs.groupby("system"):
-            for of in ("sts", "retrieval"):
+        for of in ("sts", "retrieval"):
+            about = dict(measure=measure, quality=of)
+            for name, part in runs.groupby("system", sort=False):
                 cells = part.groupby("encoder")[["value", of]]
-                own = part[["value", of]] - cells.transform("mean")
-                within = np.corrcoef(own.to_numpy().T)[0, 1]
-                # each encoder's mean is taken out
-                chance = correlation_chance(within, len(own) - cells.ngroups - 1)
-                between = np.corrcoef(cells.mean().to_numpy().T)[0, 1]
-                rows.append(dict(
-                    measure=measure, system=name, quality=of, within=within, p=chance,
-                    between_encoders=between))
+                own = (part[["value", of]] - cells.transform("mean")).to_numpy()
+                within = correlated(own, len(own), cells.ngroups - 1)
+                rows.append(about | dict(over="runs", system=name) | within)
+                between = correlated(cells.mean().to_numpy(), cells.ngroups)
+                rows.append(about | dict(over="encoders", system=name) | between)
+            means = runs.groupby(["encoder", "system"])[["value", of]].mean()
+            own = means - means.groupby("encoder").transform("mean")
+            own = own.to_numpy().reshape(runs["encoder"].nunique(), -1, 2)
+            between = between_systems(own, samples)
+            rows.append(about | dict(over="systems", system="all") | between)
     return pd.DataFrame(rows)
 
 
+def groups_of(languages): # name -> languages: each alone, and those of a kind together
+    return {lang: [lang] for lang in languages} | dict(near=NEAR, far=FAR)
+
+
 def single_languages(places, models, seeds, passages, samples):
-    "The primary family's comparisons, in each language alone: intervals and no tests."
+    """The primary family's pairs in each language alone, and in those of a kind together:
+    intervals and no tests."""
     rows = []
-    for language in (*NEAR, *FAR):
-        found = scores_of(places, models, seeds, passages, [language])
+    for label, languages in groups_of((*NEAR, *FAR)).items():
+        found = scores_of(places, models, seeds, passages, languages, MEASURES)
         for measure, systems in found.items():
             for pair in PAIRS:
                 one, two = (systems[name] for name in pair)
                 drawn = difference(one, two, samples)
-                about = dict(language=language, measure=measure, system=pair[0], other=pair[1])
+                about = dict(language=label, measure=measure, system=pair[0], other=pair[1])
                 about |= dict(mean=one.means().mean(), mean_other=two.means().mean())
                 rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
     return pd.DataFrame(rows)
 
 
-def by_language(places):
-    "Percent of the questions that were right, wrong at the right place, and elsewhere."
-    words = {RIGHT: "right", BOUNDARY: "boundary", ELSEWHERE: "elsewhere"}
+def by_language(places, models, seeds, passages, samples):
+    "What each system scored, in percent, with intervals; in the language of training, too."
     rows = []
-    for (name, _, _), folder in places.items():
-        for language, said in read_json(folder / "outcomes.json").items():
-            shares = {word: 100 * said.count(mark) / len(said) for mark, word in words.items()}
-            rows.append(dict(system=name, language=language) | shares)
-    table = pd.DataFrame(rows)
-    return table.groupby(["language", "system"], sort=False).mean().reset_index()
+    for label, languages in groups_of(("svo", *NEAR, *FAR)).items():
+        found = scores_of(places, models, seeds, passages, languages, MEASURES)
+        for measure, systems in found.items():
+            for name, scores in systems.items():
+                about = dict(language=label, measure=measure, system=name)
+                rows.append(about | drawn_interval(scores, samples))
+    return pd.DataFrame(rows)
+
+
+def tables(places, models, seeds, questions, samples):
+    "Name of a file -> table. Raises `DataError` as long as there is nothing to compare."
+    check_finished(places)
+    check_alike(places, "make reproduce-full")
+    passages = {lang: passages_of(asked, True, lang) for lang, asked in questions.items()}
+    found = scores_of(places, models, seeds, passages, NEAR)
+    quality, fitted = quality_of(models, seeds), model_table(found)
+    given = (places, models, seeds, passages, min(samples, EXPLORED))
+    return dict(
+        comparisons=comparisons(found, samples), model=fitted,
+        power_had=power_had(fitted, len(models), seeds),
+        mechanism=mechanism(found, quality, samples), quality=quality_table(quality),
+        learners=learners(found, learned_of(models, seeds)),
+        single_languages=single_languages(*given), languages=by_language(*given),
+        runs=pd.concat([runs_table(of).assign(measure=name) for name, of in found.items()]))
 
 
 def write(table, file):
@@ -392,21 +493,12 @@ def main():
         return
     places = folders(models, seeds)
     questions = {lang: Synthetic().reading(lang) for lang in ("svo", *NEAR, *FAR)}
-    print(f"outcomes of {write_outcomes(places, questions)} runs were written")
-    if given.command == "outcomes": return
-    try: check_finished(places)
+    try:
+        print(f"outcomes of {write_outcomes(places, questions)} runs were written")
+        if given.command == "outcomes": return
+        found = tables(places, models, seeds, questions, given.samples)
     except DataError as error: sys.exit(str(error))
-    passages = {lang: passages_of(asked, True, lang) for lang, asked in questions.items()}
-    found = scores_of(places, models, seeds, passages, NEAR)
-    write(comparisons(found, given.samples), given.out / "comparisons.csv")
-    write(model_table(found), given.out / "model.csv")
-    write(mechanism(found, quality_of(models, seeds)), given.out / "mechanism.csv")
-    write(learners(found, learned_of(models, seeds)), given.out / "learners.csv")
-    alone = single_languages(places, models, seeds, passages, given.samples)
-    write(alone, given.out / "single_languages.csv")
-    write(by_language(places), given.out / "languages.csv")
-    runs = pd.concat([runs_table(of).assign(measure=name) for name, of in found.items()])
-    write(runs, given.out / "runs.csv")
+    for name, table in found.items(): write(table, given.out / f"{name}.csv")
 
 
 if __name__ == "__main__": main()

@@ -63,17 +63,18 @@ def precisions_of(folder): # the same, and that of its S2DM; the first records d
     return {precision_of(folder), *known} - {None}
 
 
-def check_alike(places): # raises DataError
-    "No kind of machine goes with a system: a seed's runs were all trained in one precision."
-    for seed in sorted({seed for _, seed in places}):
-        kinds = {}
-        for (name, number), folder in places.items():
-            if number != seed: continue
-            for kind in precisions_of(folder): kinds.setdefault(kind, []).append(name)
-        if len(kinds) == 1: continue
-        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(kinds.items()))
-        raise DataError(f"the systems of seed {seed} were trained on two kinds of machines "
-                        f"({said}); expected one: remove the runs of the smaller part; `make e5` "
+def check_alike(places, command="make e5"): # keys: system, what else tells runs apart, seed
+    """No kind of machine goes with a system: a seed's runs were all trained in one precision.
+    Raises `DataError`."""
+    kinds = {}
+    for (name, *of), folder in places.items():
+        there = kinds.setdefault(", ".join([*of[:-1], f"seed {of[-1]}"]), {})
+        for kind in sorted(precisions_of(folder)): there.setdefault(kind, []).append(name)
+    for of, there in kinds.items():
+        if len(there) == 1: continue
+        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(there.items()))
+        raise DataError(f"the systems of {of} were trained on two kinds of machines "
+                        f"({said}); expected one: remove the runs of the smaller part; `{command}` "
                         "trains them again, in the precision of the others")
 
 

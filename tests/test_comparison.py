@@ -8,11 +8,14 @@ import runpy
 import subprocess
 import sys
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from datasets import Dataset
+from scipy import stats
 
 from s2dm.comparison import (
     comparison_table, difference, interval, passage_scores, passages_of)
@@ -196,10 +199,15 @@ def test_a_share_of_some_questions():
     assert passage_scores(scores, names, counted=reached).means().tolist() == [50, 50]
 
 
+BREAKS = "wrong boundaries at the right place"
+
+
 @pytest.fixture(scope="module")
 def design():
     "The script of docs/experiment-small.md."
-    return runpy.run_path(str(ROOT / "experiments/encoders.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "experiments")
+        return runpy.run_path(str(ROOT / "experiments/encoders.py"))
 
 
 def by_runs(rng, encoder_sd, gain=0., run_sd=4.4, encoders=5, seeds=15):
@@ -234,12 +242,29 @@ def test_the_design_finds_what_was_put_in(design):
     assert f["p"] == pytest.approx(t["p"]) and f["df"] == "1, 39"
     assert len(runs) == 480 and set(runs["seed"]) == set(range(6))
     assert t["low"] < 2 < t["high"]
-    pytest.importorskip("statsmodels")
     sizes = design["components"](runs)
     assert sizes["run_sd"] == pytest.approx(4.4, rel=.1)
     assert sizes["encoder_sd"] == pytest.approx(5, rel=.35)
     # the shift of one of two systems: half of its variance is the interaction of each
     assert sizes["encoder_x_system_sd"] == pytest.approx(3 / np.sqrt(2), rel=.4)
+
+
+def test_the_components_are_those_of_restricted_maximum_likelihood(design):
+    """As statsmodels finds them by search. It stops early where a component is zero: there what
+    is left is the spread of all runs around their systems' means."""
+    formula = pytest.importorskip("statsmodels.formula.api")
+    runs = design["runs_table"](dict(zip("ab", by_runs(
+        np.random.default_rng(12), 6., encoders=6, seeds=4))))
+    found = formula.mixedlm(
+        "value ~ C(system)", runs, groups="encoder", re_formula="1",
+        vc_formula={"system": "0 + C(system)"}).fit(reml=True)
+    expected = np.sqrt([found.cov_re.iloc[0, 0], found.vcomp[0], found.scale])
+    assert min(expected) > 1
+    assert [*design["components"](runs).values()] == pytest.approx([*expected], rel=1e-3)
+    # all encoders are alike: means of seeds differ less than seeds do
+    runs["value"] = runs["seed"] * 2. + (runs["system"] == "b")
+    spread = np.sqrt(runs.groupby("system")["value"].var().mean())
+    assert [*design["components"](runs).values()] == pytest.approx([0, 0, spread])
 
 
 def test_the_spread_of_runs_is_that_of_the_first_outcome(design, tmp_path):
@@ -292,10 +317,11 @@ def test_each_language_alone_has_its_interval(design, tmp_path):
                     for language in languages})
     passages = {language: [0, 0, 1, 1] for language in languages}
     table = design["single_languages"](places, ["small", "small-1"], 2, passages, 200)
-    assert len(table) == len(languages) * len(design["PAIRS"]) * 2 and "p" not in table
-    gains = table.pivot_table("difference", "language", "measure")
-    assert (gains.drop("vso_case") == 0).all(axis=None)
-    assert gains.loc["vso_case"].tolist() == pytest.approx([25, -100 / 3])
+    assert len(table) == (len(languages) + 2) * len(design["PAIRS"]) * 4 and "p" not in table
+    gains = table.pivot_table("difference", "language", "measure")[[*design["MEASURES"]]]
+    assert (gains.drop(["vso_case", "far"]) == 0).all(axis=None)
+    assert gains.loc["vso_case"].tolist() == pytest.approx([25, -100 / 3, -25, 0])
+    assert gains.loc["far"].tolist() == pytest.approx([25 / 4, -100 / 12, -25 / 4, 0])
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
 
 
@@ -316,12 +342,287 @@ def test_means_over_those_readers_that_learned_to_read(design, tmp_path, monkeyp
         measure="EM", system="baseline", readers=2, learned=1, mean=25., mean_of_learned=40.)]
 
 
-def test_no_score_of_the_design_is_shown_before_all_are_there(design, tmp_path):
-    places = {("baseline", "small", 0): tmp_path / "a", ("VGVAE", "small-1", 3): tmp_path / "b"}
-    for folder in places.values(): folder.mkdir()
-    write_json(tmp_path / "a/outcomes.json", dict(svo="="))
-    with pytest.raises(DataError, match="1 of 2 .* VGVAE on small-1, seed 3"):
-        design["check_finished"](places)
+def test_a_correlation_has_its_interval(design):
+    "Fisher's, by hand; two runs of three encoders leave a third of the points to their means."
+    pairs = np.array([[1., 1], [2, 3], [3, 2], [4, 4]])
+    found = design["correlated"](pairs, 12, 2)
+    assert found["r"] == pytest.approx(.8)
+    ends = np.tanh(np.arctanh(.8) + np.array([-1.96, 1.96]) / np.sqrt(7))
+    assert [found["low"], found["high"]] == pytest.approx([*ends])
+    few = design["correlated"](pairs, 3) # of three points there is none
+    assert (few["low"], few["high"]) == (-1, 1)
+    assert math.isnan(design["correlated"](pairs * [0, 1], 12)["r"])
+
+
+def test_systems_are_correlated_within_encoders(design):
+    "In four encoders of five the better y reads better; the fifth says the opposite, weakly."
+    means = np.array([[[-1., -2], [0, 0], [1, 2]]] * 4 + [[[-.5, 1], [0, 0], [.5, -1]]])
+    found = design["between_systems"](means, 500)
+    assert found["r"] == pytest.approx(15 / math.sqrt(8.5 * 34))
+    assert found["points"] == 15 and found["low"] < found["r"] < found["high"] <= 1
+
+
+# The design from answers to tables: three encoders, two seeds, two near and two far languages
+
+def counts_of(name, encoder, seed, language): # of ten answers: right, wrong at the right place
+    if language == "svo": return 10, 0
+    if language in ("sov_case", "free_case"): return (3, 4) if name == "S2DM_SP" else (1, 5)
+    if name == "S2DM_SP":
+        return (10, 0) if language == "svo_nadj" else (7 + seed + encoder % 2, 1)
+    more = encoder + seed
+    return {"baseline": (5 + more, 2), "untrained": (4 + more, 3), "VGVAE": (5 + more, 1)}[name]
+
+
+def asked_in(language): # ten questions about five contexts, the same in every language
+    rows = []
+    for i in range(10):
+        context = " ".join(f"{language}{word}{i % 5}" for word in "abcdef")
+        words = context.split()
+        text = " ".join(words[1:3]) if i < 5 else words[4]
+        answers = dict(text=[text], answer_start=[context.index(text)])
+        rows.append(dict(id=f"q{i}", context=context, question="?", answers=answers))
+    return Dataset.from_list(rows)
+
+
+def said_with(right, near, asked): # the others begin the context, or there is no answer
+    from s2dm.evaluation import NO_ANSWER
+    from s2dm.features import Answer
+
+    said = {}
+    for i, (id, context, gold) in enumerate(zip(*(asked[k] for k in ("id", "context", "answers")))):
+        start = gold["answer_start"][0]
+        end = start + len(gold["text"][0])
+        if i >= right: end = context.index(" ", end + 1) if i < 5 else len(context)
+        if i >= right + near: start, end = 0, context.index(" ")
+        said[id] = NO_ANSWER if (start, i) == (0, 9) else Answer(context[start:end], start, end, 1.)
+    return said
+
+
+MODELS = ["small", "small-1", "small-2"]
+
+
+def leave_small_run(script, name, model, seed, folder): # answers, scores and records
+    from s2dm.evaluation import write_answers
+
+    ems, encoder = [], MODELS.index(model)
+    for language in ("svo", *script.NEAR, *script.FAR):
+        counts = counts_of(name, encoder, seed, language)
+        said = said_with(*counts, asked_in(language))
+        write_answers(folder, f"synthetic.{language}", said)
+        if language in script.NEAR: ems.append(10. * counts[0])
+    write_json(folder / "metrics.json", {})
+    dev = 80. if (name, model, seed) == ("baseline", "small", 0) else 98.
+    precision = dict(precision="bfloat16" if (model, seed) == ("small-1", 1) else "float32")
+    about = precision | dict(evaluations=[dict(em=dev)])
+    write_json(script.trained_at(folder, "finetune"), about)
+    if name not in script.TRAINED: return
+    # y of S2DM_SP is as good as its reader reads, that of VGVAE as bad
+    y = np.mean(ems) if name == "S2DM_SP" else 100 - np.mean(ems)
+    level = 40 + 10 * encoder + 10 * seed # EM of the control
+    sts = [dict(part="svo-svo", y=0., y_untrained=0.)]
+    sts += [dict(part=f"svo-{lang}", y=y, y_untrained=level / 2) for lang in script.FAR]
+    found = [dict(lang="sov_case", y=y / 2, y_untrained=level / 4)]
+    write_json(script.trained_at(folder, "pretrain"), precision | dict(
+        sts=sts, retrieval_synthetic=found))
+
+
+def small_runs(folder, patch): # the script as a module, its runs, and how it is called
+    patch.setenv("S2DM_RUNS", str(folder / "runs"))
+    patch.syspath_prepend(ROOT / "experiments")
+    for name in ("primary", "encoders"): patch.delitem(sys.modules, name, raising=False)
+    import encoders
+
+    patch.setattr(encoders, "NEAR", ("svo_nadj", "svo_suffix"))
+    patch.setattr(encoders, "FAR", ("sov_case", "free_case"))
+    patch.setattr(encoders, "Synthetic", lambda: SimpleNamespace(reading=asked_in))
+    patch.setattr(encoders, "experiment", lambda profile: dict(
+        models=MODELS, reproduce=dict(seeds=2)))
+    def call(command):
+        given = ["encoders.py", command, "--out", str(folder / "out"), "--samples", "200"]
+        patch.setattr(sys, "argv", given)
+        encoders.main()
+
+    places = encoders.folders(MODELS, 2)
+    for place, of in places.items(): leave_small_run(encoders, *place, of)
+    return SimpleNamespace(script=encoders, places=places, call=call, out=folder / "out")
+
+
+@pytest.fixture
+def small_design(tmp_path, monkeypatch): return small_runs(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def small_tables(tmp_path_factory): # name -> table
+    with pytest.MonkeyPatch.context() as patch:
+        made = small_runs(tmp_path_factory.mktemp("design"), patch)
+        made.call("tables")
+    return {file.stem: pd.read_csv(file) for file in made.out.iterdir()}
+
+
+def test_a_letter_for_each_answer_that_was_given(small_design, capsys):
+    """Once for each run, and again for one that was evaluated again."""
+    small_design.call("outcomes")
+    assert "outcomes of 24 runs" in capsys.readouterr().out
+    for (name, model, seed), folder in small_design.places.items():
+        encoder = MODELS.index(model)
+        outcomes = json.loads((folder / "outcomes.json").read_text())
+        assert [*outcomes] == ["svo", "svo_nadj", "svo_suffix", "sov_case", "free_case"]
+        for language, letters in outcomes.items():
+            right, near = counts_of(name, encoder, seed, language)
+            assert letters == "=" * right + "~" * near + "x" * (10 - right - near)
+    later = os.stat(folder / "outcomes.json").st_mtime + 10
+    os.utime(folder / "metrics.json", (later, later))
+    small_design.call("outcomes")
+    assert "outcomes of 1 runs" in capsys.readouterr().out
+    assert not [*small_design.out.iterdir()] # no score is shown
+
+
+COLUMNS = {
+    "comparisons": "measure system other mean mean_other difference low high p bootstrap_low "
+                   "bootstrap_high bootstrap_p p_holm",
+    "model": "measure encoder_sd encoder_x_system_sd run_sd F df p",
+    "power_had": "measure encoder_sd run_sd encoders seeds power_for_2_points detectable",
+    "mechanism": "measure quality over system points r low high",
+    "quality": "system quality mean low high encoders",
+    "learners": "measure system readers learned mean mean_of_learned",
+    "single_languages": "language measure system other mean mean_other difference low high",
+    "languages": "language measure system mean low high",
+    "runs": "encoder system seed value measure",
+}
+
+
+def test_every_table_of_the_design_is_whole(small_tables):
+    assert {name: " ".join(table) for name, table in small_tables.items()} == COLUMNS
+    for name, table in small_tables.items():
+        assert len(table) and not table.isna().any(axis=None), name
+        middle = {"difference", "mean", "r"} & set(table)
+        if "low" not in table: continue
+        middle = table["difference" if "difference" in middle else middle.pop()]
+        assert ((table["low"] <= middle) & (middle <= table["high"])).all(), name
+    table = small_tables["comparisons"]
+    assert (table["bootstrap_low"] <= table["difference"]).all()
+    assert (table["difference"] <= table["bootstrap_high"]).all()
+
+
+def test_the_comparisons_are_those_worked_out_by_hand(small_tables):
+    """EM of S2DM_SP over the three encoders is 87.5, 92.5 and 87.5, of the baseline 55, 65, 75, of
+    the control ten less."""
+    table = small_tables["comparisons"].set_index(["measure", "other"])
+    assert len(table) == 6 and set(table["system"]) == {"S2DM_SP"}
+    row = table.loc["EM", "baseline"]
+    gains = [32.5, 27.5, 12.5]
+    assert row[["mean", "mean_other", "difference"]].tolist() == pytest.approx(
+        [89.17, 65, 24.17], abs=.01)
+    expected = stats.ttest_1samp(gains, 0)
+    reach = expected.confidence_interval()
+    assert row["p"] == pytest.approx(expected.pvalue, rel=1e-3)
+    assert [row["low"], row["high"]] == pytest.approx([reach.low, reach.high], rel=1e-3)
+    assert table["difference"]["EM", "untrained"] == pytest.approx(34.17, abs=.01)
+    assert (table["p_holm"] >= table["p"]).all()
+    assert table["p_holm"].min() == pytest.approx(6 * table["p"].min(), rel=1e-3)
+    # two wrong boundaries of seven to ten answers at the right place
+    breaks = 100 * np.mean([2 / (7 + encoder + seed) for encoder in range(3) for seed in range(2)])
+    assert table["mean_other"][BREAKS, "baseline"] == pytest.approx(breaks, rel=1e-3)
+    own = [1 / (8 + seed + encoder % 2) for encoder in range(3) for seed in range(2)]
+    assert table["mean"][BREAKS, "baseline"] == pytest.approx(50 * np.mean(own), rel=1e-3)
+
+
+def test_near_and_far_languages_are_told_apart(small_tables):
+    table = small_tables["languages"].set_index(["measure", "language", "system"])
+    every = table.loc["EM", "svo_nadj", "S2DM_SP"] # all is right there, whatever is drawn
+    assert every.tolist() == [100, 100, 100]
+    assert table.loc[BREAKS, "svo_nadj", "S2DM_SP"].tolist() == [0, 0, 0]
+    def of(measure, system, *languages):
+        return [table["mean"][measure, language, system] for language in languages]
+    assert of("EM", "baseline", "svo", "near", "far") == [100, 65, 10]
+    assert of("wrong boundaries", "baseline", "svo", "near", "far", "sov_case") == [0, 20, 50, 50]
+    assert of("elsewhere", "S2DM_SP", "svo", "near", "far") == pytest.approx([0, 5.833, 30])
+    assert of(BREAKS, "VGVAE", "far", "free_case") == pytest.approx([83.33] * 2)
+    alone = small_tables["single_languages"].set_index(["measure", "language", "other"])
+    gains = alone["difference"]
+    for other in ("baseline", "untrained", "VGVAE"):
+        assert gains["EM", "far", other] == 20 and gains["elsewhere", "far", other] == -10
+        assert gains[BREAKS, "far", other] == pytest.approx(100 * (4 / 7 - 5 / 6), rel=1e-3)
+    primary = small_tables["comparisons"].set_index(["measure", "other"])["difference"]
+    for of, other in primary.index: assert gains[of, "near", other] == primary[of, other]
+
+
+def test_quality_and_reading_go_together_as_they_were_made(small_tables):
+    "y of S2DM_SP and of the control rises with EM, that of VGVAE falls."
+    table = small_tables["mechanism"].set_index(["measure", "quality", "over", "system"])
+    for quality in ("sts", "retrieval"):
+        for over, points in (("runs", 6), ("encoders", 3)):
+            found = table.sort_index().loc["EM", quality, over]
+            assert found["r"].to_dict() == dict(untrained=1, S2DM_SP=1, VGVAE=-1)
+            assert set(found["points"]) == {points}
+    assert table["points"]["EM", "sts", "systems", "all"] == 9
+    good = small_tables["quality"].set_index(["system", "quality"])["mean"]
+    assert good["untrained"].to_dict() == pytest.approx(dict(sts=27.5, retrieval=13.75))
+    assert good["S2DM_SP", "sts"] == pytest.approx(89.17)
+    assert good["VGVAE", "sts"] == 35
+    learned = small_tables["learners"].set_index(["measure", "system"]).loc["EM"]
+    assert learned["learned"].to_dict() == dict(baseline=5, untrained=6, S2DM_SP=6, VGVAE=6)
+    # the one that did not learn has 50
+    assert learned["mean_of_learned"]["baseline"] == pytest.approx((6 * 65 - 50) / 5)
+
+
+def test_the_power_that_was_had_is_that_of_the_fitted_components(design, small_tables):
+    had, model = (small_tables[name].set_index("measure") for name in ("power_had", "model"))
+    assert (had["run_sd"] == model["run_sd"]).all() and set(had["seeds"]) == {2}
+    for measure, row in had.iterrows():
+        assert row["encoder_sd"] == pytest.approx(
+            math.sqrt(2) * model["encoder_x_system_sd"][measure], rel=1e-3)
+        power = design["power_of"](2, row["encoder_sd"], row["run_sd"], 3, 2)
+        assert row["power_for_2_points"] == pytest.approx(100 * power, rel=1e-2)
+    runs = small_tables["runs"]
+    assert len(runs) == 48
+    f = design["omnibus"](runs[runs["measure"] == "EM"])
+    assert model["F"]["EM"] == pytest.approx(f["F"], rel=1e-3) and model["df"]["EM"] == "3, 6"
+
+
+def test_no_table_of_the_design_is_made_while_a_run_is_lacking(small_design):
+    folder = small_design.places["VGVAE", "small-2", 1]
+    says = "1 of 24 readers .* VGVAE on small-2, seed 1: run `make reproduce-full` to its end"
+    for stage in ("evaluate", "finetune", "pretrain"):
+        file = small_design.script.trained_at(folder, stage)
+        record = file.read_bytes()
+        file.unlink()
+        with pytest.raises(SystemExit, match=says): small_design.call("tables")
+        file.write_bytes(record)
+    assert not [*small_design.out.iterdir()]
+
+
+def test_no_table_of_the_design_is_made_with_two_precisions(small_design):
+    "Of an encoder and a seed; another encoder or seed may have another one."
+    for stage, name in (("finetune", "untrained"), ("pretrain", "S2DM_SP")):
+        folder = small_design.places[name, "small-1", 1]
+        file = small_design.script.trained_at(folder, stage)
+        record = json.loads(file.read_text())
+        write_json(file, record | dict(precision="float32"))
+        says = f"systems of small-1, seed 1 were .*float32: {name}\\).*`make reproduce-full`"
+        with pytest.raises(SystemExit, match=says): small_design.call("tables")
+        write_json(file, record)
+    assert not [*small_design.out.iterdir()]
+
+
+def test_what_the_design_can_tell_and_what_a_reader_costs(small_design, monkeypatch):
+    monkeypatch.setattr(small_design.script, "run_spread", lambda: 4.7)
+    small_design.call("power")
+    power = pd.read_csv(small_design.out / "power.csv")
+    assert power["encoder_sd"].tolist() == [0, 1, 2, 4, 6]
+    assert (power["power_for_2_points"].diff().dropna() < 0).all()
+    assert (power["detectable"].diff().dropna() > 0).all()
+    def trained(config): # the fewer layers and epochs, the faster
+        ems = [50., 90. + config.seed - config.freeze_layers]
+        seconds = config.epochs * (100 - 20 * config.freeze_layers)
+        evaluations = [dict(em=em, f1=em + 1) for em in ems]
+        return SimpleNamespace(metrics=dict(steps=9, seconds=seconds, evaluations=evaluations))
+    monkeypatch.setattr(small_design.script, "finetune", trained)
+    small_design.call("trials")
+    table = pd.read_csv(small_design.out / "trials.csv").set_index("arm")
+    assert len(table) == 6 and not table.isna().any(axis=None)
+    row = table.loc["lower 2 frozen, 4 epochs"]
+    assert row[["seeds", "em", "lowest_em", "f1", "seconds"]].tolist() == [3, 89, 88, 90, 240]
 
 
 # The experiments with e5
