@@ -61,6 +61,7 @@ MEASURES = { # the share of which answers among which
     EM: (RIGHT, EVERY), BREAKS: (BOUNDARY, RIGHT + BOUNDARY),
     "wrong boundaries": (BOUNDARY, EVERY), "elsewhere": (ELSEWHERE, EVERY)}
 SAMPLES = 10_000
+SHOWN = 40 # rows of a table that is printed, too, at most
 EXPLORED = 2000 # samples of an exploratory interval, of which there are hundreds, at most
 
 
@@ -473,7 +474,9 @@ def tables(places, models, seeds, questions, samples):
 
 def write(table, file):
     table.to_csv(file, index=False, float_format="%.4g", lineterminator="\n")
-    print(table.round(2).to_string(index=False), end="\n\n")
+    long = len(table) > SHOWN
+    said = f"{len(table)} rows" if long else table.round(2).to_string(index=False)
+    print(f"{file}:", said, sep=" " if long else "\n", end="\n\n")
 
 
 def main():

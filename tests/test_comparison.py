@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from datasets import Dataset
+from fake_runs import LANGUAGES, evaluation, leave
 from scipy import stats
 
 from s2dm.comparison import (
@@ -410,11 +411,14 @@ def leave_small_run(script, name, model, seed, folder): # answers, scores and re
         said = said_with(*counts, asked_in(language))
         write_answers(folder, f"synthetic.{language}", said)
         if language in script.NEAR: ems.append(10. * counts[0])
-    write_json(folder / "metrics.json", {})
+    def record(stage, **metrics):
+        root, system = folder.parents[3], folder.parts[-2]
+        leave(root, stage, model, system, seed, metrics)
+    rng = np.random.default_rng(0) # nobody reads these
+    record("evaluate", **evaluation(rng, name, "synthetic", LANGUAGES, "svo", 0.))
     dev = 80. if (name, model, seed) == ("baseline", "small", 0) else 98.
-    precision = dict(precision="bfloat16" if (model, seed) == ("small-1", 1) else "float32")
-    about = precision | dict(evaluations=[dict(em=dev)])
-    write_json(script.trained_at(folder, "finetune"), about)
+    precision = "bfloat16" if (model, seed) == ("small-1", 1) else "float32"
+    record("finetune", precision=precision, evaluations=[dict(em=dev)])
     if name not in script.TRAINED: return
     # y of S2DM_SP is as good as its reader reads, that of VGVAE as bad
     y = np.mean(ems) if name == "S2DM_SP" else 100 - np.mean(ems)
@@ -422,8 +426,7 @@ def leave_small_run(script, name, model, seed, folder): # answers, scores and re
     sts = [dict(part="svo-svo", y=0., y_untrained=0.)]
     sts += [dict(part=f"svo-{lang}", y=y, y_untrained=level / 2) for lang in script.FAR]
     found = [dict(lang="sov_case", y=y / 2, y_untrained=level / 4)]
-    write_json(script.trained_at(folder, "pretrain"), precision | dict(
-        sts=sts, retrieval_synthetic=found))
+    record("pretrain", precision=precision, sts=sts, retrieval_synthetic=found)
 
 
 def small_runs(folder, patch): # the script as a module, its runs, and how it is called
@@ -603,6 +606,22 @@ def test_no_table_of_the_design_is_made_with_two_precisions(small_design):
         with pytest.raises(SystemExit, match=says): small_design.call("tables")
         write_json(file, record)
     assert not [*small_design.out.iterdir()]
+
+
+def test_tables_are_made_from_the_archive_of_records(small_design, small_tables, tmp_path,
+                                                      monkeypatch):
+    "On another machine, which has the letters and no answers."
+    small_design.call("outcomes")
+    records = runpy.run_path(str(ROOT / "workflow/records.py"))
+    records["keep"]("encoders", tmp_path / "records.tar.xz")
+    monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "elsewhere"))
+    records["restore"](tmp_path / "records.tar.xz")
+    assert len([*tmp_path.glob("elsewhere/evaluate/*/*/*/outcomes.json")]) == 24
+    kept = {file.parents[1].name for file in tmp_path.glob("elsewhere/**/predictions.*.json")}
+    assert kept == {"baseline"} # those that a figure shows
+    small_design.call("tables")
+    for name, table in small_tables.items():
+        pd.testing.assert_frame_equal(pd.read_csv(small_design.out / f"{name}.csv"), table)
 
 
 def test_what_the_design_can_tell_and_what_a_reader_costs(small_design, monkeypatch):
