@@ -361,7 +361,8 @@ def _fit(config, reader, data, unseen, folder, questions):
 def _how(config, fitted): # it was trained, for the reader's card
     parts = [f"{fitted.steps:,} steps of {config.batch} windows",
              f"learning rate {config.learning_rate:g} (head {config.head_scale:g} times as high)"]
-    if config.freeze_layers: parts.append(f"embeddings and lower {config.freeze_layers} layers fixed")
+    fixed = config.freeze_layers
+    if fixed: parts.append(f"embeddings and lower {fixed} layers fixed")
     elif config.freeze_embeddings: parts.append("embeddings fixed")
     if config.adapter != "none": parts.append(f"{config.adapter} of rank {config.rank}")
     if config.average: parts.append(f"mean of {config.average} states of the weights")

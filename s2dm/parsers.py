@@ -157,7 +157,7 @@ class CoreNLP:
         url: str = "http://localhost:9000", # of the server
         language: str = "en", # that its models are for: ar, de, en, es, fr, zh
         timeout: float = 120, # seconds to wait for an answer
-        attempts: int = 3, # how often to ask, if it does not answer in time or the connection breaks
+        attempts: int = 3, # how often to ask, if no answer comes in time or the line breaks
         version: str = VERSION, # of the server, for the name of the file that keeps its answers
         pause: float = 1, # seconds before it is asked again after a broken connection
     ):
