@@ -101,7 +101,8 @@ def record_of(arm, seed): # what was measured of a reader, written when all else
 
 def s2dm_of(seed, root=ROOT):
     "The folder of the S2DM of the experiment with e5, trained again below `root` if it is gone."
-    config = PretrainConfig(model="e5", variant="s2dm_sp", seed=seed)
+    precision = precision_for(seed, root) # as there
+    config = PretrainConfig(model="e5", variant="s2dm_sp", seed=seed, precision=precision)
     for runs in (root.parent, root / "s2dm"):
         os.environ["S2DM_RUNS"] = str(runs)
         folder = checkpoint_for(config)
