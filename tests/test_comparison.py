@@ -1361,3 +1361,25 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
             means = [picked(boundaries, seed, *key, of) for seed in range(2)]
             assert bounds.loc[key, column] == pytest.approx(np.mean(means), abs=1e-3)
     assert (bounds["oracle"] > bounds["plain"]).all()
+
+
+@pytest.mark.parametrize("command, says", [
+    ("choose", "6 of 6 readers are not trained yet, such as"),
+    ("read --arms baseline --seeds 0,1", "5 of 5 are not there yet (train, choose), such as"),
+    ("tables", "20 of 20 have not been read with, such as")])
+def test_no_score_of_boundaries_is_shown_before_all_are_there(
+        command, says, boundaries, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script", *command.split(), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped: boundaries["main"]()
+    assert str(stopped.value).startswith(says)
+    assert not [*(tmp_path / "runs").rglob("*.json")]
+
+
+@pytest.mark.parametrize("command, unknown", [
+    ("train --arms baseline,fold5", "'fold5' is no arm; choose from fold0, fold1,"),
+    ("read --arms fold0", "'fold0' is no arm; choose from baseline, S2DM_SP, phrases, no articles"),
+    ("test", "invalid choice: 'test'")])
+def test_an_arm_of_boundaries_that_is_not_known(command, unknown, boundaries, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script", *command.split()])
+    with pytest.raises(SystemExit): boundaries["main"]()
+    assert unknown in capsys.readouterr().err
