@@ -17,7 +17,8 @@ refuses, and while the systems of an encoder and a seed were trained in two prec
 - `mechanism.csv`: does the quality of y predict reading; `quality.csv`: that quality;
 - `learners.csv`: means over readers that learned to read; `runs.csv`: every run's outcomes;
 - `single_languages.csv`: the pairs in each language, in the near and in the far ones together;
-- `languages.csv`: what each system scored there."""
+- `languages.csv`: what each system scored there;
+- `hours.csv`: what the runs took, on which machines."""
 import argparse
 import math
 import os
@@ -455,6 +456,19 @@ def by_language(places, models, seeds, passages, samples):
     return pd.DataFrame(rows)
 
 
+def hours_table(places):
+    "Hours of one core that the runs took, by stage, system and machine."
+    rows = []
+    for (name, _, _), folder in places.items():
+        for stage in ("pretrain", "finetune", "evaluate"):
+            if stage == "pretrain" and name not in TRAINED: continue
+            ran = read_json(trained_at(folder, stage).with_name("config.json"), wall_time_s=float)
+            rows.append(dict(stage=stage, system=name, device=ran["device"],
+                             hours=ran["wall_time_s"] / 3600))
+    table = pd.DataFrame(rows).groupby(["stage", "system", "device"], sort=False)["hours"]
+    return table.agg(runs="size", hours="sum").reset_index()
+
+
 def tables(places, models, seeds, questions, samples):
     "Name of a file -> table. Raises `DataError` as long as there is nothing to compare."
     check_finished(places)
@@ -469,6 +483,7 @@ def tables(places, models, seeds, questions, samples):
         mechanism=mechanism(found, quality, samples), quality=quality_table(quality),
         learners=learners(found, learned_of(models, seeds)),
         single_languages=single_languages(*given), languages=by_language(*given),
+        hours=hours_table(places),
         runs=pd.concat([runs_table(of).assign(measure=name) for name, of in found.items()]))
 
 

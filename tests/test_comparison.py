@@ -494,6 +494,7 @@ COLUMNS = {
     "learners": "measure system readers learned mean mean_of_learned",
     "single_languages": "language measure system other mean mean_other difference low high",
     "languages": "language measure system mean low high",
+    "hours": "stage system device runs hours",
     "runs": "encoder system seed value measure",
 }
 
@@ -585,6 +586,12 @@ def test_the_power_that_was_had_is_that_of_the_fitted_components(design, small_t
     assert len(runs) == 48
     f = design["omnibus"](runs[runs["measure"] == "EM"])
     assert model["F"]["EM"] == pytest.approx(f["F"], rel=1e-3) and model["df"]["EM"] == "3, 6"
+
+
+def test_the_hours_are_those_of_all_runs(small_tables):
+    table = small_tables["hours"].set_index(["stage", "system"])
+    assert len(table) == 2 + 4 + 4 and set(table["runs"]) == {6}
+    assert table["hours"].tolist() == pytest.approx([6 * 61.5 / 3600] * 10, rel=1e-3)
 
 
 def test_no_table_of_the_design_is_made_while_a_run_is_lacking(small_design):
