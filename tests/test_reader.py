@@ -999,7 +999,8 @@ def test_a_trained_reader_is_put_into_the_package(mine):
     for says in ("**scores**: not measured yet", "questions: qamr (MIT; sentences CC BY-SA",
                  "of 500 characters at most", "reads 16 subwords", "English alone"):
         assert says in card
-    assert "**thresholds**: 0.2: silent on " in card
+    assert "**thresholds**: not known: too few questions" in card # it answers none rightly
+    assert before == 0
     assert (mine.folder / "encoder.xz").is_file()
     assert not (mine.folder / "encoder.safetensors").exists()
 
@@ -1013,6 +1014,8 @@ def test_what_a_threshold_does_stands_on_the_card(mine):
     same = questions.select([0, 3])
     assert len(mine.elsewhere(same)) == 0 # the other passage has the answer
     sure = np.array([[.9, 1], [.25, 1], [.1, 0]])
+    for right, lost in ((sure[2:], sure), (sure, [])): # a share of none is no number
+        assert mine.silence(right, lost) == "not known: too few questions"
     said = mine.silence(sure, np.array([[.1, 0], [.35, 0], [.35, 0], [.6, 0]]))
     assert said.startswith("0.2: silent on 25% of the questions whose answer is not in the "
                            "passage, and on 0% of what it answers rightly; 0.3: silent on 25%")

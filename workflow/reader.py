@@ -69,8 +69,9 @@ def elsewhere(questions: Dataset) -> Dataset:
 
 
 def silence(sure, lost): # for the card; both as from `judged`, the second of `elsewhere`
-    def below(odds, threshold): return (odds < threshold).mean() if len(odds) else 0.
+    def below(odds, threshold): return (odds < threshold).mean()
     right = sure[sure[:, 1] > 0, 0]
+    if not len(right) or not len(lost): return "not known: too few questions" # a share of none
     return "; ".join(
         f"{threshold:g}: silent on {below(lost[:, 0], threshold):.0%} of the questions whose answer"
         f" is not in the passage, and on {below(right, threshold):.0%} of what it answers rightly"
@@ -136,7 +137,8 @@ def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
     says = ", ".join(f"{row.expected:.0%} sure: {row.observed:.0%} right" for row in bins)
     reader.facts = reader.facts | dict(
         calibration=f"{temperature}, by {len(sure)} questions of {dev}; {says}")
-    thresholds = silence(sure, judged(reader, elsewhere(questions)))
+    moved = elsewhere(questions)
+    thresholds = silence(sure, judged(reader, moved) if len(moved) else [])
     reader.facts |= dict(thresholds=thresholds) | said_of(reader) | dict(scores=NOT_MEASURED)
     with atomic_folder(place(name)) as new:
         reader.save_pretrained(new, bits)
