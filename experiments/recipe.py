@@ -149,14 +149,24 @@ def train(arm, seed, file):
     runs = [finetune(FinetuneConfig(seed=number, **given)) for number in runs_of(arm, seed)]
     reader = mean_reader([run.folder / "checkpoint" for run in runs])
     reader.save_pretrained(reader_of(arm, seed))
-    minutes = sum(run.metrics["seconds"] for run in runs) / 60
-    write_json(record_of(arm, seed), dict(minutes=minutes, f1=english_of(reader)))
+    spent = pd.DataFrame([cost(run.folder) for run in runs])
+    spent = spent.agg(dict(minutes="sum", device=said_once)).to_dict()
+    write_json(record_of(arm, seed), spent | dict(f1=english_of(reader)))
+
+
+def cost(folder): # of a run: minutes of training, and where
+    minutes = read_json(folder / "metrics.json")["seconds"] / 60
+    return dict(minutes=minutes, device=read_json(folder / "config.json")["device"])
+
+
+def said_once(names): return "; ".join(dict.fromkeys(names))
 
 
 def records(arm): # of each seed
     if arm != "baseline": return [read_json(record_of(arm, seed)) for seed in SEEDS]
-    found = [read_json(answers_of(arm, seed, "finetune") / "metrics.json") for seed in SEEDS]
-    return [dict(minutes=each["seconds"] / 60, f1=english(each)) for each in found]
+    folders = [answers_of(arm, seed, "finetune") for seed in SEEDS]
+    return [cost(folder) | dict(f1=english(read_json(folder / "metrics.json")))
+            for folder in folders]
 
 
 def english_mean(arm): return sum(each["f1"] for each in records(arm)) / len(SEEDS)
@@ -266,11 +276,13 @@ def single_languages(pairs, samples):
 
 
 def costs(arms):
-    "Minutes of a reader, and what it is worth on English development questions."
-    rows = [dict(arm=arm, seed=seed) | record
-            for arm in ("baseline", *arms) for seed, record in zip(SEEDS, records(arm))]
-    means = pd.DataFrame(rows).groupby("arm", sort=False).mean()
-    return means.drop(columns="seed").rename(columns=dict(f1="f1_reddit")).reset_index()
+    """Minutes of a reader, on which machines, and what it is worth on English development
+    questions: means over seeds. States of frozen layers are computed before, once for each text,
+    and not counted."""
+    rows = [dict(arm=arm) | record for arm in ("baseline", *arms) for record in records(arm)]
+    found = pd.DataFrame(rows).rename(columns=dict(f1="f1_reddit")).groupby("arm", sort=False)
+    how = dict(minutes="mean", f1_reddit="mean", device=said_once)
+    return found.agg(how).reset_index()
 
 
 def write_tables(joins, samples, out):

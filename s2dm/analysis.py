@@ -129,7 +129,8 @@ class TextsConfig(Config):
 class ConstituentsConfig(Config):
     "Who says what a constituent is, and how many questions are restricted to constituents."
     questions: int = param(
-        100, "questions of a language whose best spans are restricted to constituents", low=1)
+        100, "questions of a language whose best spans are restricted to constituents; 0: all",
+        low=0)
     parser: str = param(
         "", "corenlp: its parses that are kept; or the http address of a server, {} for the "
             "language; empty: gold trees where there are any")
@@ -353,24 +354,29 @@ def _add_violations(known, config, out): # nothing without a monolingual reader
 
 # %% ../nbs/06f_analysis.ipynb #f4e8f5b6
 def _best_answers(reader, questions): # of each question, n_best of them, the best first
-    windows = reader.windows(questions.select_columns(["question", "context"]), progress=False)
-    return reader.read(windows, top_k=reader.config.n_best, progress=False)
+    windows = reader.windows(questions.select_columns(["question", "context"]))
+    states = reader.lower_states(windows) # of frozen layers, if there are any
+    return reader.read(windows, top_k=reader.config.n_best, states=states)
 
 
+# %% ../nbs/06f_analysis.ipynb #f4e8f5b7
 def _rules(trees): # that can be applied to them
     tagged = all(parse.tags for parse in trees.parses.values())
     return [rule for rule in RULES if tagged or rule != "leading"]
 
 
-def _add_decoding(known, reader, most, out):
-    some = np.linspace(0, len(known.questions) - 1, min(most, len(known.questions)))
-    questions = known.questions.select(some.round().astype(int))
+# %% ../nbs/06f_analysis.ipynb #f4e8f5b8
+def _add_decoding(known, reader, config, out):
+    most = min(config.questions or len(known.questions), len(known.questions))
+    some = np.linspace(0, len(known.questions) - 1, most).round().astype(int)
+    questions = known.questions.select(some)
     answers = _best_answers(reader, questions)
-    row = decoding_row(answers, questions, known.trees, **known.counting)
+    how = known.counting | dict(samples=config.samples)
+    row = decoding_row(answers, questions, known.trees, **how)
     out.add("decoding", [known.names | row])
     if known.test.dataset == "synthetic": return # gold trees: a span is a node or it is none
     for rule in _rules(known.trees):
-        row = decoding_row(answers, questions, known.trees.by(rule), **known.counting)
+        row = decoding_row(answers, questions, known.trees.by(rule), **how)
         out.add("decoding_rules", [known.names | dict(rule=rule) | row])
 
 
@@ -380,7 +386,7 @@ def _look_at(known, config, reader, out): # the tables of one test
     if known.trees is None: return
     _add_constituents(known, config.samples, out)
     if known.said: _add_violations(known, config, out)
-    if reader is not None: _add_decoding(known, reader, config.questions, out)
+    if reader is not None: _add_decoding(known, reader, config, out)
 
 # %% ../nbs/06f_analysis.ipynb #f8b18d1b
 def _reader(config, out): # the system's; None, and noted, if there is none

@@ -705,16 +705,21 @@ def decoding_row(
     trees: Trees, # of their contexts
     metric: str = "squad", # how to count: "squad" or "mlqa"
     language: str | None = None, # of the contexts, for mlqa
-) -> dict: # em, f1; em_constituents, f1_constituents; em_phrases, f1_phrases (%); questions, placed
-    """What keeping to constituents gains: EM and F1 of the best span, of the best constituent, and
-    of the best phrase."""
+    samples: int = 2000, # of the bootstrap
+) -> dict: # percent, and how many questions
+    """What keeping to constituents gains: em and f1 of the best span; em_constituents and
+    f1_constituents of the best constituent; em_phrases and f1_phrases of the best phrase; gain, low
+    and high of EM by constituents; questions; placed."""
     contexts = questions["context"][:]
     texts = {"": [best[0].text if best else "" for best in answers]}
     texts["_constituents"] = _best_texts(contexts, answers, trees.nodes)
     texts["_phrases"] = _best_texts(contexts, answers, trees.phrases)
     row = dict(questions=len(questions), placed="spans") # the reader's own places
+    em = {}
     for suffix, said in texts.items():
         counted = score(dict(zip(questions["id"][:], said)), questions, metric, language)
+        em[suffix] = counted.em
         row |= {f"em{suffix}": float(counted.em.mean()), f"f1{suffix}": float(counted.f1.mean())}
-    return row
+    gained = (em["_constituents"] - em[""]) / 100 # 1: right now; -1: right before
+    return row | dict(zip(("gain", "low", "high"), share(gained, samples)))
 

@@ -228,8 +228,10 @@ ANALYSES = {
     "constituents": _columns("dataset lang parser of", "spans_constituent"),
     "violations": _columns(
         "dataset lang reference", "questions violations", "violating violating_near"),
-    "decoding": _columns("dataset lang", "em f1 em_constituents f1_constituents"),
-    "decoding_rules": _columns("dataset lang rule", "em f1 em_constituents f1_constituents"),
+    "decoding": _columns(
+        "dataset lang questions", "em f1 em_constituents f1_constituents", "low high"),
+    "decoding_rules": _columns(
+        "dataset lang questions rule", "em f1 em_constituents f1_constituents", "low high"),
     "boundaries": _columns("dataset lang", "boundary_errors wrong_place"),
     "probes": _columns("level task of metric", "score control selectivity chance"),
     "predictability": _columns("from to", "r2"),

@@ -74,7 +74,7 @@ ENCODERS = {
     "real-m": Preset("real-m", encoder=_MEDIUM_ENCODER, pretrain=_FAST, finetune=_REAL),
     "e5": Preset(
         "e5", _E5_HUB, pretrain=_E5_S2DM, finetune=_E5,
-        analyse=dict(parser="corenlp", rule="brackets")),
+        analyse=dict(parser="corenlp", rule="brackets", questions=0)),
     "mbert": Preset("mBERT", _MBERT, finetune=_SQUAD),
     "xlm100": Preset("XLM-100", ("FacebookAI/xlm-mlm-100-1280", None), finetune=_XLM100),
     "xlmr": Preset("XLM-R", _XLMR, finetune=_SQUAD),

@@ -98,7 +98,8 @@ def analysis(rng, system, dataset, languages, source, points=True):
         tables["violations"].append(_violations(about, _percent(rng, 9 - 2 * s2dm)))
     for t in targets:
         tables["decoding"].append(dict(
-            dataset=dataset, lang=t, em=50., f1=60., em_constituents=53. + rng.normal(),
+            dataset=dataset, lang=t, questions=100, em=50., f1=60.,
+            em_constituents=53. + rng.normal(), low=1., high=5.,
             f1_constituents=61.))
     for t in targets:
         tables["boundaries"].append(dict(

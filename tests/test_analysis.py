@@ -34,7 +34,7 @@ COLUMNS = {
     "pca": "corpus kind lang group x y",
     "constituents": "dataset lang parser of questions spans_constituent low high",
     "violations": "dataset lang reference questions violating violating_near violations low high",
-    "decoding": "dataset lang em f1 em_constituents f1_constituents",
+    "decoding": "dataset lang questions em f1 em_constituents f1_constituents gain low high",
     "boundaries": "dataset lang errors boundary_errors wrong_place",
     "probes": "level task of metric score control selectivity chance",
     "predictability": "from to r2",

@@ -784,8 +784,10 @@ def write_english(recipe, levels):
     for seed in range(3):
         folder = recipe["answers_of"]("baseline", seed, "finetune")
         write_json(folder / "metrics.json", dict(seconds=60, evaluations=[dict(f1=61.)]))
+        write_json(folder / "config.json", dict(device=f"machine {seed % 2}"))
         for arm, f1 in levels.items():
-            write_json(recipe["record_of"](arm, seed), dict(minutes=1., f1=f1 + seed - 1))
+            spent = dict(minutes=seed, device="machine 1")
+            write_json(recipe["record_of"](arm, seed), spent | dict(f1=f1 + seed - 1))
 
 
 def test_what_helped_is_joined_as_long_as_english_questions_say_so(recipe, tmp_path):
@@ -802,8 +804,10 @@ def test_what_helped_is_joined_as_long_as_english_questions_say_so(recipe, tmp_p
     pairs = recipe["pairs_of"](joins)
     assert len(pairs) == 10 and pairs[-3:] == [
         (best, "baseline"), (best + " + S2DM_SP", best), (best + " + S2DM_SP", "S2DM_SP")]
-    costs = recipe["costs"](["switched"]).set_index("arm")["f1_reddit"]
-    assert costs.to_dict() == pytest.approx({"baseline": 61, "switched": 64})
+    costs = recipe["costs"](["switched"]).set_index("arm")
+    assert costs["f1_reddit"].to_dict() == pytest.approx({"baseline": 61, "switched": 64})
+    assert costs["minutes"].tolist() == [1, 1]
+    assert costs["device"].tolist() == ["machine 0; machine 1", "machine 1"]
 
 
 def test_without_a_lever_that_helps_there_is_no_recipe(recipe, tmp_path):
@@ -1094,6 +1098,7 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
             assert {each["precision"] for each in found} == {PRECISIONS[seed]}
             record = json.loads(recipe.record_of(arm, seed).read_text())
             assert record["minutes"] == pytest.approx(sum(each["seconds"] for each in found) / 60)
+            assert "cpu" in record["device"]
             reader = weights[arm, seed] = S2DMReader.from_pretrained(recipe.reader_of(arm, seed))
             assert record["f1"] == pytest.approx(score(predict(reader, dev), dev).f1.mean())
             heads = [load_file(folder / "checkpoint/reader.safetensors")["head.weight"]
