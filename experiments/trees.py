@@ -7,14 +7,16 @@ with the corpus). German, Spanish and Arabic: XQuAD, with an answer of the exper
 baseline. As long as that experiment is not finished nobody looks at its answers: until then the
 gold answer is moved by one word to the right, and the picture says so. The example is the shortest
 sentence whose gold answer is a node of at least two words, and whose other answer crosses one. The
-pictures are SVG with text, so that the viewer's fonts draw Chinese and Arabic."""
+picture is SVG with text, so that the viewer's fonts draw Chinese and Arabic."""
 import argparse
 import json
 import re
 import warnings
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from primary import check_finished, folders
 
@@ -42,16 +44,16 @@ def nested(tree): # (label, children); a word is a text
     return stack[0][1][0]
 
 
-def draw(ax, node, place, heights):
+def draw(ax, node, middles, heights): # middles: x of each word
     "Draw a node over its words; returns x and height of its label."
     label, children = node
     if isinstance(children[0], str):
-        x, y = place(len(heights)), 1
+        x, y = middles[len(heights)], 1
         heights.append(x)
         ax.text(x, 0, children[0], ha="center", va="center", fontsize=9)
         ax.plot([x, x], [.25, .75], color=".6", lw=.7)
     else:
-        points = [draw(ax, child, place, heights) for child in children]
+        points = [draw(ax, child, middles, heights) for child in children]
         x = (points[0][0] + points[-1][0]) / 2
         y = 1 + max(height for _, height in points)
         for left, height in points:
@@ -60,25 +62,39 @@ def draw(ax, node, place, heights):
     return x, y
 
 
-def underline(ax, numbers, place, y, colour, name):
-    xs = [place(i) for i in numbers]
-    ax.plot([min(xs) - .4, max(xs) + .4], [y, y], color=colour, lw=3, solid_capstyle="butt")
-    ax.text(min(xs) - .4, y - .2, name, ha="left", va="top", fontsize=7, color=colour)
-
-
-def picture(example):
-    words = example["words"]
+def columns(example): # [words,2] where each begins and ends, in the order they are written
+    parts = re.findall(r"\(\S+ ([^()]+)\)", example["tree"])
+    # a Chinese character is about as wide as two letters
+    letters = [sum(1 + (east_asian_width(c) == "W") for c in part) for part in parts]
+    ends = np.cumsum([max(1.4, .5 + .17 * count) for count in letters])
+    found = np.stack([ends - np.diff(ends, prepend=0), ends], 1)
     # Arabic is read from right to left
-    place = (lambda i: len(words) - 1 - i) if example["lang"] == "ar" else (lambda i: i)
-    def place(i, f=place): return 1.4 * f(i)
-    fig, ax = plt.subplots(figsize=(max(6, .75 * len(words)), 4.5))
-    tree = nested(example["tree"])
-    _, top = draw(ax, tree, place, [])
-    underline(ax, example["gold_words"], place, -.6, GOLD, "gold answer")
-    underline(ax, example["other_words"], place, -1.2, OTHER, example["other_is"])
-    ax.set(title=f"{NAMES[example['lang']]}: {example['question']}", ylim=(-1.9, top + .5))
-    ax.title.set_fontsize(9)
+    return ends[-1] - found[:, ::-1] if example["lang"] == "ar" else found
+
+
+def underline(ax, where, y, colour, name): # where: [words,2], columns
+    left, right = where.min() + .2, where.max() - .2
+    ax.plot([left, right], [y, y], color=colour, lw=3, solid_capstyle="butt")
+    ax.text(left, y - .2, name, ha="left", va="top", fontsize=7, color=colour)
+
+
+def draw_example(ax, example):
+    where = columns(example)
+    _, top = draw(ax, nested(example["tree"]), where.mean(1), [])
+    underline(ax, where[example["gold_words"]], -.6, GOLD, "gold answer")
+    underline(ax, where[example["other_words"]], -1.5, OTHER, example["other_is"])
+    ax.set(ylim=(-2.2, top + .5))
+    ax.set_title(f"{NAMES[example['lang']]}: {example['question']}", loc="left", fontsize=9)
     ax.axis("off")
+
+
+def picture(examples): # one below the other, on one scale
+    widest = max(columns(example).max() for example in examples)
+    fig, axes = plt.subplots(
+        len(examples), figsize=(.5 * widest, 3.6 * len(examples)), layout="constrained")
+    for ax, example in zip(axes, examples):
+        draw_example(ax, example)
+        ax.set_xlim(0, widest)
     return fig
 
 
@@ -140,21 +156,22 @@ def candidates(language):
 
 
 def main(out):
-    rows = []
+    examples = []
     for language in NAMES:
         found = list(candidates(language))
         example = min(found, key=lambda row: (len(row["words"]), row["id"]))
-        with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "s2dm"}):
-            with warnings.catch_warnings(): # the viewer has the glyphs that are missing here
-                warnings.filterwarnings("ignore", message="Glyph .* missing")
-                fig = picture(example)
-                with atomic_write(out / f"tree_{language}.svg") as tmp:
-                    fig.savefig(tmp, format="svg", bbox_inches="tight", metadata={"Date": None})
-                plt.close(fig)
-        shown = ("lang", "dataset", "id", "question", "gold", "other", "other_is", "tree")
-        rows.append({name: example[name] for name in shown} | dict(candidates=len(found)))
+        examples.append(example | dict(candidates=len(found)))
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "s2dm"}):
+        with warnings.catch_warnings(): # the viewer has the glyphs that are missing here
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            fig = picture(examples)
+            with atomic_write(out / "trees.svg") as tmp:
+                fig.savefig(tmp, format="svg", bbox_inches="tight", metadata={"Date": None})
+            plt.close(fig)
+    shown = ("lang", "dataset", "id", "question", "gold", "other", "other_is", "tree", "candidates")
     with atomic_write(out / "trees.csv") as tmp:
-        pd.DataFrame(rows).to_csv(tmp, index=False, lineterminator="\n")
+        table = pd.DataFrame(examples)[[*shown]]
+        table.to_csv(tmp, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
