@@ -4,12 +4,15 @@
     S2DM_MIRROR=... python experiments/boundaries.py choose
     S2DM_MIRROR=... python experiments/boundaries.py read [--arms baseline] [--seeds 0,1]
     S2DM_MIRROR=... python experiments/boundaries.py tables --out figures/e5
+    S2DM_MIRROR=... python experiments/boundaries.py give --reader FOLDER --to NEW_FOLDER
 
 `train` makes the readers, those of the five folds among them; `choose` lets a choice learn from the
 lists of the folds; `read` reads every test once with each reader, and keeps what it says with and
 without the choice and with its controls; `tables` compares, and refuses until all have been read
-with and `make e5` is finished. Everything is written below runs/boundaries/, and what is there is
-not done again; a reader of `make e5` that is on this machine is taken as it is."""
+with and `make e5` is finished. `give` puts the choice into a reader on the same encoder, of any
+system: a new reader, which has a phrase model of its own. Everything else is written below
+runs/boundaries/, and what is there is not done again; a reader of `make e5` that is on this machine
+is taken as it is."""
 import argparse
 import os
 import sys
@@ -25,22 +28,20 @@ from recipe import check_primary, check_there, precision_for, s2dm_of
 from safetensors.torch import load_file
 
 from s2dm.boundaries import (
-    LabelledSpans, characters_of, choice_lists, choice_row, edge_states, fit_choice,
-    fit_phrases, join_lists, labelled_spans, phrase_table, phrases_of)
+    LabelledSpans, choice_lists, choice_row, edge_states, fit_choice,
+    fit_phrases, join_lists, labelled_spans, phrase_table)
 from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
 from s2dm.constituents import Constituents, near_flags
 from s2dm.core import DataError, file_hash, read_json, runs_dir, save_tensors, write_json
 from s2dm.evaluation import NO_ANSWER, read_answers, write_answers
 from s2dm.features import Spans, best_spans, choose_answers
-from s2dm.finetune import FinetuneConfig, evenly, finetune, load_questions
+from s2dm.finetune import LEARNED_SHARE, FinetuneConfig, evenly, finetune, load_questions
 from s2dm.metrics import score, squad_scores
 from s2dm.parsers import corenlp
-from s2dm.probes import split_groups
 from s2dm.reader import S2DMReader
 from s2dm.reading import load_reading
 from s2dm.spans import SpanChoice
-from s2dm.subwords import word_spans
-from s2dm.treebanks import load_sentences
+from s2dm.treebanks import load_sentences, split_groups
 
 FOLDS = 5
 SEEDS = range(5) # of readers; the readers of folds have seed 0
@@ -48,10 +49,8 @@ FOLD_ARMS = [f"fold{number}" for number in range(FOLDS)]
 ARMS = ("baseline", "S2DM_SP", "phrases", "no articles")
 ROOT = runs_dir() / "boundaries"
 SENTENCES = 250 # of each language
-LEARNED_SHARE = .8 # of the groups of sentences; the others calibrate and measure
 QUESTION_TEXTS = 500 # that are asked while sentences are read
-PHRASES = 3 # questions of English for each about a phrase
-ARTICLES = ("a ", "an ", "the ")
+LEARNED_OTHERWISE = {"phrases": dict(phrases=.25), "no articles": dict(articles="drop")}
 FITS = [dict(epochs=epochs, decay=decay) for epochs in (2, 5) for decay in (.1, 1.)]
 FAMILIES = (("ar",), ("cs", "pl", "ru"), ("de", "en", "is", "sv"), ("es", "fr", "it", "pt", "ro"),
             ("fi",), ("hi", "bn"), ("id",), ("ja",), ("ko",), ("th",), ("tr",), ("zh",))
@@ -110,59 +109,12 @@ def folds_of(questions): # [N] number of the fold; all questions about a context
     return np.array([drawn[order[context]] for context in questions["context"][:]])
 
 
-def without_article(row): # a row whose answer does not begin with one
-    text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
-    for article in ARTICLES:
-        if text.lower().startswith(article) and len(text) > len(article):
-            answers = dict(text=[text[len(article):]], answer_start=[start + len(article)])
-            return row | dict(answers=answers)
-    return row
-
-
-def phrase_question(number, row, rng): # None if no word of the sentence will do
-    "A word stands in the place of a question: what is the longest phrase that it begins or ends?"
-    words = word_spans(row["text"], row["forms"])
-    longest = {}
-    for i, j in phrases_of(row["heads"]):
-        if j - i < 2 or "PUNCT" in (row["upos"][i], row["upos"][j - 1]): continue
-        for key in (("begins", i), ("ends", j - 1)):
-            longest[key] = max(longest.get(key, (0, 0)), (i, j), key=lambda x: x[1] - x[0])
-    once = [key for key in longest if row["forms"].count(row["forms"][key[1]]) == 1]
-    if not once: return None
-    side, word = once[rng.integers(len(once))]
-    place = characters_of(words, longest[side, word])
-    if place is None: return None
-    form = row["forms"][word]
-    answers = dict(text=[row["text"][slice(*place)]], answer_start=[place[0]])
-    return dict(id=f"phrase{number}", question=f"{form} …" if side == "begins" else f"… {form}",
-                context=row["text"], answers=answers)
-
-
-def phrase_questions(sentences, most):
-    "At most `most`, as many of each language as there can be."
-    rng = np.random.default_rng(0)
-    language = np.array(sentences["lang"][:])
-    names, counts = np.unique(language, return_counts=True)
-    rows = []
-    for done, place in enumerate(np.argsort(counts, kind="stable")):
-        full = len(rows) + (most - len(rows)) // (len(names) - done) # with what others lacked
-        for number in rng.permutation(np.flatnonzero(language == names[place])).tolist():
-            if len(rows) == full: break
-            question = phrase_question(number, sentences[number], rng)
-            if question is not None: rows.append(question)
-    return rows
-
-
 def write_files():
-    "The questions of each fold, answers without articles, and phrases."
+    "The questions of each fold."
     questions = english()
     fold = folds_of(questions)
     for number in range(FOLDS):
         write_squad(ROOT / f"fold{number}.json", questions.select(np.flatnonzero(fold == number)))
-    write_squad(ROOT / "no_articles.json", map(without_article, questions))
-    sentences = every_sentence()
-    learned = sentences.select(np.flatnonzero(is_learned(sentences)))
-    write_squad(ROOT / "phrases.json", phrase_questions(learned, len(questions) // PHRASES))
 
 
 # readers
@@ -190,13 +142,7 @@ def parameters(arm, seed): # of 04_finetune
     if arm in FOLD_ARMS:
         others = [other for other in FOLD_ARMS if other != arm]
         given |= dict(data=[str(ROOT / f"{other}.json") for other in others])
-    if arm == "no articles": given |= dict(data=[str(ROOT / "no_articles.json")])
-    if arm == "phrases": # as many steps as without
-        train("baseline", seed)
-        plain = FinetuneConfig(model="e5", variant="baseline")
-        steps = read_json(folder_of("baseline", seed) / "metrics.json")["steps"]
-        given |= dict(data=[*plain.data, str(ROOT / "phrases.json")], max_steps=steps)
-    return given
+    return given | LEARNED_OTHERWISE.get(arm, {})
 
 
 def train(arm, seed):
@@ -310,6 +256,19 @@ def choose(how):
     table.round(2).to_csv(file.with_suffix(".csv"), index=False, lineterminator="\n")
     save_tensors(file, learned, dict(format="pt"))
     print(table.to_string(index=False), flush=True)
+
+
+def give(place, new): # folders
+    "A reader that chooses, from one that does not."
+    reader = S2DMReader.from_pretrained(place)
+    trees = Trees(reader, treebank())
+    model = trees.model()
+    reader.choice = new_choice(reader, model, CHOICE)
+    known = trees.table(model)["right"].mean()
+    reader.facts |= dict(choice="between overlapping spans, learned from English questions; what a "
+                                f"phrase is, from treebanks ({known:.0f}% of new spans right)")
+    reader.save_pretrained(new)
+    print(f"{new}: {reader.facts['choice']}")
 
 
 # reading
@@ -543,12 +502,16 @@ def write_tables(samples, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=("train", "choose", "read", "tables"))
+    parser.add_argument("command", choices=("train", "choose", "read", "tables", "give"))
     parser.add_argument("--arms", default="", help="with commas between; none given: all")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="with commas between")
     parser.add_argument("--out", type=Path, default=Path("figures/e5"))
     parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--reader", type=Path, help="folder (give)")
+    parser.add_argument("--to", type=Path, help="folder of the new reader (give)")
     given = parser.parse_args()
+    if given.command == "give" and not (given.reader and given.to):
+        parser.error("give needs --reader and --to")
     known = [*FOLD_ARMS, *ARMS] if given.command == "train" else [*ARMS]
     arms = given.arms.split(",") if given.arms else known
     unknown = sorted({*arms} - {*known})
@@ -557,7 +520,7 @@ def main():
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         if given.command == "train":
-            if not (ROOT / "phrases.json").exists(): write_files()
+            if not (ROOT / f"fold{FOLDS - 1}.json").exists(): write_files()
             for arm in arms:
                 for seed in seeds if arm in ARMS else (0,): train(arm, seed)
         if given.command == "choose":
@@ -571,6 +534,9 @@ def main():
             for arm in arms:
                 for seed in seeds: read(arm, seed)
         if given.command == "tables": write_tables(given.samples, given.out)
+        if given.command == "give":
+            check_there([learned_file(CHOICE)], "choices are not there yet (choose)")
+            give(given.reader, given.to)
     except DataError as error: sys.exit(str(error))
 
 

@@ -27,8 +27,8 @@ from .constituents import (
 from .core import Config, MissingData, atomic_write, contains, param, run_lock
 from .encoder import Encoder, FeatureCache, load_encoder
 from .evaluation import (
-    DATASETS, EvaluateConfig, ReadingTest, begin_record, questions_of, read_answers,
-    replace_record, tests)
+    DATASETS, EvaluateConfig, ReadingTest, begin_record, open_reader, questions_of,
+    read_answers, replace_record, tests)
 from .features import Answer
 from .finetune import pretrained_s2dm
 from .geometry import geometry_tables, parallel_xnli, retrieval_rows, some_sentences, sts_table
@@ -36,7 +36,6 @@ from .grammar import parse_language
 from .model import S2DM, S2DMConfig
 from .parsers import corenlp, kept
 from .probes import predictability, probe_data, probe_table
-from .reader import S2DMReader
 from .reference import reference_folder
 from .similarity import TESTS
 from .synthetic import Synthetic, read_constituents
@@ -390,14 +389,8 @@ def _look_at(known, config, reader, out): # the tables of one test
 
 # %% ../nbs/06f_analysis.ipynb #f8b18d1b
 def _reader(config, out): # the system's; None, and noted, if there is none
-    place = config.reader or config.folder("finetune") / "checkpoint"
-    reader = None
-    if config.reader or place.is_dir():
-        reader = out.attempt("decoding", S2DMReader.from_pretrained, place)
-    if reader is None:
-        remedy = "run nbs/04_finetune.ipynb with the same parameters"
-        out.note("decoding", f"{place} has no reader: {remedy}")
-    return reader
+    return out.attempt("decoding", open_reader, config.reading)
+
 
 # %% ../nbs/06f_analysis.ipynb #ba3c4659
 def _answers(config, parsers, out): # adds `boundaries`, `constituents`, `violations`, `decoding`

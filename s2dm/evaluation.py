@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DATASETS', 'NO_ANSWER', 'ReadingTest', 'tests', 'EvaluateConfig', 'best_answers', 'predict', 'scores_row', 'mlqa_row',
            'write_answers', 'read_answers', 'questions_of', 'begin_record', 'replace_record', 'reader_sum',
-           'questions_sum', 'Evaluation', 'evaluate', 'wide']
+           'questions_sum', 'open_reader', 'Evaluation', 'evaluate', 'wide']
 
 # %% ../nbs/05a_evaluation.ipynb #785ed9ad
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,13 +25,12 @@ from fastcore.basics import patch
 
 from .core import (
     Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, run_lock,
-    runs_dir,
-    write_json)
+    runs_dir, write_json)
 from .features import Answer
 from .grammar import LANGUAGES, parse_language
 from .metrics import (
     MLQA_LANGUAGES, Scores, bootstrap, check_predictions, read_predictions, read_spans, score)
-from .reader import S2DMReader
+from .reader import ReaderConfig, S2DMReader
 from .reading import READING, load_reading, reading_path
 from .sources import REGISTRY, needs_publisher
 from .synthetic import Synthetic, SyntheticConfig
@@ -97,6 +97,14 @@ def tests(
     _check_languages(datasets, languages)
     return chosen
 
+# %% ../nbs/05a_evaluation.ipynb #83bf8e43
+def _check_weight(value): # None, or what would be right
+    if value == "own": return None
+    try: possible = math.isfinite(float(value))
+    except ValueError: possible = False
+    return None if possible else "length_weight is own, or a number such as 0.5."
+
+
 # %% ../nbs/05a_evaluation.ipynb #83bf8e44
 @dataclass(frozen=True, init=False)
 class EvaluateConfig(Config):
@@ -104,6 +112,12 @@ class EvaluateConfig(Config):
     system: ReadingSystem = contains(ReadingSystem)
     reader: str = param("", "folder or hub id of a reader; empty: that of the run 04_finetune "
                             "with the same parameters")
+    choice: str = param(
+        "own", "between overlapping spans: the reader's own choice, if it has one, or none",
+        choices=("own", "none"))
+    length_weight: str = param(
+        "own", "instead of the reader's own: what an answer's length counts against it",
+        check=_check_weight, number=True)
     datasets: tuple[str, ...] = param(
         ("xquad", "mlqa", "tydiqa", "bipar"), "data sets; of the encoder small: synthetic",
         choices=tuple(DATASETS))
@@ -324,12 +338,21 @@ class _Progress: # of an evaluation
     missing: list[str] = field(default_factory=list) # tests that could not be had, and why
 
 # %% ../nbs/05a_evaluation.ipynb #b19d4e70
-def _open_reader(config): # the reader that a configuration names; raises MissingData
+def open_reader(
+    config: EvaluateConfig, # which, and how it reads
+) -> S2DMReader:
+    "The reader that a configuration names. Raises `MissingData` if it is not there."
     checkpoint = config.folder("finetune") / "checkpoint"
     if not config.reader and not checkpoint.is_dir():
         raise MissingData(f"{checkpoint} is not there: train the reader first, with "
                           "nbs/04_finetune.ipynb and the same parameters, or name one as reader.")
-    return S2DMReader.from_pretrained(config.reader or checkpoint)
+    reader = S2DMReader.from_pretrained(config.reader or checkpoint)
+    if config.choice == "none": reader.choice = None
+    if config.length_weight == "own": return reader
+    own = reader.config.as_dict() | dict(length_weight=float(config.length_weight))
+    reader.config = ReaderConfig(**own)
+    return reader
+
 
 # %% ../nbs/05a_evaluation.ipynb #30a776c1
 def _read_tests(config, reader, folder): # a `_Progress`; raises MissingData if there is no test
@@ -373,7 +396,7 @@ def evaluate(
     a reader that has not been trained yet, or if no test can be had; the last evaluation stays.
     Raises `ParameterError` if another process is evaluating it."""
     folder = config.folder("evaluate")
-    reader = _open_reader(config) if reader is None else reader
+    reader = open_reader(config) if reader is None else reader
     patterns = [f"{kind}.*.json" for kind in _FILES]
     with run_lock(folder):
         record = begin_record(folder, config, patterns)

@@ -65,6 +65,9 @@ class ReaderConfig(Config):
     n_best: int = param(
         20, "starts and ends that are paired in each window", low=1, high=1000)
     longest_characters: int = param(LONGEST, "characters of an answer, at most", low=1)
+    length_weight: float = param(
+        0., "what an answer's length counts against it, between spans that overlap the best: this "
+            "times the logarithm of its characters; below 0: for it")
 
 # %% ../nbs/04c_reader.ipynb #0c5c1e02
 @dataclass(frozen=True, init=False)
@@ -668,6 +671,28 @@ def read_states(
                 scores = self.span_scores(h)
             yield positions, h, scores
 
+# %% ../nbs/04c_reader.ipynb #9a15c13e
+def _log_lengths(windows: Windows, positions: list[int], spans: Spans) -> np.ndarray: # [W,K]
+    "Logarithms of the spans' characters; 0 where there is no span."
+    there = spans.score > -np.inf
+    window = np.asarray(positions)[:, None]
+    first = windows.begin[window] # of the context: a place that there is
+    start, end = (np.where(there, place, first) for place in (spans.start, spans.end))
+    start, end = windows.characters(window, start, end)
+    return np.where(there, np.log(np.maximum(end - start, 1)), 0.).astype(np.float32)
+
+
+# %% ../nbs/04c_reader.ipynb #9a15c13f
+@patch
+def _worth(self: S2DMReader, windows, positions, h, spans): # [W,K] float32; None: scores decide
+    "What decides between overlapping spans: the choice, and the weight of their lengths."
+    weight = self.config.length_weight
+    if self.choice is None and not weight: return None
+    worth = spans.score
+    if self.choice is not None: worth = self.choice.worth(h, spans, windows.asked(positions))
+    return worth - weight * _log_lengths(windows, positions, spans) if weight else worth
+
+
 # %% ../nbs/04c_reader.ipynb #9a15c13d
 @patch
 def _read(self: S2DMReader, windows, budget=None, progress=True, states=None) -> _Read:
@@ -679,8 +704,8 @@ def _read(self: S2DMReader, windows, budget=None, progress=True, states=None) ->
         order += positions
         spans.append(best)
         none.append((start[:, 0] + end[:, 0]).float().cpu().numpy())
-        if self.choice is None: continue
-        worth.append(self.choice.worth(h, best, windows.asked(positions)))
+        weighed = self._worth(windows, positions, h, best)
+        if weighed is not None: worth.append(weighed)
     spans = Spans(*map(np.concatenate, zip(*spans)))
     return _Read(order, spans, np.concatenate(none), np.concatenate(worth) if worth else None)
 

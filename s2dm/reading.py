@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['READING', 'ASK_ACROSS', 'features', 'check_answer', 'squad_rows', 'read_squad', 'read_qamr', 'ReadingCorpus',
-           'reading_path', 'load_reading']
+           'reading_path', 'load_reading', 'without_articles']
 
 # %% ../nbs/01c_reading.ipynb #11bccb03
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -341,3 +342,26 @@ def load_reading(
         sentences = fetch("qamr/data/wiki-sentences.tsv")
         return cached(entry, [file, sentences], lambda: read_qamr(file, sentences))
     return cached(entry, [file], lambda: read_squad(file, language, question))
+
+# %% ../nbs/01c_reading.ipynb #6158343d
+_ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)", re.I)
+
+
+def _without_article(text, start): # of an English answer
+    article = _ARTICLE.match(text)
+    cut = article.end() if article else 0
+    return text[cut:], start + cut
+
+
+# %% ../nbs/01c_reading.ipynb #6158343f
+def without_articles(
+    questions: "Dataset", # with English answers
+) -> "Dataset": # the same columns
+    "The same questions, whose answers do not begin with an article."
+    rows = questions.to_list()
+    for row in rows:
+        answers = zip(row["answers"]["text"], row["answers"]["answer_start"])
+        cut = [_without_article(*answer) for answer in answers]
+        row["answers"] = {"text": [text for text, _ in cut], "answer_start": [i for _, i in cut]}
+    return type(questions).from_list(rows, features=questions.features)
+

@@ -861,37 +861,6 @@ def test_questions_of_one_context_are_in_one_fold(boundaries):
     assert all(len(set(folds[i:i + 3])) == 1 for i in range(0, 150, 3))
 
 
-@pytest.mark.parametrize("answer, kept", [
-    ("the old house", "old house"), ("An owl", "owl"), ("The", "The"), ("theory", "theory")])
-def test_a_leading_article_goes_and_the_answer_stays_in_its_place(answer, kept, boundaries):
-    context = f"It was {answer}."
-    row = dict(context=context, answers=dict(text=[answer], answer_start=[7]))
-    answers = boundaries["without_article"](row)["answers"]
-    assert answers["text"] == [kept]
-    assert context[answers["answer_start"][0]:].startswith(kept)
-
-
-def test_the_word_in_the_place_of_a_question_begins_or_ends_the_answer(boundaries, tmp_path):
-    from s2dm.metrics import read_squad
-    from s2dm.toy import random_sentences
-
-    sentences = random_sentences(groups=40)
-    rows = boundaries["phrase_questions"](sentences, 30)
-    assert len({row["id"] for row in rows}) == len(rows) == 30
-    languages = [sentences[int(row["id"].removeprefix("phrase"))]["lang"] for row in rows]
-    assert sorted(map(languages.count, set(languages))) == [10, 10, 10]
-    for row in rows:
-        text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
-        assert row["context"][start:start + len(text)] == text and " " in text
-        word = row["question"].strip("… ")
-        if row["question"].endswith("…"): assert text.startswith(word + " ")
-        else: assert text.endswith(" " + word)
-    boundaries["write_squad"](tmp_path / "phrases.json", rows)
-    again = read_squad(tmp_path / "phrases.json", "en", "en")
-    assert {row["id"]: row["answers"] for row in again} == {
-        row["id"]: row["answers"] for row in rows}
-
-
 def test_no_sentence_keeps_its_own_tree(boundaries):
     from s2dm.toy import random_sentences
 
@@ -1234,11 +1203,14 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
 
     import boundaries
     import primary
+    import s2dm.finetune
     from s2dm.evaluation import predict
+    from s2dm.reader import S2DMReader
     from s2dm.toy import random_sentences
 
     sentences = random_sentences(groups=60)
     monkeypatch.setattr(boundaries, "load_sentences", lambda: sentences)
+    monkeypatch.setattr(s2dm.finetune, "load_sentences", lambda: sentences)
     monkeypatch.setattr(boundaries, "corenlp", toy_parser)
     monkeypatch.setattr(boundaries, "SEEDS", range(2))
     out, runs = tmp_path / "out", tmp_path / "runs"
@@ -1328,6 +1300,17 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
         kept = boundaries.answers_of("baseline with shuffled trees", seed)
         lowest = picked(boundaries, seed, "xquad", "zh", lambda row, span: -span[2])
         assert share_right(kept, "xquad", "zh") == lowest
+    # give: the same choice as a part of a saved reader
+    plain = boundaries.folder_of("baseline", 0) / "checkpoint"
+    go("give", "--reader", plain, "--to", tmp_path / "chooser")
+    chooser = S2DMReader.from_pretrained(tmp_path / "chooser")
+    assert "from treebanks" in chooser.facts["choice"]
+    kept = boundaries.answers_of("baseline with choice", 0) / "predictions.xquad.zh.json"
+    said = predict(chooser, boundaries.questions_of("xquad", "zh"))
+    assert said == json.loads(kept.read_text())
+    without = predict(boundaries.reader_of("baseline", 0), boundaries.questions_of("xquad", "zh"))
+    assert said != without
+
     (folder / "metrics.json").unlink()
     (folder / "nbest.tydiqa.fi.json").unlink()
     read_once, asked = boundaries.read_once, []
@@ -1384,6 +1367,7 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command, says", [
     ("choose", "6 of 6 readers are not trained yet, such as"),
     ("read --arms baseline --seeds 0,1", "5 of 5 are not there yet (train, choose), such as"),
+    ("give --reader a --to b", "1 of 1 choices are not there yet (choose), such as"),
     ("tables", "20 of 20 have not been read with, such as")])
 def test_no_score_of_boundaries_is_shown_before_all_are_there(
         command, says, boundaries, tmp_path, monkeypatch):
@@ -1396,6 +1380,7 @@ def test_no_score_of_boundaries_is_shown_before_all_are_there(
 @pytest.mark.parametrize("command, unknown", [
     ("train --arms baseline,fold5", "'fold5' is no arm; choose from fold0, fold1,"),
     ("read --arms fold0", "'fold0' is no arm; choose from baseline, S2DM_SP, phrases, no articles"),
+    ("give --reader a", "give needs --reader and --to"),
     ("test", "invalid choice: 'test'")])
 def test_an_arm_of_boundaries_that_is_not_known(command, unknown, boundaries, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script", *command.split()])

@@ -16,12 +16,11 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2dm.boundaries import (
-    ChoiceLists, choice_row, edge_states, fit_choice, labelled_spans, phrases_of)
+from s2dm.boundaries import ChoiceLists, choice_row, edge_states, fit_choice, labelled_spans
 from s2dm.constituents import (
     RULES, Constituents, GoldParser, Parse, TreebankParser, Trees, boundary_row, constituent_rows,
     deficit_row, dependency_parse, overlap_row, places, read_brackets, restricted, rule_rows, share,
-    subtree_runs, trim, violation_row)
+    trim, violation_row)
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.features import Answer
 from s2dm.grammar import LANGUAGES, Clause, Entity, Grammar, brackets
@@ -31,6 +30,7 @@ from s2dm.parsers import corenlp as kept_corenlp
 from s2dm.reading import load_reading
 from s2dm.spans import SpanChoice, SpanInputs
 from s2dm.synthetic import Synthetic, SyntheticConfig, read_constituents
+from s2dm.treebanks import phrases_of, subtree_runs
 
 
 # the rule
@@ -720,6 +720,26 @@ def test_a_choice_takes_the_worthiest_of_what_overlaps_the_best(length, seed):
         assert chosen[1:] == [a for a in before if a != wanted]
         changed += wanted != best
     assert changed
+
+
+@pytest.mark.parametrize("weight", [5, -5])
+def test_a_reader_that_wants_short_answers_and_one_that_wants_long_ones(weight):
+    from s2dm.reader import ReaderConfig
+    from s2dm.toy import random_words, toy_reader
+
+    reader = toy_reader("baseline")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(random_words(rng, 150)) for _ in range(4)] # several windows each
+    windows = reader.windows(dict(question=["who?"] * 4, context=texts))
+    plain = reader.read(windows, top_k=20)
+    reader.config = ReaderConfig(**reader.config.as_dict() | dict(length_weight=weight))
+    for chosen, before in zip(reader.read(windows, top_k=20), plain):
+        best = before[0]
+        near = [a for a in before if a.start < best.end and best.start < a.end]
+        assert chosen[0] == max(near, key=lambda a: a.score - weight * np.log(a.end - a.start))
+    lengths = [[len(found[0].text) for found in answers]
+               for answers in (reader.read(windows), plain)]
+    assert np.sign(np.mean(lengths[0]) - np.mean(lengths[1])) == -np.sign(weight)
 
 
 def test_what_is_learned_from_lists_is_right_on_others_and_the_reader_is_kept_by_it():

@@ -27,9 +27,11 @@ from s2dm.evaluation import (
     EvaluateConfig,
     best_answers,
     evaluate,
+    open_reader,
     mlqa_row,
     predict,
     read_answers,
+    reader_sum,
     scores_row,
     wide,
     write_answers,
@@ -350,6 +352,21 @@ def test_the_reader_of_a_run_is_found_by_its_parameters(parts, mlqa, monkeypatch
     found = evaluate(EvaluateConfig(reader="owner/reader", datasets="mlqa", samples=100))
     assert found.folder.parts[-2:] == ("evaluate", "owner--reader")
     assert asked == ["owner/reader"]
+
+
+def test_the_run_decides_whether_the_reader_chooses_and_what_length_counts(tmp_path):
+    from s2dm.spans import SpanChoice
+    from s2dm.toy import toy_reader
+
+    reader = toy_reader("baseline")
+    reader.choice = SpanChoice(16)
+    folder = str(tmp_path / "reader")
+    reader.save_pretrained(folder)
+    own = open_reader(EvaluateConfig(reader=folder))
+    assert own.choice is not None and own.config.length_weight == 0
+    other = open_reader(EvaluateConfig(reader=folder, choice="none", length_weight=.5))
+    assert other.choice is None and other.config.length_weight == .5
+    assert reader_sum(other) not in (reader_sum(own), reader_sum(reader))
 
 
 def test_a_reader_that_is_not_there():

@@ -11,11 +11,13 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+import s2dm.finetune
 import s2dm.pretrain
 from s2dm.core import DataError, MissingData, ParameterError, seed_everything, write_json
 from s2dm.encoder import load_encoder
@@ -27,7 +29,8 @@ from s2dm.pretrain import PretrainConfig, checkpoint_for, model_settings, pretra
 from s2dm.reader import S2DMReader
 from s2dm.reading import READING
 from s2dm.systems import ENCODERS
-from s2dm.toy import save_toy_encoder, save_toy_questions, save_toy_s2dm
+from s2dm.toy import random_sentences, save_toy_encoder, save_toy_questions, save_toy_s2dm
+from s2dm.treebanks import split_groups
 
 def save_encoder(folder, **sizes):
     return load_encoder(save_toy_encoder(folder, feed_forward=32, positions=128, **sizes), "cpu")
@@ -192,6 +195,35 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(parts, tmp_path, monkeypa
                 == (again.folder / "checkpoint" / name).read_bytes()), name
     def drop(metrics): return {k: v for k, v in metrics.items() if k != "seconds"}
     assert drop(whole.metrics) == drop(again.metrics)
+
+
+def test_phrases_take_the_place_of_questions_and_articles_go(parts, monkeypatch):
+    "As many steps as without; the reader's card says what was learned."
+    sentences = random_sentences(groups=60)
+    monkeypatch.setattr(s2dm.finetune, "load_sentences", lambda: sentences)
+    seen = {}
+    def windows(reader, questions, **more):
+        seen.update({row["id"]: row for row in questions})
+        return make_windows(reader, questions, **more)
+
+    make_windows = S2DMReader.windows
+    plain = finetune(config(parts, variant="baseline", seed=11))
+    with monkeypatch.context() as patch:
+        patch.setattr(S2DMReader, "windows", windows)
+        mixed = finetune(config(parts, variant="baseline", seed=12, phrases=.5, articles="drop"))
+    assert mixed.metrics["questions"] == 2 * plain.metrics["questions"]
+    assert mixed.metrics["steps"] == plain.metrics["steps"]
+    learned = split_groups(sentences["group"][:], s2dm.finetune.LEARNED_SHARE)
+    asked = {int(id.removeprefix("phrase")) for id in seen if id.startswith("phrase")}
+    assert len(asked) == plain.metrics["questions"] and max(asked) < learned.sum()
+    texts = {seen[f"phrase{number}"]["context"] for number in asked}
+    assert texts <= set(np.array(sentences["text"][:])[learned])
+    said = mixed.reader.facts
+    assert "50% of the questions ask for phrases" in said["training"]
+    assert "answers without leading articles" in said["training"]
+    assert said["questions"].startswith(f"{plain.metrics['questions']} in English")
+    limited = finetune(config(parts, variant="baseline", seed=13, phrases=.5, max_steps=3))
+    assert limited.metrics["steps"] == 3
 
 
 def test_a_finished_run_is_not_run_again_and_other_parameters_are_refused(parts):

@@ -18,9 +18,10 @@ from s2dm.geometry import (
 from s2dm.probes import (
     ProbeData, classify, content_words, control_labels, dependent_first, majority, predictability,
     probe_data, probe_table, r_squared, ranks, ridge, roc_area, spanning_trees, spearman,
-    split_groups, squared_distances, structural_probe, tree_probes, tree_scores, trees)
+    squared_distances, structural_probe, tree_probes, tree_scores, trees)
 from s2dm.synthetic import Synthetic, SyntheticConfig
 from s2dm.toy import toy_encoder, toy_s2dm
+from s2dm.treebanks import split_groups
 from s2dm.vectors import KINDS
 
 

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from s2dm.core import DataError, MissingData, ParameterError
 from s2dm.geometry import parallel_xnli
-from s2dm.reading import READING, load_reading, read_qamr, read_squad
+from s2dm.reading import (
+    READING, features, load_reading, read_qamr, read_squad, without_articles)
 from s2dm.similarity import TRACKS, load_similarity, read_sts2017, read_zh_sts
+from s2dm.spans import phrase_questions
+from s2dm.toy import random_sentences
 from s2dm.treebanks import read_conllu
 
 SQUAD = {
@@ -341,6 +344,40 @@ def test_real_similarity(real):
             == [7649, 2549, 2549])
     assert ({s for part in ("dev", "test") for s in load_similarity("zh_sts", part)["score"][:]}
             <= {i / 100 for i in range(101)})
+
+
+# Other questions to learn from
+
+def test_leading_articles_go_and_answers_stay_in_their_places(tmp_path):
+    kept = {"the old house": "old house", "An owl": "owl", "The": "The", "theory": "theory"}
+    paragraphs = []
+    for number, answer in enumerate(kept):
+        given = dict(text=answer, answer_start=7)
+        asked = dict(id=str(number), question="What?", answers=[given, given])
+        paragraphs.append(dict(context=f"It was {answer}.", qas=[asked]))
+    file = write(tmp_path, json.dumps(dict(data=[dict(title="", paragraphs=paragraphs)])))
+    questions = read_squad(file, "en", "en")
+    found = without_articles(questions)
+    assert found.features == questions.features == features()
+    for row, answer in zip(found, kept.values()):
+        assert row["answers"]["text"] == [answer, answer]
+        for start in row["answers"]["answer_start"]:
+            assert row["context"][start:].startswith(answer)
+
+
+def test_the_word_in_the_place_of_a_question_begins_or_ends_the_answer():
+    sentences = random_sentences(groups=40)
+    rows = phrase_questions(sentences, 30)
+    assert rows.features == features() and len(set(rows["id"][:])) == len(rows) == 30
+    of = [sentences[int(row["id"].removeprefix("phrase"))] for row in rows]
+    assert [row["lang"] for row in of] == rows["lang_context"][:] == rows["lang_question"][:]
+    assert sorted(map(rows["lang_context"][:].count, set(rows["lang_context"][:]))) == [10, 10, 10]
+    for row in rows:
+        text, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
+        assert row["context"][start:start + len(text)] == text and " " in text
+        word = row["question"].strip("… ")
+        if row["question"].endswith("…"): assert text.startswith(word + " ")
+        else: assert text.endswith(" " + word)
 
 
 @pytest.mark.parametrize("text, says", [
