@@ -621,7 +621,7 @@ def _batch(self: S2DMReader, windows, positions, states) -> dict[str, Tensor]:
     return batch
 
 # %% ../nbs/04c_reader.ipynb #69481b8e
-_READING = WeakKeyDictionary() # reader -> threads that read, modes of its modules before the first
+_READING = WeakKeyDictionary() # reader -> threads that read, modules that were being trained before
 _CHANGING = Lock()
 
 
@@ -629,16 +629,18 @@ _CHANGING = Lock()
 def _evaluating(reader: S2DMReader):
     "The reader in eval mode until the last thread is done; then as it was before the first."
     with _CHANGING:
-        threads, modes = _READING.get(reader) or (0, [(m, m.training) for m in reader.modules()])
-        _READING[reader] = threads + 1, modes
-        reader.eval()
+        training = [module for module in reader.modules() if module.training]
+        threads, before = _READING.get(reader, (0, training))
+        _READING[reader] = threads + 1, before
+        for module in training: module.training = False
     try: yield
     finally:
         with _CHANGING:
-            threads, modes = _READING.pop(reader)
-            if threads > 1: _READING[reader] = threads - 1, modes
+            threads, before = _READING.pop(reader)
+            if threads > 1: _READING[reader] = threads - 1, before
             else:
-                for module, training in modes: module.training = training
+                for module in before: module.training = True
+
 
 # %% ../nbs/04c_reader.ipynb #69481b8d
 class _Read(NamedTuple):
