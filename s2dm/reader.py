@@ -650,6 +650,15 @@ class _Read(NamedTuple):
     none: np.ndarray # [W] float32, score of no answer in the window
     worth: np.ndarray | None # [W,K] float32, by the reader's choice, if it has one
 
+# %% ../nbs/04c_reader.ipynb #9a15c140
+def _budget(encoder: nn.Module, device: torch.device) -> int: # subwords of a batch, padding included
+    "What suits the device. On a processor the widest layer's output stays in its cache (6 MiB)."
+    usual = usual_budget(device)
+    if device.type == "cuda": return usual
+    width = getattr(encoder.config, "intermediate_size", 4 * states_width(encoder))
+    return min(usual, max(512, 6 * 2**20 // (4 * width)))
+
+
 # %% ../nbs/04c_reader.ipynb #9a15c13c
 @patch
 def read_states(
@@ -662,7 +671,7 @@ def read_states(
     "The windows of each batch, their states [B,T,d], start scores and end scores [B,T]."
     device = self.head.weight.device
     half = has_bfloat16(device.type)
-    batches = length_batches(windows.lengths.tolist(), budget or usual_budget(device))
+    batches = length_batches(windows.lengths.tolist(), budget or _budget(self.encoder, device))
     bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
     with _evaluating(self):
         for positions in bar:
