@@ -26,13 +26,15 @@ from datasets import Dataset
 from primary import OUTCOMES, SYSTEMS, targets
 from recipe import check_primary, check_there, precision_for, s2dm_of
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
 from s2dm.boundaries import (
     LabelledSpans, choice_lists, choice_row, edge_states, fit_choice,
     fit_phrases, join_lists, labelled_spans, phrase_table)
 from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
 from s2dm.constituents import Constituents, near_flags
-from s2dm.core import DataError, file_hash, read_json, runs_dir, save_tensors, write_json
+from s2dm.core import (
+    DataError, file_hash, project_root, read_json, runs_dir, save_tensors, write_json)
 from s2dm.evaluation import NO_ANSWER, read_answers, write_answers
 from s2dm.features import Spans, best_spans, choose_answers
 from s2dm.finetune import LEARNED_SHARE, FinetuneConfig, evenly, finetune, load_questions
@@ -482,8 +484,30 @@ def bounds_table(): # means over seeds; of the penalties those that are best
     means = every.groupby(["dataset", "language"], sort=False).mean().drop(columns="seed")
     # there are no trees of the development questions, so what trees give is an upper bound
     said = dict(length=means.loc[DEV], trees=means.loc[("xquad", "en")])
-    best = [said[kind][names].idxmax() for kind, names in TRIED.items()]
-    return means[["plain", "oracle", *best]].reset_index()
+    best = {kind: said[kind][names].idxmax() for kind, names in TRIED.items()}
+    table = means[["plain", "oracle"]].assign(**{kind: means[name] for kind, name in best.items()})
+    weights = {kind: float(name.split()[1]) for kind, name in best.items()}
+    named = dict(length_weight=weights["length"], tree_penalty=weights["trees"])
+    return table.assign(**named).reset_index()
+
+
+def far_from_english(): # language -> percent of translations that the fourth layer does not find
+    found = pd.read_csv(project_root() / "figures/e5/layers.csv").set_index("lang")["4"]
+    return (100 - found).to_dict()
+
+
+def by_distance(single): # single: as from `single_languages`
+    "Is more gained in languages that are further from English?"
+    rows = single[(single["language"] != "en") & (single["measure"] == EM)]
+    rows = rows.assign(distance=rows["language"].map(far_from_english())).dropna()
+    table = []
+    for (dataset, system, other), part in rows.groupby(["dataset", "system", "other"], sort=False):
+        if len(part) < 3: continue
+        rho, p = spearmanr(part["difference"], part["distance"])
+        about = dict(dataset=dataset, system=system, other=other, languages=len(part))
+        table.append(about | dict(correlation=100 * rho, p=round(p, 3)))
+    columns = ["dataset", "system", "other", "languages", "correlation", "p"]
+    return pd.DataFrame(table, columns=columns)
 
 
 def write_tables(samples, out):
@@ -491,10 +515,11 @@ def write_tables(samples, out):
     check_there(there, "have not been read with")
     check_primary(ROOT)
     tables = {
-        "boundaries": comparisons(PAIRS, samples),
-        "boundaries-controls": comparisons(CONTROLLED, samples),
-        "boundaries-languages": single_languages(PAIRS + CONTROLLED, samples),
-        "boundaries-bounds": bounds_table()}
+        "choice": comparisons(PAIRS, samples),
+        "choice_controls": comparisons(CONTROLLED, samples),
+        "choice_languages": single_languages(PAIRS + CONTROLLED, samples),
+        "choice_bounds": bounds_table()}
+    tables["choice_distance"] = by_distance(tables["choice_languages"])
     for name, table in tables.items():
         table.round(4).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
         print(table.round(3).to_string(index=False), end="\n\n")

@@ -291,8 +291,8 @@ def write_tables(joins, samples, out):
     ready = ["baseline", S2DM] # of `make e5`
     answers = places_of([*ready, *arms]).values()
     check_there([folder / "metrics.json" for folder in answers], "have not been read with")
-    tables = dict(recipe=comparisons(pairs, samples), costs=costs(arms))
-    tables["recipe-languages"] = single_languages(pairs, samples)
+    tables = dict(recipe=comparisons(pairs, samples), recipe_costs=costs(arms))
+    tables["recipe_languages"] = single_languages(pairs, samples)
     for name, table in tables.items():
         table.round(4).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
         print(table.round(3).to_string(index=False), end="\n\n")

@@ -699,13 +699,15 @@ _ZERO_SHOT = Section(
     "Readers are trained on questions in one language and read others (Section 4.4). What the "
     "paper lacks is here, too: seeds, tests, and an S2DM that was never trained.",
     ("primary", "glance"),
-    ("table2", "table3", "table4", "table5", "systems", "languages", "normalisation"))
+    ("table2", "table3", "table4", "table5", "systems", "languages", "normalisation",
+     "recipe", "recipe_costs", "recipe_languages"))
 _SYNTAX = Section(
     "Boundaries",
     "Do predicted answers match the syntax of the target language (Section 5.3, 3)?",
     ("mechanism",), ("deficit", "overlap", "shares", "violations_bipar", "boundaries", "errors",
                      "table1_readers", "boundaries_paper", "constituents", "violations",
-                     "decoding", "decoding_rules"))
+                     "decoding", "decoding_rules", "choice", "choice_controls",
+                     "choice_languages", "choice_bounds", "choice_distance"))
 
 # %% ../nbs/07d_report.ipynb #6878af3d
 _VECTORS = Section(

@@ -1136,13 +1136,13 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
         assert row["mean_other"] == pytest.approx(means[dataset, other], abs=1e-3)
         assert row["difference"] == pytest.approx(row["mean"] - row["mean_other"], abs=1e-3)
     assert table.loc["bipar"].index.tolist()[-2:] == [(with_s2dm, best), (with_s2dm, "S2DM_SP")]
-    single = pd.read_csv(out / "recipe-languages.csv")
+    single = pd.read_csv(out / "recipe_languages.csv")
     assert len(single) == (3 + 2 + 2) * 2 * 10 and "p" not in single
     german = single[(single["language"] == "de") & (single["measure"] == "em")]
     at = german.set_index(["arm", "other"])["mean"]
     right = [share_right(recipe.answers_of("switched", seed), "xquad", "de") for seed in range(2)]
     assert at["switched", "baseline"] == pytest.approx(np.mean(right), abs=1e-3)
-    costs = pd.read_csv(out / "costs.csv").set_index("arm")
+    costs = pd.read_csv(out / "recipe_costs.csv").set_index("arm")
     assert [*costs] == ["minutes", "f1_reddit"] and len(costs) == 10
     assert costs.loc["subwords"].tolist() == pytest.approx([1, .02])
     assert costs.loc["baseline", "f1_reddit"] == pytest.approx(.001)
@@ -1329,10 +1329,10 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
     # tables: means of what the answers say
     write_json(unfinished, {})
     go("tables")
-    single = pd.read_csv(out / "boundaries-languages.csv")
+    single = pd.read_csv(out / "choice_languages.csv")
     assert len(single) == len(boundaries.TESTS) * 2 * 11 and "p" not in single
-    for file, pairs in (("", boundaries.PAIRS), ("-controls", boundaries.CONTROLLED)):
-        table = pd.read_csv(out / f"boundaries{file}.csv")
+    for file, pairs in (("", boundaries.PAIRS), ("_controls", boundaries.CONTROLLED)):
+        table = pd.read_csv(out / f"choice{file}.csv")
         assert len(table) == 3 * 2 * len(pairs) and (table["seeds"] == 2).all()
         for _, row in table.iterrows():
             for column, name in (("mean", row["system"]), ("mean_other", row["other"])):
@@ -1344,21 +1344,20 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
                              for each in folders]
                 else: continue
                 assert row[column] == pytest.approx(np.mean(means), abs=1e-3)
-    bounds = pd.read_csv(out / "boundaries-bounds.csv").set_index(["dataset", "language"])
+    bounds = pd.read_csv(out / "choice_bounds.csv").set_index(["dataset", "language"])
     assert [*bounds.index] == [boundaries.DEV, *boundaries.TESTS]
-    length, trees = [*bounds][2:]
-    assert length.startswith("length ") and trees.startswith("trees ")
-    penalties = {name: float(name.split()[1]) for name in (length, trees)}
+    weight, penalty = bounds["length_weight"].iloc[0], bounds["tree_penalty"].iloc[0]
+    assert weight in boundaries.LENGTHS and penalty in boundaries.PENALTIES
     has_trees = [key for key in bounds.index if key[0] == "xquad"]
-    assert [*bounds.index[bounds[trees].notna()]] == has_trees
+    assert [*bounds.index[bounds["trees"].notna()]] == has_trees
 
     worth = {
         "plain": lambda row, span: span[2],
         "oracle": lambda row, span: row["context"][span[0]:span[1]] in row["answers"]["text"],
-        length: lambda row, span: span[2] - penalties[length] * math.log(span[1] - span[0]),
-        trees: lambda row, span: span[2] - penalties[trees] * crosses(row["context"], span[:2])}
+        "length": lambda row, span: span[2] - weight * math.log(span[1] - span[0]),
+        "trees": lambda row, span: span[2] - penalty * crosses(row["context"], span[:2])}
     for column, of in worth.items():
-        for key in has_trees if column == trees else bounds.index:
+        for key in has_trees if column == "trees" else bounds.index:
             means = [picked(boundaries, seed, *key, of) for seed in range(2)]
             assert bounds.loc[key, column] == pytest.approx(np.mean(means), abs=1e-3)
     assert (bounds["oracle"] > bounds["plain"]).all()
@@ -1375,6 +1374,22 @@ def test_no_score_of_boundaries_is_shown_before_all_are_there(
     with pytest.raises(SystemExit) as stopped: boundaries["main"]()
     assert str(stopped.value).startswith(says)
     assert not [*(tmp_path / "runs").rglob("*.json")]
+
+
+def test_what_is_gained_far_from_english(boundaries):
+    "Languages whose distance is known, without English; two of them tell nothing."
+    far = boundaries["far_from_english"]()
+    assert far["is"] > far["de"] > 0 and "en" not in far
+    about = dict(measure=boundaries["EM"], system="a", other="b")
+    rows = [about | dict(dataset="xquad", language=language, difference=far[language] ** 2)
+            for language in ("de", "ar", "th", "hi")]
+    rows += [about | dict(dataset="xquad", language=language, difference=-100.)
+             for language in ("en", "vi")]
+    rows += [about | dict(dataset="tydiqa", language=language, difference=0.)
+             for language in ("ar", "fi")]
+    found = boundaries["by_distance"](pd.DataFrame(rows))
+    assert found["dataset"].tolist() == ["xquad"] and found["languages"].tolist() == [4]
+    assert found["correlation"].tolist() == pytest.approx([100]) and found["p"].tolist() == [0]
 
 
 @pytest.mark.parametrize("command, unknown", [

@@ -20,7 +20,8 @@ from s2dm.results import open_records
 
 KEPT = (".png", ".svg", ".html", ".xz")
 # csv files that begin so
-NUMBERS = ("table", "figure", "primary", "mechanism", "deficit", "overlap", "shares", "violations")
+NUMBERS = ("table", "figure", "primary", "mechanism", "deficit", "overlap", "shares", "violations",
+           "recipe", "choice")
 
 
 def seeds(folder): # of each system that was read with: name -> seeds
