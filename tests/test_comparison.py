@@ -1089,7 +1089,8 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
     helped = {"subwords": .02, "average of runs": .01, "6 layers frozen": .005}
     for arm in recipe.LEVERS:
         for seed in recipe.SEEDS:
-            write_json(recipe.record_of(arm, seed), dict(minutes=1., f1=helped.get(arm, 0.)))
+            spent = dict(minutes=1., device="here")
+            write_json(recipe.record_of(arm, seed), spent | dict(f1=helped.get(arm, 0.)))
     for seed in recipe.SEEDS:
         file = recipe.answers_of("baseline", seed, "finetune") / "metrics.json"
         write_json(file, json.loads(file.read_text()) | dict(evaluations=[dict(f1=.001)]))
@@ -1143,8 +1144,8 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
     right = [share_right(recipe.answers_of("switched", seed), "xquad", "de") for seed in range(2)]
     assert at["switched", "baseline"] == pytest.approx(np.mean(right), abs=1e-3)
     costs = pd.read_csv(out / "recipe_costs.csv").set_index("arm")
-    assert [*costs] == ["minutes", "f1_reddit"] and len(costs) == 10
-    assert costs.loc["subwords"].tolist() == pytest.approx([1, .02])
+    assert [*costs] == ["minutes", "f1_reddit", "device"] and len(costs) == 10
+    assert costs.loc["subwords"].tolist() == [pytest.approx(1), pytest.approx(.02), "here"]
     assert costs.loc["baseline", "f1_reddit"] == pytest.approx(.001)
 
 
