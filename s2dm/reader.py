@@ -651,7 +651,7 @@ class _Read(NamedTuple):
     worth: np.ndarray | None # [W,K] float32, by the reader's choice, if it has one
 
 # %% ../nbs/04c_reader.ipynb #9a15c140
-def _budget(encoder: nn.Module, device: torch.device) -> int: # subwords of a batch, padding included
+def _budget(encoder: nn.Module, device: torch.device) -> int: # subwords of a batch, with padding
     "What suits the device. On a processor the widest layer's output stays in its cache (6 MiB)."
     usual = usual_budget(device)
     if device.type == "cuda": return usual
