@@ -655,7 +655,8 @@ def _budget(encoder: nn.Module, device: torch.device) -> int: # subwords of a ba
     "What suits the device. On a processor the widest layer's output stays in its cache (6 MiB)."
     usual = usual_budget(device)
     if device.type == "cuda": return usual
-    width = getattr(encoder.config, "intermediate_size", 4 * states_width(encoder))
+    # an encoder whose settings do not say it is asked, which takes as long as a short text
+    width = getattr(encoder.config, "intermediate_size", 0) or 4 * states_width(encoder)
     return min(usual, max(512, 6 * 2**20 // (4 * width)))
 
 

@@ -166,7 +166,8 @@ def test_a_report_replaces_one_on_as_many_seeds_and_none_on_more(tmp_path):
     shown = tmp_path / "figures/small"
     assert publish(three, shown).returncode == 0
     kept = {"report.html", "table2.csv", "figure3.png", "figure3.csv", "records.tar.xz"}
-    assert {p.name for p in shown.iterdir()} == kept
+    assert {p.name for p in shown.iterdir()} == kept | {"tables.md"}
+    assert (shown / "tables.md").read_text() == "# Tables of the report\n\n## Systems\n\n3\n"
     out = publish(two, shown)
     assert out.returncode == 1
     assert "small, baseline: 2 seeds instead of 3" in out.stderr

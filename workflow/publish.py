@@ -6,7 +6,8 @@
 A report that rests on fewer seeds of a system than the one that is there is refused, unless
 --fewer-seeds says that this is meant. The page, the summary, pictures, the archive of records and
 the numbers of the paper's tables and figures are put there, and of the rest what is there already;
-all of it can be made again from the records. Diagrams, which have no numbers, are on the page. The
+all of it can be made again from the records. Some of its tables, to which docs/ links, are put
+together in tables.md. Diagrams, which have no numbers, are on the page. The
 page's links to files that are not put there go. Files that the report does not have stay.
 """
 import argparse
@@ -22,6 +23,8 @@ KEPT = (".png", ".svg", ".html", ".xz")
 # csv files that begin so
 NUMBERS = ("table", "figure", "primary", "mechanism", "deficit", "overlap", "shares", "violations",
            "recipe", "choice")
+
+TOLD = ("losses", "probes", "errors", "systems", "boundaries") # tables in tables.md
 
 
 def seeds(folder): # of each system that was read with: name -> seeds
@@ -54,6 +57,13 @@ def without_dead_links(page, folder): # page: HTML
     return re.sub(r' ?<a href="([\w.=-]+)">\w+</a>', link, page)
 
 
+def told(source): # Markdown: the tables of `TOLD`, each with a heading; "" if there are none
+    files = [source / f"{name}.md" for name in TOLD]
+    parts = [f"## {file.stem.capitalize()}\n\n{file.read_text(encoding='utf-8').strip()}"
+             for file in files if file.is_file()]
+    return "\n\n".join(["# Tables of the report", *parts]) + "\n" if parts else ""
+
+
 def publish(source, target):
     "Copy what is shown; returns the names."
     names = []
@@ -63,6 +73,9 @@ def publish(source, target):
         if not file.is_file() or not (is_shown(file) or place.exists()): continue
         shutil.copyfile(file, place)
         names.append(file.name)
+    if tables := told(source):
+        with atomic_write(target / "tables.md") as new: new.write_text(tables, encoding="utf-8")
+        names.append("tables.md")
     page = target / "report.html"
     text = without_dead_links(page.read_text(encoding="utf-8"), target)
     with atomic_write(page) as new: new.write_text(text, encoding="utf-8")
