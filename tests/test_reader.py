@@ -565,6 +565,15 @@ def test_files_that_are_broken_or_do_not_belong_together(
     assert error.type is kind and "mine" in str(error.value)
 
 
+def test_no_question_costs_a_second_pass_through_the_encoder(monkeypatch):
+    "What the encoder's settings say of its width is not asked of the encoder."
+    from s2dm.toy import toy_reader
+
+    reader = toy_reader("baseline")
+    monkeypatch.setattr("s2dm.reader.states_width", None)
+    assert reader.answer("who?", "ada made a cake")
+
+
 def test_a_training_reader_that_answers_from_several_threads_stays_as_it_was():
     reader = make().train()
     reader.semantic.eval() # frozen parts may have a mode of their own
