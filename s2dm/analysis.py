@@ -72,8 +72,8 @@ def _random_batch(config, pairs=6, words=5): # sentences of one length, random s
 def _module_weights(model): # name -> its parameters; a model need not have all modules
     weights = {}
     for prefix, module in _MODULES.items():
-        own = [p for name, p in model.named_parameters() if name.startswith(f"{prefix}.")]
-        if own: weights[module] = own
+        parameters = [p for name, p in model.named_parameters() if name.startswith(f"{prefix}.")]
+        if parameters: weights[module] = parameters
     return weights
 
 # %% ../nbs/06f_analysis.ipynb #091ccc84
@@ -175,22 +175,22 @@ class _Tables: # of an analysis
         if name in self.tables: more = pd.concat([self.tables[name], more], ignore_index=True)
         self.tables[name] = more
 
-    def note(self, what, reason): # that something is missing
-        self.lacks.setdefault(reason, []).append(what)
+    def note(self, label, reason): # that something is missing
+        self.lacks.setdefault(reason, []).append(label)
 
 # %% ../nbs/06f_analysis.ipynb #5592523b
 @patch
-def attempt(self: _Tables, what, function, *args): # its value; None, and noted, if data are missing
+def attempt(self: _Tables, label, function, *args): # its value; None, and noted, if data lack
     try: return function(*args)
-    except MissingData as error: self.note(what, str(error).partition(" Tried:")[0])
+    except MissingData as error: self.note(label, str(error).partition(" Tried:")[0])
 
 
 @patch(as_prop=True)
 def missing(self: _Tables) -> list[str]: # one sentence for each reason
     sentences = []
-    for reason, what in self.lacks.items():
-        more = f" and {len(what) - 3} more" if len(what) > 3 else ""
-        sentences.append(f"{', '.join(what[:3])}{more}: {reason}")
+    for reason, labels in self.lacks.items():
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        sentences.append(f"{', '.join(labels[:3])}{more}: {reason}")
     return sentences
 
 # %% ../nbs/06f_analysis.ipynb #0a3272e2
@@ -210,8 +210,8 @@ def _sts(config, vectors, out): # adds `sts`
     vectors = Remembered(vectors)
     is_generated = config.corpora == ("synthetic",)
     for test in generated_tests() if is_generated else TESTS:
-        what = f"sts {' '.join(test)}"
-        table = out.attempt(what, sts_table, vectors, [test], load_scored, config.samples)
+        label = f"sts {' '.join(test)}"
+        table = out.attempt(label, sts_table, vectors, [test], load_scored, config.samples)
         if table is not None: out.add("sts", table)
 
 # %% ../nbs/06f_analysis.ipynb #7629eb56
@@ -326,9 +326,9 @@ def _what_is_known(config, test, parsers, gone, out): # None if there are no que
     label = test.label
     questions = out.attempt(f"answers of {label}", questions_of, test, gone)
     if questions is None: return None
-    said = out.attempt(f"answers of {label}", _system_answers, config, label, questions)
+    predictions = out.attempt(f"answers of {label}", _system_answers, config, label, questions)
     trees = out.attempt(f"constituents of {label}", _trees, config, test, questions, parsers)
-    return _Known(test, questions, said, trees)
+    return _Known(test, questions, predictions, trees)
 
 # %% ../nbs/06f_analysis.ipynb #4850d4fb
 def _add_boundaries(known, out):

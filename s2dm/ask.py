@@ -146,7 +146,7 @@ def _headings(self: AskPage, question) -> list[str]: # of each reader's answers
     if len(self.readers) == 1: return [question]
     return [f"{question} ({Path(name).name})" for name in self.readers]
 
-
+# %% ../nbs/08b_ask.ipynb #39134316
 @patch
 def ask(self: AskPage):
     "Answer what stands in the fields."

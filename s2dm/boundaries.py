@@ -55,17 +55,17 @@ def _spans_of(forms, text, tags, heads, each, rng): # start, end, phrase, tag of
     def may_answer(i, j): return "PUNCT" not in (tags[i], tags[j - 1])
     def characters(spans): return {characters_of(words, s) for s in spans if may_answer(*s)}
     likely = [span for span in phrases if may_answer(*span) and characters_of(words, span)]
-    known = {characters_of(words, span) for span in phrases} | {None}
-    found = []
+    phrase_places = {characters_of(words, span) for span in phrases} | {None}
+    rows = []
     for number in rng.permutation(len(likely))[:each]:
         span = likely[number]
         # words may share characters, so a near miss may look like a phrase
-        misses = sorted(characters(near_misses(span, phrases, len(words))) - known)
+        misses = sorted(characters(near_misses(span, phrases, len(words))) - phrase_places)
         if not misses: continue
         tag = -1 if phrases[span] < 0 else UPOS.index(tags[phrases[span]])
-        found.append((*characters_of(words, span), True, tag))
-        found.append((*misses[rng.integers(len(misses))], False, -1))
-    return found
+        rows.append((*characters_of(words, span), True, tag))
+        rows.append((*misses[rng.integers(len(misses))], False, -1))
+    return rows
 
 # %% ../nbs/06g_boundaries.ipynb #06a7000d
 def labelled_spans(
@@ -87,9 +87,9 @@ def labelled_spans(
 # %% ../nbs/06g_boundaries.ipynb #06a70013
 def _only_windows(windows: Windows) -> np.ndarray: # [N] of each row its window; -1: several
     alone = np.bincount(windows.row, minlength=len(windows.gold)) == 1
-    at = np.zeros(len(alone), int)
-    at[windows.row] = np.arange(len(windows))
-    return np.where(alone, at, -1)
+    window = np.zeros(len(alone), int)
+    window[windows.row] = np.arange(len(windows))
+    return np.where(alone, window, -1)
 
 
 def _positions(windows, window, start, end): # of characters: first and last subword in a window
@@ -117,9 +117,9 @@ def edge_states(
     states = reader.lower_states(windows, progress)
     for positions, h, _ in reader.read_states(windows, progress=progress, states=states):
         for row, number in enumerate(positions):
-            at = np.flatnonzero(window[kept] == number)
-            places = (torch.from_numpy(x[at])[None].to(h.device) for x in (first, last))
-            seen[at] = edges(h[row:row + 1], *places)[0].half().cpu()
+            rows = np.flatnonzero(window[kept] == number)
+            places = (torch.from_numpy(x[rows])[None].to(h.device) for x in (first, last))
+            seen[rows] = edges(h[row:row + 1], *places)[0].half().cpu()
     return seen, kept
 
 # %% ../nbs/06g_boundaries.ipynb #06a70019
@@ -184,10 +184,10 @@ def phrase_table(
     """How often the model is right, how sure it was of that on average, and how often it knows the
     head's tag."""
     with torch.no_grad(): odds, tags = (x.numpy() for x in model(seen.float()))
-    said = odds > 0
+    is_phrase = odds > 0
     sure = 1 / (1 + np.exp(-np.abs(odds)))
     tagged = np.where(spans.tag >= 0, tags.argmax(-1) == spans.tag, np.nan)
-    rows = dict(name=names, right=said == spans.phrase, sure=sure, tag_right=tagged)
+    rows = dict(name=names, right=is_phrase == spans.phrase, sure=sure, tag_right=tagged)
     groups = pd.DataFrame(rows).astype(dict(right=float)).groupby("name", sort=False)
     table = 100 * groups.mean()
     table.insert(0, "spans", groups.size())
@@ -235,11 +235,11 @@ def _kept(reader, choice, windows, progress): # [W] order; Spans and SpanInputs 
         best = best_spans(start, end, windows, positions, c.n_best, c.longest_characters)
         order += positions
         spans.append(best)
-        known = choice.inputs(h, best, windows.asked(positions))
-        inputs.append(SpanInputs(known.score.cpu(), *(x.half().cpu() for x in known[1:])))
-    at = np.argsort(order)
-    return (Spans(*(np.concatenate(x)[at] for x in zip(*spans))),
-            SpanInputs(*(torch.cat(x)[at] for x in zip(*inputs))))
+        seen = choice.inputs(h, best, windows.asked(positions))
+        inputs.append(SpanInputs(seen.score.cpu(), *(x.half().cpu() for x in seen[1:])))
+    in_order = np.argsort(order)
+    return (Spans(*(np.concatenate(x)[in_order] for x in zip(*spans))),
+            SpanInputs(*(torch.cat(x)[in_order] for x in zip(*inputs))))
 
 # %% ../nbs/06g_boundaries.ipynb #06a7002c
 def choice_lists(
@@ -283,9 +283,9 @@ def choice_loss(
 # %% ../nbs/06g_boundaries.ipynb #06a70030
 def _some(lists, rows): # as float32
     inputs = SpanInputs(*(x[rows].float() for x in lists.inputs))
-    there = lists.is_there[rows]
-    score = inputs.score.masked_fill(~there, 0.) # -inf times a weight has no gradient
-    return ChoiceLists(inputs._replace(score=score), there, lists.right[rows])
+    exists = lists.is_there[rows]
+    score = inputs.score.masked_fill(~exists, 0.) # -inf times a weight has no gradient
+    return ChoiceLists(inputs._replace(score=score), exists, lists.right[rows])
 
 # %% ../nbs/06g_boundaries.ipynb #cdbae848
 def fit_choice(

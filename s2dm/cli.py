@@ -67,10 +67,10 @@ def answer(
         progress=sys.stderr.isatty())
     if given.json:
         rows = zip(given.question, answers)
-        _shown_json([dict(question=q, answers=[a._asdict() for a in found]) for q, found in rows])
-    else: print("\n".join(line for found in answers for line in _lines(found, given.top)))
-    for question, found in zip(given.question, answers):
-        if not found: _say(f"s2dm: no answer: {question}")
+        _shown_json([dict(question=q, answers=[a._asdict() for a in ranked]) for q, ranked in rows])
+    else: print("\n".join(line for ranked in answers for line in _lines(ranked, given.top)))
+    for question, ranked in zip(given.question, answers):
+        if not ranked: _say(f"s2dm: no answer: {question}")
     return ANSWERED if all(answers) else NO_ANSWER
 
 # %% ../nbs/08a_cli.ipynb #08a0000f
@@ -100,14 +100,14 @@ def evaluate(
     answers = reader.answer(
         questions["question"], questions["context"], 1, given.lang, threshold=0,
         progress=sys.stderr.isatty())
-    said = {i: found[0].text if found else "" for i, found in zip(questions["id"], answers)}
-    doubt = {i: 1 - found[0].probability if found else 1.
-             for i, found in zip(questions["id"], answers)}
+    texts = {i: ranked[0].text if ranked else "" for i, ranked in zip(questions["id"], answers)}
+    doubt = {i: 1 - ranked[0].probability if ranked else 1.
+             for i, ranked in zip(questions["id"], answers)}
     least = reader.calibration.threshold if given.threshold is None else given.threshold
-    if given.metric == "mlqa": report = _mlqa(said, questions, given.lang)
-    else: report = squad2_report(said, questions, doubt, 1 - least)
+    if given.metric == "mlqa": report = _mlqa(texts, questions, given.lang)
+    else: report = squad2_report(texts, questions, doubt, 1 - least)
     if given.predictions:
-        kept = {i: text if doubt[i] <= 1 - least else "" for i, text in said.items()}
+        kept = {i: text if doubt[i] <= 1 - least else "" for i, text in texts.items()}
         write_json(given.predictions, kept)
     if given.json: _shown_json(report)
     else: print("\n".join(f"{name:18} {value:.6g}" for name, value in report.items()))
@@ -145,14 +145,14 @@ def encoders(
 # %% ../nbs/08a_cli.ipynb #08a00016
 def _run_row(file): # of a config.json; None if it is not that of a run
     folder = file.parent
-    try: about = json.loads(file.read_text(encoding="utf-8"))
+    try: record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError: return None
-    if not isinstance(about, dict) or "parameters" not in about or folder.name == "progress":
+    if not isinstance(record, dict) or "parameters" not in record or folder.name == "progress":
         return None
     stage, *rest = folder.relative_to(runs_dir()).parts
     state = "finished" if (folder / "metrics.json").is_file() else "not finished"
-    return dict(stage=stage, run="/".join(rest), state=state, started=about.get("started", ""),
-                seconds=about.get("wall_time_s", ""))
+    return dict(stage=stage, run="/".join(rest), state=state, started=record.get("started", ""),
+                seconds=record.get("wall_time_s", ""))
 
 
 def runs(

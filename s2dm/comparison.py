@@ -40,10 +40,10 @@ def _one_after_the_other(encoders): # what they are called; raises DataError
                     "the other, with as many seeds each")
 
 
-def _added_up(values, at, length, where): # [length]: of each place the sum; raises DataError
-    if len(values) != len(at):
-        raise DataError(f"{where} has {len(values)} scores; expected {len(at)}")
-    return np.bincount(at, values, length)
+def _added_up(values, places, length, where): # [length]: of each place the sum; raises DataError
+    if len(values) != len(places):
+        raise DataError(f"{where} has {len(values)} scores; expected {len(places)}")
+    return np.bincount(places, values, length)
 
 # %% ../nbs/07e_comparison.ipynb #1f37adae
 def passage_scores(
@@ -62,12 +62,12 @@ def passage_scores(
     sums = np.zeros((len(scores), len(languages), len(names)))
     counts = np.zeros_like(sums)
     for row, language in enumerate(languages):
-        at = [place[name] for name in passages[language]]
-        for seed, found in enumerate(scores):
+        places = [place[name] for name in passages[language]]
+        for seed, percent in enumerate(scores):
             where = f"seed {seed}, {language},"
-            count = np.ones(len(at)) if counted is None else counted[seed][language]
-            counts[seed, row] = _added_up(count, at, len(names), where)
-            sums[seed, row] = _added_up(found.get(language, ()), at, len(names), where)
+            count = np.ones(len(places)) if counted is None else counted[seed][language]
+            counts[seed, row] = _added_up(count, places, len(names), where)
+            sums[seed, row] = _added_up(percent.get(language, ()), places, len(names), where)
     alike = dict.fromkeys(languages, 1 / len(languages))
     chosen = np.array([(weights or alike)[language] for language in languages])
     tried = _one_after_the_other(encoders or [None] * len(scores))
@@ -112,7 +112,7 @@ def _draws(systems, samples, seed, paired=False): # [samples] for each; same pas
     rng = np.random.default_rng(seed)
     count = len(systems[0].passages)
     encoders = len(systems[0].encoders)
-    found = []
+    chunks = []
     for first in range(0, samples, 1000):
         size = min(1000, samples - first)
         weights = rng.multinomial(count, np.full(count, 1 / count), size)
@@ -123,12 +123,12 @@ def _draws(systems, samples, seed, paired=False): # [samples] for each; same pas
         for system in systems:
             if paired: rng.bit_generator.state = state # the same seeds again
             means.append(_drawn_means(system, weights, drawn, rng))
-        found.append(means)
-    return np.concatenate(found, axis=1)
+        chunks.append(means)
+    return np.concatenate(chunks, axis=1)
 
 
-def _bounds(found, confidence):
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _bounds(drawn, confidence):
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return dict(low=float(low), high=float(high))
 
 # %% ../nbs/07e_comparison.ipynb #19615b90
@@ -162,12 +162,12 @@ def difference(
         raise DataError(f"paired systems have the same runs; these have {len(system.sums)} and "
                         f"{len(other.sums)}")
     one, two = _draws([system, other], samples, seed, paired)
-    found = one - two
-    below = (1 + (found <= 0).sum()) / (1 + samples)
-    above = (1 + (found >= 0).sum()) / (1 + samples)
+    drawn = one - two
+    below = (1 + (drawn <= 0).sum()) / (1 + samples)
+    above = (1 + (drawn >= 0).sum()) / (1 + samples)
     gain = float(system.means().mean() - other.means().mean())
     p = min(1., 2 * float(min(below, above)))
-    return dict(difference=gain) | _bounds(found, confidence) | dict(p=p)
+    return dict(difference=gain) | _bounds(drawn, confidence) | dict(p=p)
 
 # %% ../nbs/07e_comparison.ipynb #e1c8e56a
 def comparison_table(
@@ -180,8 +180,8 @@ def comparison_table(
     rows = []
     for system, other in pairs:
         a, b = scores[system], scores[other]
-        about = dict(system=system, other=other, seeds=len(a.sums), seeds_other=len(b.sums))
-        about |= dict(mean=a.means().mean(), mean_other=b.means().mean())
-        rows.append(about | difference(a, b, samples, paired=(system, other) in paired))
+        row = dict(system=system, other=other, seeds=len(a.sums), seeds_other=len(b.sums))
+        row |= dict(mean=a.means().mean(), mean_other=b.means().mean())
+        rows.append(row | difference(a, b, samples, paired=(system, other) in paired))
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"]))

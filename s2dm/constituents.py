@@ -378,9 +378,9 @@ def answer_places(
     by_spans = how_placed(predictions) == "spans"
     spans = []
     for id, context in zip(questions["id"][:], questions["context"][:]):
-        said = predictions[id]
-        if not by_spans: spans.append(places(context, said))
-        else: spans.append([(said.start, said.end)] if said.text else [])
+        answer = predictions[id]
+        if not by_spans: spans.append(places(context, answer))
+        else: spans.append([(answer.start, answer.end)] if answer.text else [])
     return spans
 
 # %% ../nbs/06a_constituents.ipynb #e92a30e2
@@ -388,7 +388,8 @@ def answer_texts(
     predictions: Said, # of a reader
 ) -> dict[str, str]: # question id -> text
     "What a reader said, without places: what exact match looks at."
-    return {id: said.text if isinstance(said, Answer) else said for id, said in predictions.items()}
+    def text_of(answer): return answer.text if isinstance(answer, Answer) else answer
+    return {id: text_of(answer) for id, answer in predictions.items()}
 
 # %% ../nbs/06a_constituents.ipynb #75f0e34b
 def share(
@@ -492,11 +493,11 @@ def constituent_rows(
     in percent spans_constituent, low, high and spans_phrase. Of several gold answers the first
     counts."""
     golds = [spans[:1] for spans in _gold_places(questions)]
-    said = None if predictions is None else answer_places(predictions, questions)
+    predicted = None if predictions is None else answer_places(predictions, questions)
     rows = [_constituent_row(questions, trees, "gold", golds, "spans", samples)]
-    if said is None: return rows
+    if predicted is None: return rows
     placed = how_placed(predictions)
-    return [*rows, _constituent_row(questions, trees, "predicted", said, placed, samples)]
+    return [*rows, _constituent_row(questions, trees, "predicted", predicted, placed, samples)]
 
 # %% ../nbs/06a_constituents.ipynb #665169ec
 def _obey(rule, parses, contexts, spans): # [N] bools: is each span a constituent by the rule?
@@ -550,8 +551,8 @@ def near_flags(
     predictions: Said, # of a reader
 ) -> np.ndarray: # [N] bool
     "Does the answer overlap a gold answer?"
-    said = answer_places(predictions, questions)
-    near = [_overlap(spans, golds) for spans, golds in zip(said, _gold_places(questions))]
+    predicted = answer_places(predictions, questions)
+    near = [_overlap(spans, golds) for spans, golds in zip(predicted, _gold_places(questions))]
     return np.array(near, bool)
 
 # %% ../nbs/06a_constituents.ipynb #38e2aab5
@@ -569,9 +570,9 @@ def boundary_row(
     return row | dict(questions=len(wrong), placed=how_placed(predictions))
 
 # %% ../nbs/06a_constituents.ipynb #854389d6
-def _touched_golds(questions, said): # of each question: the first gold answer that is touched
+def _touched_golds(questions, predicted): # of each question: the first gold answer that is touched
     chosen = []
-    for golds, spans in zip(_gold_places(questions), said):
+    for golds, spans in zip(_gold_places(questions), predicted):
         near = [gold for gold in golds if _overlap(spans, [gold])]
         chosen.append((near or golds)[:1])
     return chosen
@@ -590,9 +591,9 @@ def overlap_row(
     and `only_predicted_keeps`. The rule is that of the trees."""
     wrong = score(answer_texts(predictions), questions, metric, language).em == 0
     asked = wrong & near_flags(questions, predictions)
-    said = answer_places(predictions, questions)
-    kept = _are_kept(questions, trees, said)
-    right = _are_kept(questions, trees, _touched_golds(questions, said))
+    predicted = answer_places(predictions, questions)
+    kept = _are_kept(questions, trees, predicted)
+    right = _are_kept(questions, trees, _touched_golds(questions, predicted))
     row = dict(rule=trees.rule, questions=len(wrong), wrong_overlapping=int(asked.sum()))
     row["breaks"] = int((asked & right & ~kept).sum())
     row["both_keep"] = int((asked & right & kept).sum())
@@ -691,8 +692,8 @@ def decoding_row(
     texts["_phrases"] = _best_texts(contexts, answers, trees.phrases)
     row = dict(questions=len(questions), placed="spans") # the reader's own places
     em = {}
-    for suffix, said in texts.items():
-        counted = score(dict(zip(questions["id"][:], said)), questions, metric, language)
+    for suffix, chosen in texts.items():
+        counted = score(dict(zip(questions["id"][:], chosen)), questions, metric, language)
         em[suffix] = counted.em
         row |= {f"em{suffix}": float(counted.em.mean()), f"f1{suffix}": float(counted.f1.mean())}
     gained = (em["_constituents"] - em[""]) / 100 # 1: right now; -1: right before

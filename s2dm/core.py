@@ -307,7 +307,7 @@ def check_keys(
         if isinstance(values[name], kind): continue
         raise DataError(f"{file}: {name!r} is {values[name]!r:.60}; expected {_types(kind)}")
 
-
+# %% ../nbs/00a_core.ipynb #e1059421
 def read_json(
     file: str | os.PathLike, # of JSON
     **kinds, # name -> its type, or several: what the object must have
@@ -771,14 +771,14 @@ def _is_public(name, method): # and has a source with comments
 
 
 def _parameters(function): # a line for each that has a comment, and what it returns
-    about = docments(function, full=True)
-    told = {name: about[name].docment for name in about if about[name].docment}
+    documented = docments(function, full=True)
+    told = {name: documented[name].docment for name in documented if documented[name].docment}
     returned = told.pop("return", "")
     lines = [f"  {name}: {' '.join(comment.split())}" for name, comment in told.items()]
     lines = ["Parameters:", *lines] if lines else []
     return lines + [f"Returns: {' '.join(returned.split())}"] * bool(returned)
 
-
+# %% ../nbs/00a_core.ipynb #b7fc0c71
 def document(
     cls: type, # whose methods have comments beside their parameters
 ):

@@ -31,24 +31,24 @@ def word_means(
 ) -> Tensor: # [W,d] float32; zero for a word in which no subword begins
     "A vector for each word."
     means = torch.zeros(len(features.first), features.h.shape[1])
-    some = features.word_mask.nonzero()[:, 0]
-    begins = features.first[some].tolist()
-    for word, begin, end in zip(some.tolist(), begins, [*begins[1:], len(features.h)]):
+    known = features.word_mask.nonzero()[:, 0]
+    begins = features.first[known].tolist()
+    for word, begin, end in zip(known.tolist(), begins, [*begins[1:], len(features.h)]):
         means[word] = features.h[begin:end].float().mean(0)
     return means
 
 # %% ../nbs/04d_dictionaries.ipynb #4f000008
 def align(
-    one: Tensor, # [W,d] vectors of words
-    other: Tensor, # [V,d] of their translation
+    words: Tensor, # [W,d] vectors of words
+    translations: Tensor, # [V,d] of their translation
 ) -> np.ndarray: # [N,2] a word of either
     "Words that are each other's nearest (SimAlign's mutual argmax, Jalili Sabet et al. 2020)."
-    alike = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).T
-    there = alike.argmax(1)
+    alike = F.normalize(words, dim=-1) @ F.normalize(translations, dim=-1).T
+    forth = alike.argmax(1)
     back = alike.argmax(0)
-    word = torch.arange(len(one))
-    mutual = (back[there] == word) & (alike.amax(1) > 0)
-    return torch.stack([word, there], 1)[mutual].numpy()
+    word = torch.arange(len(words))
+    mutual = (back[forth] == word) & (alike.amax(1) > 0)
+    return torch.stack([word, forth], 1)[mutual].numpy()
 
 # %% ../nbs/04d_dictionaries.ipynb #4f00000b
 _LEAST, _SHARE = 2, 1 / 3
@@ -84,19 +84,20 @@ def parallel_sentences(
     languages: Sequence[str], # ISO 639-1
 ) -> dict[str, list[tuple[Sentence, Sentence]]]: # language -> English sentences, translations
     "PUD and NTREX-128, as far as they have these languages. Raises `MissingData`."
-    found = {lang: [] for lang in languages}
+    sentences = {lang: [] for lang in languages}
     pairs = load_pairs(("pud",))
     sides = []
     for side in ("s", "t"):
-        own = {f"{name}_{side}": name for name in ("text", "forms", "lang")}
-        sides.append(labelled_sentences(pairs.select_columns([*own]).rename_columns(own)))
-    for one, other in zip(*sides):
-        if other.lang in found: found[other.lang].append((one, other))
+        columns = {f"{name}_{side}": name for name in ("text", "forms", "lang")}
+        sides.append(labelled_sentences(pairs.select_columns([*columns]).rename_columns(columns)))
+    for english, translation in zip(*sides):
+        if translation.lang in sentences: sentences[translation.lang].append((english, translation))
     texts = parallel_text("ntrex128")
-    for lang in set(found) & set(texts) - set(_UNSPACED):
-        for one, other in zip(texts["en"], texts[lang]):
-            found[lang].append((spaced_sentence(one, "en"), spaced_sentence(other, lang)))
-    return found
+    for lang in set(sentences) & set(texts) - set(_UNSPACED):
+        for english, translation in zip(texts["en"], texts[lang]):
+            pair = spaced_sentence(english, "en"), spaced_sentence(translation, lang)
+            sentences[lang].append(pair)
+    return sentences
 
 # %% ../nbs/04d_dictionaries.ipynb #4f000010
 def _texts(sentence, words): # of some of its words
@@ -110,12 +111,12 @@ def aligned_words(
 ) -> list[list[tuple[str, str]]]: # of each pair: words and translations, as they are written
     "The alignments of some sentences."
     places = [cache.encode(side, progress=progress) for side in zip(*pairs)]
-    found = []
-    for (one, other), *at in zip(pairs, *places):
-        links = align(*(word_means(cache[place]) for place in at))
-        words = zip(_texts(one, links[:, 0]), _texts(other, links[:, 1]))
-        found.append([pair for pair in words if all(map(_CORE.search, pair))])
-    return found
+    aligned = []
+    for (english, translation), *rows in zip(pairs, *places):
+        links = align(*(word_means(cache[place]) for place in rows))
+        words = zip(_texts(english, links[:, 0]), _texts(translation, links[:, 1]))
+        aligned.append([pair for pair in words if all(map(_CORE.search, pair))])
+    return aligned
 
 # %% ../nbs/04d_dictionaries.ipynb #4f000014
 LANGUAGES = ("ar", "bn", "de", "el", "es", "fi", "hi", "id", "ko", "ro", "ru", "sw", "te", "th",
@@ -128,8 +129,8 @@ def load_dictionaries(
     progress: bool = True, # a bar, if encoding takes more than a second
 ) -> dict[str, dict[str, list[str]]]: # language -> English word -> translations
     "Dictionaries as `induce` makes them, computed once. Raises `MissingData` without the corpora."
-    about = json.dumps([encoder.record, _LEAST, _SHARE], sort_keys=True)
-    key = hashlib.sha256(about.encode()).hexdigest()[:16]
+    settings = json.dumps([encoder.record, _LEAST, _SHARE], sort_keys=True)
+    key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     folder = data_dir() / "cache" / "dictionaries" / key
     new = [lang for lang in languages if not (folder / f"{lang}.json").is_file()]
     pairs = parallel_sentences(new) if new else {}
@@ -148,12 +149,12 @@ def numbers_found(
     met: Sequence[Sequence[tuple[str, str]]], # their alignments, as from `aligned_words`
 ) -> tuple[int, int]: # numbers that were aligned with themselves; numbers that are on both sides
     "How often a number was aligned with itself."
-    found = there = 0
-    for (one, other), words in zip(pairs, met, strict=True):
-        shared = _numbers(one) & _numbers(other)
-        there += len(shared)
-        found += len(shared & {word for word, translation in words if word == translation})
-    return found, there
+    aligned = total = 0
+    for (english, target), words in zip(pairs, met, strict=True):
+        shared = _numbers(english) & _numbers(target)
+        total += len(shared)
+        aligned += len(shared & {word for word, translation in words if word == translation})
+    return aligned, total
 
 # %% ../nbs/04d_dictionaries.ipynb #4f00001a
 def covered(

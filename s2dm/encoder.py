@@ -378,11 +378,11 @@ class Encoder:
 @patch(as_prop=True)
 def record(self: Encoder) -> dict:
     "Names, sizes, precision, checksum."
-    about = dict(
+    facts = dict(
         encoder=self.name, revision=self.revision, kind=type(self.model).__name__,
         width=self.width, limit=self.split.limit, dtype=str(self.model.dtype),
         tokenizer=type(self.split.tokenizer).__name__, tokenizer_sha256=self._tokenizer_key)
-    return about | dict(layers=self.layers) if self.layers else about
+    return facts | dict(layers=self.layers) if self.layers else facts
 
 # %% ../nbs/02a_encoder.ipynb #5f1c0b02
 _SAMPLE = (
@@ -619,10 +619,10 @@ def _counts(index) -> dict[str, int]: # of sentences and words
         truncated_words=int(lost.sum()), truncated_sentences=int((lost > 0).sum()))
 
 # %% ../nbs/02a_encoder.ipynb #ec4448b5
-def _cache_name(about: dict) -> str: # of a cache's folder, from its encoder's record
-    settings = {k: v for k, v in about.items() if k != "encoder"} # its path is nobody's business
+def _cache_name(record: dict) -> str: # of a cache's folder, from its encoder's record
+    settings = {k: v for k, v in record.items() if k != "encoder"} # its path is nobody's business
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{Path(about['encoder']).name}-{key}"
+    return f"{Path(record['encoder']).name}-{key}"
 
 # %% ../nbs/02a_encoder.ipynb #d53191ac
 class FeatureCache:
@@ -637,14 +637,14 @@ class FeatureCache:
         folder: str | os.PathLike | None = None, # of caches; None: `cache/features/` in the data
     ):
         check_choice(precision, PRECISIONS, "precision")
-        about = encoder.record | dict(precision=precision, format=_FORMAT)
+        facts = encoder.record | dict(precision=precision, format=_FORMAT)
         caches = Path(folder or data_dir() / "cache" / "features")
         self.encoder = encoder
         self.width = encoder.width
         self.precision = precision
-        self.folder = caches / _cache_name(about)
+        self.folder = caches / _cache_name(facts)
         record = self.folder / "encoder.json"
-        if not record.exists(): write_json(record, about)
+        if not record.exists(): write_json(record, facts)
         self.files = [self.folder / f"{name}.bin" for name in ("features", "subwords", "sentences")]
         self._map_files()
 

@@ -349,8 +349,8 @@ def open_reader(
     reader = S2DMReader.from_pretrained(config.reader or checkpoint)
     if config.choice == "none": reader.choice = None
     if config.length_weight == "own": return reader
-    own = reader.config.as_dict() | dict(length_weight=float(config.length_weight))
-    reader.config = ReaderConfig(**own)
+    settings = reader.config.as_dict() | dict(length_weight=float(config.length_weight))
+    reader.config = ReaderConfig(**settings)
     return reader
 
 

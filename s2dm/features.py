@@ -539,20 +539,20 @@ def _by_row(candidates: _Candidates, rows: int, most: int, enough: int):
     bounds = np.searchsorted(candidates.row, np.arange(rows + 1)).tolist()
     columns = [x.tolist() for x in candidates[1:]]
     for begin, end in zip(bounds, bounds[1:]):
-        found = {}
+        spans = {}
         for candidate in zip(*(x[begin:min(end, begin + most)] for x in columns)):
-            if len(found) == enough: break
-            found.setdefault(candidate[:2], candidate)
-        yield list(found.values())
+            if len(spans) == enough: break
+            spans.setdefault(candidate[:2], candidate)
+        yield list(spans.values())
 
 # %% ../nbs/04a_features.ipynb #e0726c7a
-def _worthy_first(found: list[tuple]): # of a question, as from `_by_row`; not empty
+def _worthy_first(spans: list[tuple]): # of a question, as from `_by_row`; not empty
     "Put the most worthy of the spans that overlap the best before the others."
-    first, last = found[0][:2]
-    others = [i for i, span in enumerate(found) if span[0] < last and first < span[1]]
+    first, last = spans[0][:2]
+    others = [i for i, span in enumerate(spans) if span[0] < last and first < span[1]]
     # a span without characters does not overlap itself
-    best = max([0, *others], key=lambda i: found[i][3])
-    found.insert(0, found.pop(best))
+    best = max([0, *others], key=lambda i: spans[i][3])
+    spans.insert(0, spans.pop(best))
 
 # %% ../nbs/04a_features.ipynb #e0726c78
 def choose_answers(
@@ -573,10 +573,10 @@ def choose_answers(
     candidates = _candidates(windows, spans, worth)
     enough = top_k if worth is None else most
     answers = []
-    for row, found in enumerate(_by_row(candidates, len(windows.gold), most, enough)):
-        if worth is not None and found: _worthy_first(found)
+    for row, ranked in enumerate(_by_row(candidates, len(windows.gold), most, enough)):
+        if worth is not None and ranked: _worthy_first(ranked)
         text = windows.context(row)
-        answers.append([Answer(text[i:j], i, j, s) for i, j, s, _ in found[:top_k]])
+        answers.append([Answer(text[i:j], i, j, s) for i, j, s, _ in ranked[:top_k]])
     return answers
 
 # %% ../nbs/04a_features.ipynb #0a5c1e02

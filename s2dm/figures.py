@@ -246,11 +246,11 @@ def boundary_example(
 def _panels(ours): # the paper's examples and ours, with titles
     if not ours: return [*PAPER_EXAMPLES]
     original, translation = ours
-    what = "the prediction crosses a boundary" if translation.prediction else "the same sentence"
+    ending = "the prediction crosses a boundary" if translation.prediction else "the same sentence"
     return [
         *PAPER_EXAMPLES,
         original._replace(label="(c) generated, source language svo"),
-        translation._replace(label=f"(d) generated, {translation.label}: {what}")]
+        translation._replace(label=f"(d) generated, {translation.label}: {ending}")]
 
 # %% ../nbs/07c_figures.ipynb #2d73b947
 def _draw_panel(ax, panel, height): # height: in points
@@ -451,8 +451,8 @@ def _nothing(name, title, why): # a figure that cannot be drawn
 
 # %% ../nbs/07c_figures.ipynb #0fc5abee
 def _preferred(names, wanted): # the wanted one, if it is there or nothing is; else the first
-    there = sorted({*names})
-    return wanted if wanted in there or not there else there[0]
+    present = sorted({*names})
+    return wanted if wanted in present or not present else present[0]
 
 # %% ../nbs/07c_figures.ipynb #ababaa8a
 def _line_values(table): # system -> EM, and whose they are
@@ -609,8 +609,8 @@ def figure5(
     for i, test in enumerate(tests): _draw_gaps(ax, i, test, means)
     _finish_figure5(ax, tests)
     caption = _CAPTION_5.format(model=model_name(model), gains=_paper_gains())
-    there = {*data["system"]}
-    missing = [system_name(bars.system) for bars in _BARS if bars.system not in there]
+    analysed = {*data["system"]}
+    missing = [system_name(bars.system) for bars in _BARS if bars.system not in analysed]
     notes = [f"Not analysed: {', '.join(missing)}."] if missing else []
     return Figure("figure5", "Figure 5", caption, fig, data, notes)
 

@@ -183,13 +183,13 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _put(model: nn.Module, tensors: Mapping[str, Tensor], file: Path): # raises DataError
     "The other direction of `_weights`, in place."
-    own = _weights(model)
+    weights = _weights(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    for name in sorted({*own, *shapes}):
-        if name in own and own[name].shape == shapes.get(name): continue
+    for name in sorted({*weights, *shapes}):
+        if name in weights and weights[name].shape == shapes.get(name): continue
         raise DataError(f"{file} belongs to another model: {name} differs; "
                         "remove it, or start with fresh=True")
-    for name, tensor in own.items(): tensor.copy_(tensors[name])
+    for name, tensor in weights.items(): tensor.copy_(tensors[name])
 
 # %% ../nbs/02e_fit.ipynb #76c1ef28
 def _save(path: Path, tensors: dict[str, Tensor], about: dict): # raises DataError
@@ -400,11 +400,11 @@ def save(
 def save_best(
     self: Checkpoint,
     model: nn.Module, # as it was evaluated
-    about: dict, # the evaluation
+    evaluation: dict, # the evaluation
 ):
     "Keep the weights of the best evaluation. Raises `DataError` if that is impossible."
-    about = dict(identity=self.identity, evaluation=about)
-    if self.writes: _save(self.best_file, _weights(model), about)
+    record = dict(identity=self.identity, evaluation=evaluation)
+    if self.writes: _save(self.best_file, _weights(model), record)
 
 # %% ../nbs/02e_fit.ipynb #19af6f16
 def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -415,8 +415,8 @@ def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @patch
 def _best(self: Checkpoint) -> dict[str, Tensor]:
     "The weights of the best evaluation. Raises as `restore_best` does."
-    tensors, about = _load(self.best_file)
-    _check_identity(self.best_file, about.get("identity"), self.identity)
+    tensors, written = _load(self.best_file)
+    _check_identity(self.best_file, written.get("identity"), self.identity)
     return tensors
 
 # %% ../nbs/02e_fit.ipynb #b4c2ea00
@@ -438,11 +438,11 @@ def restore(
     """Go back to where the run stood. Raises `ParameterError` if the folder holds another run,
     `DataError` if the checkpoint is broken or of another model."""
     if not self.file.exists(): return Progress()
-    tensors, about = _load(self.file)
+    tensors, written = _load(self.file)
     with reading(self.file, "; remove it, or start with fresh=True"):
-        check_keys(about, self.file, identity=dict, progress=dict)
-        _check_identity(self.file, about["identity"], self.identity)
-        progress = _checked_progress(about["progress"], f"{self.file}, 'progress'")
+        check_keys(written, self.file, identity=dict, progress=dict)
+        _check_identity(self.file, written["identity"], self.identity)
+        progress = _checked_progress(written["progress"], f"{self.file}, 'progress'")
         if progress.selection.best_step: self._best() # rather now than after the training
         _put(model, _below("model.", tensors), self.file)
         states = {}
@@ -510,8 +510,8 @@ def _check_finite(
     # the loss and the gradient only follow the terms
     terms = [name for name in lost if name not in ("loss", "gradient_norm")] or lost
     if all(math.isfinite(by_name[name]) for name in terms):
-        said = " and ".join(f"{name} is {by_name[name]:.2g}" for name in terms)
-        raise _diverged(step, f"{said}, which is too large to come back", folder)
+        values_text = " and ".join(f"{name} is {by_name[name]:.2g}" for name in terms)
+        raise _diverged(step, f"{values_text}, which is too large to come back", folder)
     verb = "is" if len(terms) == 1 else "are"
     raise _diverged(step, f"{' and '.join(terms)} {verb} not finite", folder)
 

@@ -257,8 +257,8 @@ def _inputs(batch): # of the encoder, those that a batch has
     return {name: batch[name] for name in names if name in batch}
 
 # %% ../nbs/02f_layers.ipynb #13d3b1ca
-def _key(about, batches, load): # a checksum of encoder and subwords
-    checksum = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+def _key(record, batches, load): # a checksum of encoder and subwords
+    checksum = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for positions in batches:
         for tensor in _inputs(load(positions)).values(): checksum.update(tensor.numpy().tobytes())
     return checksum.hexdigest()[:32]
@@ -343,10 +343,10 @@ def of(
     parts, places = [], []
     with tqdm(total=len(lengths), desc="lower layers", delay=1, disable=not progress) as bar:
         for number, first in enumerate(range(0, len(lengths), _PART)):
-            own = np.arange(first, min(first + _PART, len(lengths))) # texts of this part
-            batches, start = _in_file_order(lengths[own])
-            positions = [own[batch].tolist() for batch in batches]
-            rows = int(lengths[own].sum())
+            texts = np.arange(first, min(first + _PART, len(lengths))) # texts of this part
+            batches, start = _in_file_order(lengths[texts])
+            positions = [texts[batch].tolist() for batch in batches]
+            rows = int(lengths[texts].sum())
             parts.append(_states_of_part(self, positions, load, rows, bar))
-            places.append(_places(number, start, lengths[own]))
+            places.append(_places(number, start, lengths[texts]))
     return TextStates(parts, np.concatenate(places))

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 # %% ../nbs/04b_metrics.ipynb #3657de0a
 def _word_f1(
-    said: str, # normalised
+    prediction: str, # normalised
     gold: str, # normalised
 ) -> float: # 0 to 1; 0 if no word is shared
     "Harmonic mean of precision and recall over words."
-    said_words = said.split()
+    said_words = prediction.split()
     gold_words = gold.split()
     shared = (Counter(said_words) & Counter(gold_words)).total()
     if not shared: return 0.0
@@ -54,9 +54,9 @@ def _best_scores(
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ParameterError(f"prediction={prediction!r}, golds={golds!r}: "
                              "expected a text and a list of at least one text")
-    said = normalise(prediction)
+    text = normalise(prediction)
     answers = [normalise(gold) for gold in golds]
-    return 100.0 * (said in answers), 100 * max(_word_f1(said, answer) for answer in answers)
+    return 100.0 * (text in answers), 100 * max(_word_f1(text, answer) for answer in answers)
 
 # %% ../nbs/04b_metrics.ipynb #e9ba1ee8
 _ASCII = str.maketrans("", "", string.punctuation)
@@ -162,7 +162,7 @@ def check_predictions(
     wrong["no prediction for"] = [i for i in ids if i not in predictions]
     wrong["no such question:"] = predictions.keys() - set(ids)
     wrong["not a text:"] = [i for i, text in predictions.items() if not isinstance(text, str)]
-    faults = [f"{what} {_some(sorted(named, key=str))}" for what, named in wrong.items() if named]
+    faults = [f"{fault} {_some(sorted(named, key=str))}" for fault, named in wrong.items() if named]
     if not faults: return
     raise DataError(f"{where}: {'; '.join(faults)}. "
                     f"Expected one text for each of the {len(ids)} question ids")
@@ -270,14 +270,14 @@ def squad2_scores(
 # %% ../nbs/04b_metrics.ipynb #0b4c1e05
 def best_threshold(
     scores: np.ndarray, # [N] 0 to 100, of what was said
-    said: Sequence[str], # [N] what was said, whatever the threshold
+    texts: Sequence[str], # [N] what was said, whatever the threshold
     none: np.ndarray, # [N] how sure the reader is that there is no answer
     answerable: np.ndarray, # [N] bool, is there one?
 ) -> tuple[float, float]: # the best mean, 0 to 100; its threshold: above it, there is no answer
     "The threshold that scores best on these questions, as SQuAD 2.0's script finds it."
     order = np.argsort(none, kind="stable")
     # an answer that is let through gains its score, or loses what saying nothing would have had
-    gains = np.where(answerable, scores, [-100. * bool(text) for text in said])[order]
+    gains = np.where(answerable, scores, [-100. * bool(text) for text in texts])[order]
     saying_nothing = 100. * np.count_nonzero(~answerable)
     sums = saying_nothing + np.cumsum(gains)
     best = sums.argmax()
@@ -302,9 +302,9 @@ def squad2_report(
     ids = questions["id"][:]
     check_predictions(predictions, ids)
     golds = [answers["text"] for answers in questions["answers"][:]]
-    said = [predictions[i] for i in ids]
+    texts = [predictions[i] for i in ids]
     sure = np.array([none[i] if none else 0. for i in ids], float)
-    em, f1 = np.array([squad2_scores(*pair) for pair in zip(said, golds)]).reshape(-1, 2).T
+    em, f1 = np.array([squad2_scores(*pair) for pair in zip(texts, golds)]).reshape(-1, 2).T
     answerable = np.array([bool(gold) for gold in golds])
     silent = np.where(answerable, 0., 100.)
     counted = [np.where(sure > threshold, silent, x) for x in (em, f1)]
@@ -313,8 +313,8 @@ def squad2_report(
         report |= _means(*counted, which, prefix)
     if none is None: return report
     for name, x in (("exact", em), ("f1", f1)):
-        best, at = best_threshold(x, said, sure, answerable)
-        report |= {f"best_{name}": float(best), f"best_{name}_thresh": at}
+        best, cutoff = best_threshold(x, texts, sure, answerable)
+        report |= {f"best_{name}": float(best), f"best_{name}_thresh": cutoff}
     return report
 
 # %% ../nbs/04b_metrics.ipynb #4ed7b5c8

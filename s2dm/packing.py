@@ -71,7 +71,7 @@ def to_bits(
     planes = from_zero[:, None] >> places & 1 # [blocks,bits,32]
     return torch.from_numpy(np.packbits(planes, axis=-1)).flatten(1)
 
-
+# %% ../nbs/02h_packing.ipynb #9a4e0012
 def from_bits(
     packed: Tensor, # [blocks,4*bits] uint8, as from `to_bits`
 ) -> Tensor: # [blocks,32] int8
@@ -104,7 +104,7 @@ def _is_sound(bits, scales): # are they what `pack` makes?
     if bits.ndim != 2 or scales.shape != bits.shape[:1]: return False
     return bits.shape[1] in range(8, 33, 4) and bool(scales.isfinite().all())
 
-
+# %% ../nbs/02h_packing.ipynb #9a4e0014
 def unpack(
     tensors: Mapping[str, Tensor], # as from `pack`
     before: Mapping[str, Tensor], # name -> weight before training

@@ -213,8 +213,8 @@ def _row(level, task, of, metric, score, control, chance): # of the table
 # %% ../nbs/06c_probes.ipynb #18d45341
 def _class_row(level, kind, x, labels, split): # labels: [N,2]
     gold = labels[split.test]
-    said = classify(x[split.train], labels[split.train], x[split.test])
-    score, control = (100 * np.mean(said == gold, 0)).tolist()
+    predicted = classify(x[split.train], labels[split.train], x[split.test])
+    score, control = (100 * np.mean(predicted == gold, 0)).tolist()
     chance = majority(labels[split.train, 0], gold[:, 0])
     return _row(level, split.task, kind, "accuracy", score, control, chance)
 
@@ -436,7 +436,7 @@ def trees(
     "Trees without punctuation. Raises `ParameterError` if no sentence has three words."
     words = _words_of_trees(data)
     chosen = _chosen(data, words, seed, longest, most)
-    at = _padded([data.start[i] + words[i] for i in chosen], np.int64)
+    tokens = _padded([data.start[i] + words[i] for i in chosen], np.int64)
     mask = _padded([np.ones(len(words[i])) for i in chosen], bool)
     train = torch.from_numpy(data.train[chosen])
     real = _real_trees(data, chosen, words)
@@ -444,7 +444,7 @@ def trees(
     both = []
     for depth, distance in (real, control):
         depth = _padded(depth, np.float32)
-        both.append(Trees(at, mask, depth, _padded(distance, np.float32), train))
+        both.append(Trees(tokens, mask, depth, _padded(distance, np.float32), train))
     return tuple(both)
 
 # %% ../nbs/06c_probes.ipynb #702f1741

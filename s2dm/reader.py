@@ -254,10 +254,10 @@ def _card(self: S2DMReader, name: str) -> str:
     "The page of a saved reader; a fact that is a list of rows becomes a table."
     lines = []
     tables = []
-    for what, value in self.facts.items():
-        what = markdown_text(what)
-        if isinstance(value, list): tables.append(f"\n## {what.capitalize()}\n\n{_table(value)}")
-        else: lines.append(f"- **{what}**: {markdown_text(value)}")
+    for fact, value in self.facts.items():
+        fact = markdown_text(fact)
+        if isinstance(value, list): tables.append(f"\n## {fact.capitalize()}\n\n{_table(value)}")
+        else: lines.append(f"- **{fact}**: {markdown_text(value)}")
     title = markdown_text(self.facts.get("system", name))
     head = self.config.head
     return _CARD.format(title=title, paper=_PAPER, version=__version__, head=head,
@@ -335,10 +335,10 @@ def _check_parts_belong(
 ):
     "Raises `DataError` if a file is not the one that reader.json was written with."
     check_keys(dict(files=known), folder / "reader.json", files=dict)
-    found = _part_sums(folder) if known else {}
+    sums = _part_sums(folder) if known else {}
     for name in sorted(known):
-        if found.get(name) == known[name]: continue
-        if name not in found: raise MissingData(f"{folder / name} is not there: {_WHOLE}")
+        if sums.get(name) == known[name]: continue
+        if name not in sums: raise MissingData(f"{folder / name} is not there: {_WHOLE}")
         raise DataError(f"{folder / name} does not belong to its reader.json, or is broken: "
                         f"expected the SHA-256 {known[name]}.")
 
@@ -363,12 +363,12 @@ def save_pretrained(
     with writing(file): save_tensors(file, self._own_weights(), dict(format="pt"))
     self._write_card(folder)
     s2dm = self.s2dm_config and self.s2dm_config.as_dict()
-    about = dict(
+    record = dict(
         model_type="s2dm_reader", s2dm_version=__version__, reader=self.config.as_dict(),
         s2dm=s2dm, encoder=encoder, calibration=self.calibration.as_dict(),
         facts=self.facts, files=_part_sums(folder))
-    if self.choice is not None: about["choice"] = self.choice.sizes
-    write_json(folder / "reader.json", about)
+    if self.choice is not None: record["choice"] = self.choice.sizes
+    write_json(folder / "reader.json", record)
     return folder
 
 # %% ../nbs/04c_reader.ipynb #a27a73b5
@@ -406,20 +406,20 @@ def _reader_folder(name: str | os.PathLike) -> Path:
         f"package ({known}); expected what `save_pretrained` wrote.")
 
 # %% ../nbs/04c_reader.ipynb #ea6e333f
-def _check_about(about: dict, file: Path):
+def _check_record(record: dict, file: Path):
     "Raises `DataError` if reader.json does not describe a reader that this version can read."
-    if about.get("model_type") != "s2dm_reader":
+    if record.get("model_type") != "s2dm_reader":
         raise DataError(f'{file} describes no reader: "model_type" must be "s2dm_reader".')
-    check_keys(about, file, reader=dict, s2dm=(dict, type(None)))
+    check_keys(record, file, reader=dict, s2dm=(dict, type(None)))
     usual = dict(encoder=None, facts={}, calibration={}, choice=None)
-    check_keys(usual | about, file, encoder=(dict, type(None)), facts=dict, calibration=dict,
+    check_keys(usual | record, file, encoder=(dict, type(None)), facts=dict, calibration=dict,
                choice=(dict, type(None)))
-    if about.get("encoder"):
-        check_keys(dict(layers=0) | about["encoder"], f"{file}, 'encoder'", name=str, revision=str,
+    if record.get("encoder"):
+        check_keys(dict(layers=0) | record["encoder"], f"{file}, 'encoder'", name=str, revision=str,
                    layers=int, lower_layers=int)
-    if about.get("choice"):
-        check_keys(about["choice"], f"{file}, 'choice'", width=int, hidden=int, rank=int)
-    settings = about["reader"]
+    if record.get("choice"):
+        check_keys(record["choice"], f"{file}, 'choice'", width=int, hidden=int, rank=int)
+    settings = record["reader"]
     if "longest" in settings:
         raise DataError(
             f"{file} was written by a version of s2dm that limits answers to "
@@ -433,16 +433,16 @@ def _learned_file(folder): # what of another encoder learned
     return in_few_bits if in_few_bits.is_file() else folder / "encoder.safetensors"
 
 
-def _read_about(folder: Path) -> dict:
+def _read_record(folder: Path) -> dict:
     "What reader.json says. Raises `DataError` if it is broken, `MissingData` if a file is missing."
     file = folder / "reader.json"
     _need(folder, "reader.json")
     _need(folder, "reader.safetensors")
-    about = read_json(file)
-    _check_about(about, file)
-    _need(folder, _learned_file(folder).name if about.get("encoder") else "encoder/config.json")
-    _check_parts_belong(folder, about.get("files", {}))
-    return about
+    record = read_json(file)
+    _check_record(record, file)
+    _need(folder, _learned_file(folder).name if record.get("encoder") else "encoder/config.json")
+    _check_parts_belong(folder, record.get("files", {}))
+    return record
 
 # %% ../nbs/04c_reader.ipynb #9a2ed27f
 def _load_learned(
@@ -451,25 +451,25 @@ def _load_learned(
     name: str, # of the encoder, for the message
 ):
     "Put the weights that learned into their places. Raises `DataError`."
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with reading(file): learned = load_file(file)
-    if file.name == ROUNDED: learned = unpack(learned, own, str(file))
-    wrong = [k for k, w in learned.items() if k not in own or own[k].shape != w.shape]
+    if file.name == ROUNDED: learned = unpack(learned, parameters, str(file))
+    wrong = [k for k, w in learned.items() if k not in parameters or parameters[k].shape != w.shape]
     if wrong:
         raise DataError(
             f"{file} does not belong to {name}: {wrong[0]} is unknown or has another size.")
     with torch.no_grad():
-        for key, weight in learned.items(): own[key].copy_(weight)
-    for key, parameter in own.items(): parameter.requires_grad_(key in learned)
+        for key, weight in learned.items(): parameters[key].copy_(weight)
+    for key, parameter in parameters.items(): parameter.requires_grad_(key in learned)
 
 # %% ../nbs/04c_reader.ipynb #cda3429e
 def _open_encoder(
     folder: Path, # of a saved reader
-    about: dict, # its reader.json
+    record: dict, # its reader.json
     device: str | torch.device | None, # None: a GPU if there is one
 ) -> Encoder:
     "The encoder of a saved reader. Raises `DataError`."
-    base = about.get("encoder")
+    base = record.get("encoder")
     if not base:
         encoder = load_encoder(str(folder / "encoder"), device)
         encoder.model.requires_grad_()
@@ -488,12 +488,12 @@ def _load_own(self: S2DMReader, file: Path):
     "Read the weights of semantic network and head. Raises `DataError`."
     try:
         weights = load_file(file)
-        own = self._own_weights()
-        wrong = sorted(weights.keys() ^ own.keys())
+        parameters = self._own_weights()
+        wrong = sorted(weights.keys() ^ parameters.keys())
         if wrong: raise RuntimeError(
             f"{wrong[0]} is {'unknown' if wrong[0] in weights else 'missing'}")
         # a copy, for the file may change
-        weights = {name: w.to(own[name].dtype, copy=True) for name, w in weights.items()}
+        weights = {name: w.to(parameters[name].dtype, copy=True) for name, w in weights.items()}
         self.load_state_dict(weights, strict=False, assign=True) # the encoder has its weights
     except Exception as error: # which of them depends on where the file is damaged
         raise DataError(
@@ -503,22 +503,22 @@ def _load_own(self: S2DMReader, file: Path):
 def _put_together(
     kind: type[S2DMReader], # the class
     folder: Path, # of a saved reader
-    about: dict, # its reader.json
+    record: dict, # its reader.json
     device: str | torch.device | None, # None: a GPU if there is one
 ) -> S2DMReader: # without its own weights, and with no memory for them
     "Encoder and networks of a saved reader. Raises `ParameterError` or `DataError`."
-    encoder = _open_encoder(folder, about, device)
-    s2dm = about["s2dm"] and S2DMConfig(**about["s2dm"])
+    encoder = _open_encoder(folder, record, device)
+    s2dm = record["s2dm"] and S2DMConfig(**record["s2dm"])
     with torch.device("meta"): # sizes may be absurd
         # only one of its networks is kept, so it needs no others
         few = s2dm and S2DM(S2DMConfig(**s2dm.as_dict() | dict(losses=("KL_y",), paired=False)))
-        choice = SpanChoice(**about["choice"]) if about.get("choice") else None
-        reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**about["reader"]))
+        choice = SpanChoice(**record["choice"]) if record.get("choice") else None
+        reader = kind(encoder.model, encoder.split.tokenizer, few, ReaderConfig(**record["reader"]))
     reader.s2dm_config = s2dm
-    reader.calibration = Calibration(**about.get("calibration", {}))
-    reader.facts = about.get("facts", {})
+    reader.calibration = Calibration(**record.get("calibration", {}))
+    reader.facts = record.get("facts", {})
     reader.choice = choice
-    if base := about.get("encoder"):
+    if base := record.get("encoder"):
         reader.base = {**base}
         if layers := reader.base.pop("lower_layers"): reader.keep_lower(layers)
     return reader
@@ -533,11 +533,11 @@ def from_pretrained(
     """A saved reader, in eval mode. Raises `MissingData` if it cannot be had, `DataError` if its
     files are broken or do not belong together."""
     folder = _reader_folder(name)
-    about = _read_about(folder)
-    check_run(folder, about.get("facts", {}).get("run"))
+    record = _read_record(folder)
+    check_run(folder, record.get("facts", {}).get("run"))
     file = folder / "reader.json"
     try:
-        with reading(file): reader = _put_together(cls, folder, about, device)
+        with reading(file): reader = _put_together(cls, folder, record, device)
     except ParameterError as error: raise DataError(f"{file}: {error}") from None
     reader._load_own(folder / "reader.safetensors")
     return reader.to(next(reader.encoder.parameters()).device).eval()
@@ -551,9 +551,9 @@ def save_facts(
     """Write the facts anew: README.md, and what reader.json says of them. Nothing else changes.
     Raises `DataError` or `MissingData` if no whole reader is there."""
     folder = Path(folder)
-    about = _read_about(folder)
+    record = _read_record(folder)
     self._write_card(folder)
-    write_json(folder / "reader.json", about | dict(facts=self.facts))
+    write_json(folder / "reader.json", record | dict(facts=self.facts))
 
 
 # %% ../nbs/04c_reader.ipynb #be547790
@@ -684,12 +684,12 @@ def read_states(
 # %% ../nbs/04c_reader.ipynb #9a15c13e
 def _log_lengths(windows: Windows, positions: list[int], spans: Spans) -> np.ndarray: # [W,K]
     "Logarithms of the spans' characters; 0 where there is no span."
-    there = spans.score > -np.inf
+    exists = spans.score > -np.inf
     window = np.asarray(positions)[:, None]
     first = windows.begin[window] # of the context: a place that there is
-    start, end = (np.where(there, place, first) for place in (spans.start, spans.end))
+    start, end = (np.where(exists, place, first) for place in (spans.start, spans.end))
     start, end = windows.characters(window, start, end)
-    return np.where(there, np.log(np.maximum(end - start, 1)), 0.).astype(np.float32)
+    return np.where(exists, np.log(np.maximum(end - start, 1)), 0.).astype(np.float32)
 
 
 # %% ../nbs/04c_reader.ipynb #9a15c13f
@@ -730,8 +730,8 @@ def read(
     states: TextStates | None = None, # of the lower layers, if they are kept: of each window
 ) -> list[list[Answer]]: # of each question, the best first; none if no span is among the n best
     "Answer all the questions."
-    said = self._read(windows, budget, progress, states)
-    return choose_answers(windows, said.order, said.spans, top_k, said.worth)
+    scored = self._read(windows, budget, progress, states)
+    return choose_answers(windows, scored.order, scored.spans, top_k, scored.worth)
 
 # %% ../nbs/04c_reader.ipynb #0c5c1e07
 @patch
@@ -745,10 +745,10 @@ def weigh(
     "Answers with probabilities."
     c = self.calibration
     if threshold is not None: c = Calibration(temperature=c.temperature, threshold=threshold)
-    said = self._read(windows, progress=progress)
-    total = log_total(windows, said.order, said.spans, said.none, c.temperature)
+    scored = self._read(windows, progress=progress)
+    total = log_total(windows, scored.order, scored.spans, scored.none, c.temperature)
     weighed = []
-    answers = choose_answers(windows, said.order, said.spans, top_k, said.worth)
+    answers = choose_answers(windows, scored.order, scored.spans, top_k, scored.worth)
     for total_of_row, row in zip(total.tolist(), answers):
         odds = [min(1., math.exp(a.score / c.temperature - total_of_row)) for a in row]
         sure = odds and odds[0] >= c.threshold
@@ -774,15 +774,15 @@ def calibrate(
     from s2dm.metrics import score # here, since who only reads scores nothing
 
     windows = self.windows(questions, progress)
-    said = self._read(windows, progress=progress)
-    answers = choose_answers(windows, said.order, said.spans, 1, said.worth)
+    scored = self._read(windows, progress=progress)
+    answers = choose_answers(windows, scored.order, scored.spans, 1, scored.worth)
     best = [row[0] if row else None for row in answers]
     texts = {id: a.text if a else "" for id, a in zip(questions["id"][:], best)}
     right = score(texts, questions).em > 0
     scores = np.array([a.score if a else -np.inf for a in best])
 
     def sure(temperature):
-        total = log_total(windows, said.order, said.spans, said.none, temperature)
+        total = log_total(windows, scored.order, scored.spans, scored.none, temperature)
         return np.exp(np.minimum(scores / temperature - total, 0))
 
     losses = [_log_loss(sure(t), right) for t in _TEMPERATURES]

@@ -81,10 +81,10 @@ class Finding(NamedTuple):
 
 # %% ../nbs/07d_report.ipynb #75310a48
 def _told(table): # systems that the sentences are about
-    there = sorted({*table["system"]}, key=system_order)
-    best = [system for system in ("s2dm_sp", "s2dm_pos") if system in there]
+    systems = sorted({*table["system"]}, key=system_order)
+    best = [system for system in ("s2dm_sp", "s2dm_pos") if system in systems]
     if best: return best
-    trained = [system for system in there if not system.endswith(("untrained", "trainable"))]
+    trained = [system for system in systems if not system.endswith(("untrained", "trainable"))]
     return [system for system in trained if system.startswith("s2dm_")]
 
 # %% ../nbs/07d_report.ipynb #1729775d
@@ -106,7 +106,8 @@ def _changes(numbers, wanted): # sentences on these measures
     for measure in wanted:
         table = numbers[numbers["measure"] == measure]
         mean = summarise(table).set_index(_KEY)["mean"]
-        tests = {name: compare(table, of).set_index(_KEY) for name, of in _REFERENCES.items()}
+        tests = {name: compare(table, reference).set_index(_KEY)
+                 for name, reference in _REFERENCES.items()}
         for key in [key for told in _told(table) for key in mean.index if key[2] == told]:
             model, data, system = key
             changes = " ".join(_change(test, name, key, mean) for name, test in tests.items())
@@ -132,7 +133,7 @@ def _of_vectors(numbers): # the rows that are told of encoder, y and z
     return table[(table["measure"] != Measure.PROBE) | table["data"].isin(_PROBES)]
 
 # %% ../nbs/07d_report.ipynb #67906ab0
-def _z_of_y(kind, there): return "z" if kind == "y" else None # as `control_of`, of vectors
+def _z_of_y(kind, kinds): return "z" if kind == "y" else None # as `control_of`, of vectors
 
 
 def _y_less_z(table): # y against z, seed by seed: `compare` where the systems are the vectors
@@ -145,8 +146,9 @@ _VECTOR_NAMES = dict(y="y", z="z", mean="encoder")
 
 
 def _values_in_words(values, digits): # values: vector -> mean over seeds
-    there = [of for of in _VECTOR_NAMES if of in values]
-    return ", ".join(f"{_VECTOR_NAMES[of]} {number_text(values[of], digits)}" for of in there)
+    vectors = [vector for vector in _VECTOR_NAMES if vector in values]
+    return ", ".join(f"{_VECTOR_NAMES[vector]} {number_text(values[vector], digits)}"
+                     for vector in vectors)
 
 # %% ../nbs/07d_report.ipynb #e569b6e7
 def _separation(numbers): # sentences
@@ -157,11 +159,11 @@ def _separation(numbers): # sentences
     for row in _y_less_z(table).to_dict("records"):
         values = mean[row["model"], row["measure"], row["data"], row["unit"]]
         digits = 2 if values.abs().max() <= 1.5 else 1 # shares and correlations, or percent
-        what = f"{row['measure']}, {dataset_name(row['data'])}"
-        if row["measure"] == Measure.PROBE: what = f"linear probe for {row['data']}"
-        what = f"{system_name(row['unit'])}: {what} ({model_name(row['model'])} encoder)"
+        measured = f"{row['measure']}, {dataset_name(row['data'])}"
+        if row["measure"] == Measure.PROBE: measured = f"linear probe for {row['data']}"
+        measured = f"{system_name(row['unit'])}: {measured} ({model_name(row['model'])} encoder)"
         text = in_words(row, "", digits).numbers
-        sentences.append(f"{what}: {_values_in_words(values, digits)}; y less z {text}.")
+        sentences.append(f"{measured}: {_values_in_words(values, digits)}; y less z {text}.")
     return sentences
 
 # %% ../nbs/07d_report.ipynb #acf97cc1
@@ -172,9 +174,9 @@ def _losses(numbers): # sentences
     sentences = []
     for row in main_effects(numbers, _EFFECTS).to_dict("records"):
         verdict, text = in_words(row)
-        what = f"{row['measure']} of {row['of']}" if row["of"] else row["measure"]
+        measured = f"{row['measure']} of {row['of']}" if row["of"] else row["measure"]
         where = _where(row["model"], row["data"])
-        sentences.append(f"With {row['loss']}, {what} ({where}): {verdict} ({text}).")
+        sentences.append(f"With {row['loss']}, {measured} ({where}): {verdict} ({text}).")
     return sentences
 
 # %% ../nbs/07d_report.ipynb #f72c145d
@@ -188,8 +190,8 @@ def _reach(results): # a sentence for each edition
     table = results.tables.get("gradients", pd.DataFrame())
     sentences = []
     if not len(table): return sentences
-    for edition, part in table.groupby("edition", sort=False):
-        mean = part.groupby(["module", "loss"], sort=False)["norm"].mean()
+    for edition, norms in table.groupby("edition", sort=False):
+        mean = norms.groupby(["module", "loss"], sort=False)["norm"].mean()
         modules = [module for module in ("mu_y", "mu_z") if module in mean]
         reached = "; ".join(_reached(module, mean[module]) for module in modules)
         sentences.append(f"Edition {edition}: {reached}.")
@@ -262,8 +264,8 @@ def _means(table): # of one measure, encoder and data set: words
 # %% ../nbs/07d_report.ipynb #c905f468
 def _passed(table): # half a sentence on the differences that passed their test
     parts = []
-    for name, of in _REFERENCES.items():
-        for row in compare(table, of).to_dict("records"):
+    for name, reference in _REFERENCES.items():
+        for row in compare(table, reference).to_dict("records"):
             if row["system"] not in ("s2dm_sp", "s2dm_pos") or not row["p_holm"] < ALPHA: continue
             way = "above" if row["difference"] > 0 else "below"
             parts.append(f"{_SYSTEMS[row['system']]} is {way} {name}")
@@ -276,9 +278,9 @@ _OF_PRIMARY = dict(baseline="the baseline", untrained="the untrained control")
 
 def _places(table): # of the encoder to tell of: its data sets, at most three
     model = _place(table).model
-    own = sorted({*table.loc[table["model"] == model, "data"]})
+    names = sorted({*table.loc[table["model"] == model, "data"]})
     rank = {name: place for place, name in enumerate(_FIRST)}
-    return model, sorted(own, key=lambda name: rank.get(name, len(rank)))[:3]
+    return model, sorted(names, key=lambda name: rank.get(name, len(rank)))[:3]
 
 # %% ../nbs/07d_report.ipynb #29df4b76
 def _primary_phrases(primary, data): # system -> what its two comparisons say
@@ -291,9 +293,9 @@ def _primary_phrases(primary, data): # system -> what its two comparisons say
 
 
 def _own_phrases(table): # the same, from the tests of `compare`
-    there = [system for system in ("s2dm_sp", "s2dm_pos") if system in {*table["system"]}]
+    systems = [system for system in ("s2dm_sp", "s2dm_pos") if system in {*table["system"]}]
     return {_SYSTEMS[system]: "; ".join(_phrase(table, name, system) for name in _REFERENCES)
-            for system in there}
+            for system in systems}
 
 # %% ../nbs/07d_report.ipynb #29df4b64
 def _told_by(rows): # half a sentence; rows: comparisons of a design
@@ -309,16 +311,16 @@ def _reading_told(numbers, primary): # sentences on zero-shot EM; primary: None,
     model, places = _places(em)
     sentences = []
     for data in places:
-        own = em[(em["model"] == model) & (em["data"] == data)]
+        table = em[(em["model"] == model) & (em["data"] == data)]
         fixed = primary is not None and data in {*primary["dataset"]}
         start = (f"Zero-shot EM on {dataset_name(data)} ({model_name(model)} encoder) is "
-                 f"{_means(own)}")
+                 f"{_means(table)}")
         if data != places[0]:
-            passed = _passed(own)
+            passed = _passed(table)
             if fixed: passed = _told_by(primary[primary["dataset"] == data])
             sentences.append(f"{start}: {passed}.")
             continue
-        phrases = _primary_phrases(primary, data) if fixed else _own_phrases(own)
+        phrases = _primary_phrases(primary, data) if fixed else _own_phrases(table)
         sentences.append(f"{start}.")
         sentences += [f"{system}: {phrase}." for system, phrase in phrases.items()]
     return sentences
@@ -328,9 +330,9 @@ def _boundaries_told(numbers, model): # a sentence, or none
     errors = numbers[(numbers["measure"] == Measure.BOUNDARY_ERRORS) & (numbers["model"] == model)]
     if "s2dm_sp" not in {*errors["system"]}: return []
     _, (data, *_) = _places(errors)
-    own = errors[errors["data"] == data]
+    table = errors[errors["data"] == data]
     return [f"Boundary errors, in percent of the questions on {dataset_name(data)}, are "
-            f"{_means(own)}: {_passed(own)}."]
+            f"{_means(table)}: {_passed(table)}."]
 
 
 def _mechanism_told(mechanism): # a sentence; mechanism: mechanism.csv
@@ -346,17 +348,18 @@ def _mechanism_told(mechanism): # a sentence; mechanism: mechanism.csv
 
 # %% ../nbs/07d_report.ipynb #29df4b68
 def _of_both(numbers, model, measure, data=None): # vector -> mean, of y, z and encoder if there
-    own = numbers[(numbers["measure"] == measure) & (numbers["system"] == "s2dm_sp")]
-    own = own[own["model"] == model]
-    if data is not None: own = own[own["data"] == data]
-    return own.groupby("of")["value"].mean()
+    table = numbers[(numbers["measure"] == measure) & (numbers["system"] == "s2dm_sp")]
+    table = table[table["model"] == model]
+    if data is not None: table = table[table["data"] == data]
+    return table.groupby("of")["value"].mean()
 
 
 def _by(mean): # vector -> mean, percent: words
     names = dict(y="y", z="z", mean="the encoder's mean")
-    return _and([f"{mean[of]:.1f} % by {name}" for of, name in names.items() if of in mean])
+    return _and([f"{mean[vector]:.1f} % by {name}" for vector, name in names.items()
+                 if vector in mean])
 
-
+# %% ../nbs/07d_report.ipynb #605a8180
 def _vectors_told(numbers, model): # sentences
     sentences = []
     if {*_of_both(numbers, model, Measure.STS).index} >= {"y", "z", "mean"}:
@@ -379,32 +382,33 @@ def _losses_told(numbers, model): # a sentence, or none
     if not len(effects): return []
     passed = effects[effects["p_holm"] < ALPHA]
     parts = []
-    for measure, of in _EFFECTS[:2]:
+    for measure, vector in _EFFECTS[:2]:
         if measure not in {*effects["measure"]}: continue
-        own = passed[(passed["measure"] == measure) & (passed["of"] == of)]
-        own = own.sort_values("difference", key=abs, ascending=False)
-        losses = [f"{row.loss} ({_signed(row.difference)})" for row in own.itertuples()]
-        what = f"{measure} of {of}" if of else measure
+        changing = passed[(passed["measure"] == measure) & (passed["of"] == vector)]
+        changing = changing.sort_values("difference", key=abs, ascending=False)
+        losses = [f"{row.loss} ({_signed(row.difference)})" for row in changing.itertuples()]
+        label = f"{measure} of {vector}" if vector else measure
         verb = "change" if len(losses) > 1 else "changes"
-        parts.append(f"{_and(losses) if losses else 'none'} {verb} {what}")
+        parts.append(f"{_and(losses) if losses else 'none'} {verb} {label}")
     return [f"Of the losses, {'; '.join(parts)} beyond chance (in points)."]
 
 # %% ../nbs/07d_report.ipynb #29df4b72
 _PAPERS = ("mbert", "xlm100") # encoders
 
 
-def _readers(results, said): # how many of a profile were read with, and how many it asks for
-    wanted = {(model, system, seed) for model in results.models for system in said["systems"]
-              for seed in range(said["seeds"])}
+def _readers(results, profile): # how many of a profile were read with, and how many it asks for
+    wanted = {(model, system, seed) for model in results.models for system in profile["systems"]
+              for seed in range(profile["seeds"])}
     runs = results.runs[(results.runs["stage"] == "evaluate") & results.runs["finished"].eq(True)]
-    there = {*zip(runs["model"], runs["system"], runs["seed"])}
-    return len(wanted & there), len(wanted)
+    finished = {*zip(runs["model"], runs["system"], runs["seed"])}
+    return len(wanted & finished), len(wanted)
 
 
 def _missing_told(results, profile): # a sentence, or none
-    there, wanted = _readers(results, experiment(profile)["reproduce"])
+    finished, wanted = _readers(results, experiment(profile)["reproduce"])
     parts = []
-    if there < wanted: parts.append(f"{wanted - there} of the {wanted} readers of this profile")
+    if finished < wanted:
+        parts.append(f"{wanted - finished} of the {wanted} readers of this profile")
     evaluated = {*results.runs.loc[results.runs["stage"] == "evaluate", "model"]}
     lost = [model_name(model) for model in _PAPERS if model not in evaluated]
     if lost: parts.append(f"readers on {_and(lost)}, the paper's encoders, of which only the "
@@ -425,17 +429,17 @@ def key_sentences(
     fixed: dict[str, Table], # as from `fixed_tables`
 ) -> list[str]: # at most `SENTENCES`
     "What was found, in plain sentences."
-    said = experiment(profile)
-    there, wanted = _readers(results, said["reproduce"])
+    settings = experiment(profile)
+    finished, wanted = _readers(results, settings["reproduce"])
     em = numbers[numbers["measure"] == Measure.EM_ZERO_SHOT]
     read = "s2dm_sp" in {*em["system"]}
     model = _place(em).model if read else next(iter(results.models), "")
     primary = fixed["primary"].data if "primary" in fixed else None
-    if "design" in said and primary is None:
-        told = [_NOT_YET.format(there=there, wanted=wanted, design=said["design"])]
+    if "design" in settings and primary is None:
+        told = [_NOT_YET.format(there=finished, wanted=wanted, design=settings["design"])]
     else: told = _reading_told(numbers, primary) or [_NO_READING]
     if "mechanism" in fixed: told += _mechanism_told(fixed["mechanism"].data)
-    elif "design" not in said: told += _boundaries_told(numbers, model)
+    elif "design" not in settings: told += _boundaries_told(numbers, model)
     vectors = _vectors_told(numbers, model)
     told += vectors[:1] + _losses_told(numbers, model) + vectors[1:]
     missing = _missing_told(results, profile)
@@ -470,8 +474,8 @@ def unlike(
 ) -> list[str]: # sentences; none if all is well
     "Settings that differ between runs that are compared."
     sentences = []
-    for (stage, model), part in results.runs.groupby(["stage", "model"], sort=False):
-        differences = "; ".join(_differences(part["parameters"]))
+    for (stage, model), runs in results.runs.groupby(["stage", "model"], sort=False):
+        differences = "; ".join(_differences(runs["parameters"]))
         if not differences: continue
         sentences.append(f"Not all runs of stage {stage} ({model_name(model)} encoder) have the "
                          f"same {differences}.")
@@ -729,12 +733,12 @@ _RUNS = Section(
 SECTIONS = (_ZERO_SHOT, _SYNTAX, _VECTORS, _ABLATION, _RUNS)
 
 # %% ../nbs/07d_report.ipynb #156918e2
-def _section(number, section, items, more=""): # items: name -> HTML; more: HTML before the folded
+def _section(number, section, items, extra=""): # items: name -> HTML; extra: HTML before folded
     shown = "".join(items.get(name, "") for name in section.shown)
     folded = "".join(items.get(name, "") for name in section.folded)
     heading = f'<h3 class="part" id="s{number}">{escape(section.heading)}</h3>'
-    about = f"<p>{linked(section.about)}</p>"
-    return f'<div class="section">{heading}{about}{shown}{more}{folded}</div>'
+    intro = f"<p>{linked(section.about)}</p>"
+    return f'<div class="section">{heading}{intro}{shown}{extra}{folded}</div>'
 
 # %% ../nbs/07d_report.ipynb #2409df0a
 _PAGE_STYLE = """
@@ -817,7 +821,7 @@ def _without_folders(text): # /home/somebody/x.json -> …/x.json
 
 
 def _plain(reason): # of a record, for readers
-    named = _DATA.sub(lambda found: f"{dataset_name(found[1])}, {found[2]}", reason)
+    named = _DATA.sub(lambda match: f"{dataset_name(match[1])}, {match[2]}", reason)
     return _without_folders(_PARAMETERS.sub("", named))
 
 # %% ../nbs/07d_report.ipynb #ba63f031
@@ -832,8 +836,8 @@ def _unfinished(results): # sentences on runs that broke off
 
 def _gaps(results): # sentences on what is missing
     sentences = _unfinished(results)
-    for (stage, model), part in results.missing.groupby(["stage", "model"], sort=False):
-        reasons = dict.fromkeys(map(_plain, part["reason"])) # each once
+    for (stage, model), runs in results.missing.groupby(["stage", "model"], sort=False):
+        reasons = dict.fromkeys(map(_plain, runs["reason"])) # each once
         sentences += [f"{stage}, {model_name(model)}: {reason}" for reason in reasons]
     return sentences
 
@@ -859,49 +863,49 @@ def _finding_html(finding):
     return f'<div class="finding"><h3>{escape(finding.question)}</h3><ul>{items}</ul></div>'
 
 
-def _found_html(sentences, found, designed=False): # found: every comparison, folded
+def _found_html(sentences, comparisons, designed=False): # comparisons are folded
     items = "".join(f"<li>{linked(sentence)}</li>" for sentence in sentences)
-    words = "".join(map(_finding_html, found))
-    about = "Difference, interval, p and seeds, measure by measure."
-    if designed: about = f"Exploratory: paired t tests. {about}"
+    words = "".join(map(_finding_html, comparisons))
+    legend = "Difference, interval, p and seeds, measure by measure."
+    if designed: legend = f"Exploratory: paired t tests. {legend}"
     return (f'<ol class="found">{items}</ol><details id="words"><summary>Every comparison in words '
-            f"<small>{about}</small></summary>{words}</details>")
+            f"<small>{legend}</small></summary>{words}</details>")
 
 
 def _editions(edition): # a sentence
-    what = ", the paper taken at its word."
-    if edition != "paper": what = ": see the notebooks for what it changes of the paper."
-    return f"Where no edition is named, S2DM is of edition <b>{edition}</b>{what}"
+    ending = ", the paper taken at its word."
+    if edition != "paper": ending = ": see the notebooks for what it changes of the paper."
+    return f"Where no edition is named, S2DM is of edition <b>{edition}</b>{ending}"
 
 # %% ../nbs/07d_report.ipynb #0d66cf38
 def page(
     config: ReportConfig, # which report
     sentences: list[str], # as from `key_sentences`
-    found: list[Finding], # as from `findings`
+    comparisons: list[Finding], # as from `findings`
     items: dict[str, str], # name of figure or table -> HTML
     remarks: list[str], # on the runs, and on what is missing
 ) -> str:
     "The whole page, as HTML."
     links = dict(figures="Figures", tables="Tables")
     links |= {f"s{i}": section.heading for i, section in enumerate(SECTIONS, 1)}
-    more = f"<h3>To know about these runs</h3>{_notes(remarks)}" if remarks else ""
-    sections = [_section(i, section, items, more if section is _RUNS else "")
+    extra = f"<h3>To know about these runs</h3>{_notes(remarks)}" if remarks else ""
+    sections = [_section(i, section, items, extra if section is _RUNS else "")
                 for i, section in enumerate(SECTIONS, 1)]
     return _PAGE.substitute(
         title=escape(f"S2DM reproduced, profile {config.profile}"),
         style=_STYLE,
         about=escape(experiment(config.profile)["about"], quote=False),
         editions=_editions(config.edition),
-        found=_found_html(sentences, found, "design" in experiment(config.profile)),
+        found=_found_html(sentences, comparisons, "design" in experiment(config.profile)),
         links="".join(f'<a href="#{id}">{escape(name)}</a> ' for id, name in links.items()),
         figures="".join(items.get(name, "") for name in FIGURES),
         sections="".join(sections),
         glossary=_glossary_html())
 
 # %% ../nbs/07d_report.ipynb #0d92ee9e
-def _summary(sentences, found): # as Markdown
+def _summary(sentences, comparisons): # as Markdown
     parts = [f"{number}. {markdown_text(text)}\n" for number, text in enumerate(sentences, 1)]
-    for finding in found:
+    for finding in comparisons:
         parts.append(f"\n{finding.question}\n\n")
         parts += [f"- {markdown_text(answer)}\n" for answer in finding.answers]
     return "".join(parts)
@@ -965,11 +969,12 @@ def report(
         numbers = measures(results)
         figures = all_figures(results, numbers)
     tables = all_tables(results, numbers, marked=not designed) | fixed
-    found = findings(results, numbers)
+    comparisons = findings(results, numbers)
     if unread: # neither the two questions on reading nor their tables
-        found, tables = found[2:], {name: tables[name] for name in tables if name not in _READ}
+        comparisons = comparisons[2:]
+        tables = {name: tables[name] for name in tables if name not in _READ}
     items = _items(figures, tables, out)
     sentences = key_sentences(results, numbers, config.profile, fixed)
     remarks = unlike(results) + _gaps(results) + _without(figures, tables)
-    _write(out / "summary.md", _summary(sentences, found))
-    return _write(out / "report.html", page(config, sentences, found, items, remarks))
+    _write(out / "summary.md", _summary(sentences, comparisons))
+    return _write(out / "report.html", page(config, sentences, comparisons, items, remarks))

@@ -118,15 +118,15 @@ def shown_as(
     "A system by its name in the tables."
     variant, *more = folder.split("-")
     if variant == "baseline": return folder
-    own = next((word for word in more if word in EDITIONS), "paper")
-    named = [] if own == edition else [own]
+    stated = next((word for word in more if word in EDITIONS), "paper")
+    named = [] if stated == edition else [stated]
     others = [word for word in more if word not in EDITIONS]
     return "-".join([variant, *named, *others])
 
 # %% ../nbs/07a_results.ipynb #d39fed3d
 def control_of(
     system: str, # whose control
-    there: set[str], # systems that were run
+    systems: set[str], # systems that were run
 ) -> str | None: # None: there is none
     "The untrained S2DM against which a system is held."
     if system == "baseline" or "untrained" in system: return None
@@ -135,7 +135,7 @@ def control_of(
     head = [word for word in more if word not in (*EDITIONS, "trainable")]
     for name in (variant, "s2dm_sp"):
         control = "-".join([name, *edition, "untrained", *head])
-        if control in there: return control
+        if control in systems: return control
     return None
 
 # %% ../nbs/07a_results.ipynb #cb01f2a1
@@ -323,13 +323,13 @@ def collect(
     for run in _run_folders(Path(root or runs_dir()), models):
         system = run.system and shown_as(run.system, edition)
         key = dict(model=run.model, system=system, seed=run.seed)
-        about = dict(stage=run.stage) | key
+        labels = dict(stage=run.stage) | key
         file = run.folder / "metrics.json"
         state = dict(finished=file.is_file(), folder=str(run.folder))
-        runs.append(about | state | _config(run.folder))
+        runs.append(labels | state | _config(run.folder))
         if not file.is_file(): continue
         metrics = read_record(file)
-        missing += [about | dict(reason=sentence) for sentence in _missing(metrics, file)]
+        missing += [labels | dict(reason=sentence) for sentence in _missing(metrics, file)]
         if run.stage == "evaluate":
             rows = _rows(metrics.get("results"), f"{file}: results", _SCORES)
             scores.append(rows.assign(**key))
@@ -417,7 +417,7 @@ def _unpack(tar, folder): # nothing outside of the folder; raises ValueError
             raise ValueError(f"{member.name!r:.80} is no file below the folder")
         tar.extract(member, folder)
 
-
+# %% ../nbs/07a_results.ipynb #a85962ac
 @contextmanager
 def open_records(
     path: str | Path, # folder of the runs, or an archive as from `save_records`
@@ -641,8 +641,8 @@ _TEST = ["difference", "low", "high", "p", "pairs"]
 
 
 def _by_seed(part, value="value"): # system -> its values, indexed by seed
-    return {system: own.groupby("seed")[value].mean()
-            for system, own in part.groupby("system", sort=True)}
+    return {system: rows.groupby("seed")[value].mean()
+            for system, rows in part.groupby("system", sort=True)}
 
 # %% ../nbs/07a_results.ipynb #b2000ac3
 def _corrected(tests, together): # Holm's correction for the tests that agree in these columns
@@ -650,7 +650,7 @@ def _corrected(tests, together): # Holm's correction for the tests that agree in
         p_holm=tests.groupby(together)["p"].transform(holm) if len(tests) else np.nan)
 
 # %% ../nbs/07a_results.ipynb #06face39
-def against_baseline(system: str, there: set[str]) -> str: # what was asked about, what there is
+def against_baseline(system: str, systems: set[str]) -> str: # what was asked about, what there is
     "For `compare`: the encoder without S2DM."
     return "baseline"
 
@@ -690,10 +690,10 @@ def _subset(names): # a system of Figure 3
 # %% ../nbs/07a_results.ipynb #1248ed94
 def _pairs(loss): # all that differ in this loss
     if loss in _SYNTAX: return [_Pair(_SYNTAX[loss], _subset(LOSSES))]
-    own = loss.lower()
-    others = [name for name in LOSSES if name != own]
+    code = loss.lower()
+    others = [name for name in LOSSES if name != code]
     rests = ([], others[:1], others[1:], others)
-    return [_Pair(_subset([*rest, own]), _subset(rest)) for rest in rests]
+    return [_Pair(_subset([*rest, code]), _subset(rest)) for rest in rests]
 
 # %% ../nbs/07a_results.ipynb #2724fbd0
 class MeasureOf(NamedTuple):

@@ -409,7 +409,7 @@ def _bytes_of(file): # raises MissingData or DataError
     except FileNotFoundError: raise MissingData(f"{file} is not there") from None
     except OSError as error: raise DataError(f"{file} cannot be read: {error.strerror}") from None
 
-
+# %% ../nbs/01a_sources.ipynb #b89318bf
 def read_text(
     file: str | os.PathLike, # a local file
     crlf: bool = False, # lines may end in CR LF, which becomes LF

@@ -80,10 +80,10 @@ def _parts(word: str) -> list[str]: # letters together, each punctuation mark an
     return [part for part in parts if part]
 
 
-def _join(parts, at) -> Subwords: # of parts of a text, each of which begins at its character
+def _join(parts, starts) -> Subwords: # of parts of a text, each of which begins at its character
     if not parts: return Subwords(*[np.zeros(0, np.int32)] * 3)
-    start = [part.start + first for part, first in zip(parts, at)]
-    end = [part.end + first for part, first in zip(parts, at)]
+    start = [part.start + first for part, first in zip(parts, starts)]
+    end = [part.end + first for part, first in zip(parts, starts)]
     ids = [part.ids for part in parts]
     return Subwords(*map(np.concatenate, (ids, start, end)))
 
@@ -92,8 +92,8 @@ def _characters(plain, forms): # subwords, and forms that spell the same -> [S] 
     owner = np.repeat(np.arange(len(forms) + 1), [*map(len, forms), 1])
     ends = np.cumsum([len(piece) for piece in plain], dtype=int)
     start = owner[np.append(0, ends)[:-1]] if plain else ends
-    some = np.diff(ends, prepend=0) > 0
-    return start, np.where(some, owner[ends - 1] + 1, start)
+    not_empty = np.diff(ends, prepend=0) > 0
+    return start, np.where(not_empty, owner[ends - 1] + 1, start)
 
 # %% ../nbs/01g_subwords.ipynb #5b0f2a06
 _SEGMENTERS = ("zh", "th") # languages that XLM's tokenizer cuts into words with a package's help
@@ -106,8 +106,8 @@ def _takes_language(tokenizer) -> bool: # XLM's alone does
 
 
 def _usual_language(tokenizer, lang: str | None) -> str: # that the tokenizer is told
-    known = getattr(tokenizer, "lang2id", None)
-    if lang is None or lang == "ja" or (known and lang not in known): return "en"
+    languages = getattr(tokenizer, "lang2id", None)
+    if lang is None or lang == "ja" or (languages and lang not in languages): return "en"
     return lang
 
 
@@ -235,10 +235,10 @@ def _split(self: TextSplitter, texts, languages, progress) -> list[Subwords]:
     split = []
     with tqdm(total=len(texts), desc="splitting", delay=1, disable=not progress) as bar:
         for i in range(0, len(texts), 500):
-            some = list(texts[i:i + 500])
-            if self._words: split += _split_slow(self._words, some, languages[i:i + 500])
-            else: split += _split_fast(self.tokenizer, some)
-            bar.update(len(some))
+            chunk = list(texts[i:i + 500])
+            if self._words: split += _split_slow(self._words, chunk, languages[i:i + 500])
+            else: split += _split_fast(self.tokenizer, chunk)
+            bar.update(len(chunk))
     return split
 
 # %% ../nbs/01g_subwords.ipynb #01c51e02
@@ -290,9 +290,9 @@ def _contracted(surface, forms): # could these words look like that?
     return surface == forms[0] != forms[-1] and surface.endswith(forms[-1])
 
 # %% ../nbs/01g_subwords.ipynb #7c5ff4cd
-def _end_of_word(text, at): # what stands there, without space or punctuation behind it
-    end = re.compile(r"\S*").match(text, at).end()
-    while end > at and unicodedata.category(text[end - 1])[0] == "P": end -= 1
+def _end_of_word(text, start): # what stands there, without space or punctuation behind it
+    end = re.compile(r"\S*").match(text, start).end()
+    while end > start and unicodedata.category(text[end - 1])[0] == "P": end -= 1
     return end
 
 # %% ../nbs/01g_subwords.ipynb #334534a1
@@ -313,16 +313,16 @@ def _options(text, forms, i, at): # ways on from word i at `at`: words taken, wh
 # %% ../nbs/01g_subwords.ipynb #5b0f2a30
 def _one_by_one(text, forms): # spans; None if the words do not simply follow each other
     spans = []
-    at = 0
+    place = 0
     for form in forms:
-        while text[at:at + 1].isspace(): at += 1
-        if not form or not text.startswith(form, at): return None
-        spans.append((at, at + len(form.rstrip())))
-        at += len(form)
-    return None if text[at:].strip() else spans
+        while text[place:place + 1].isspace(): place += 1
+        if not form or not text.startswith(form, place): return None
+        spans.append((place, place + len(form.rstrip())))
+        place += len(form)
+    return None if text[place:].strip() else spans
 
 # %% ../nbs/01g_subwords.ipynb #2db39508
-def _skip_space(text, at): return len(text) - len(text[at:].lstrip())
+def _skip_space(text, place): return len(text) - len(text[place:].lstrip())
 
 
 def _search(text, forms): # a path to the end, or None; the most words up to one that stood there
@@ -349,9 +349,9 @@ def _search(text, forms): # a path to the end, or None; the most words up to one
 # %% ../nbs/01g_subwords.ipynb #9d9f555c
 def _spans(path, text): # of each word
     spans = []
-    for (i, at), (j, stop) in zip(path, path[1:]):
-        end = at + len(text[at:stop].rstrip())
-        spans += [(at, end)] * (j - i)
+    for (i, start), (j, stop) in zip(path, path[1:]):
+        end = start + len(text[start:stop].rstrip())
+        spans += [(start, end)] * (j - i)
     return spans
 
 
@@ -369,7 +369,7 @@ def _misfit(text, forms, best): # what is wrong; best: as from `_search`
     if best == len(forms): return "something follows the last word"
     return f"word {best + 1}, {forms[best]!r}, does not follow"
 
-
+# %% ../nbs/01g_subwords.ipynb #f195f604
 def align_words(
     text: str, # a sentence
     forms: Sequence[str], # its words
@@ -462,8 +462,8 @@ def words_of_all(
     ends = [s.end[-1] for s in subwords if len(s.ids)]
     room = 2 + max([0, *ends, *words[:, 1]]) # for each text, and the place in front
     front = np.arange(len(counts)) * room
-    own = np.repeat(front, numbers)[:, None]
-    words = np.where(words < 0, own, own + words + 1)
+    before_text = np.repeat(front, numbers)[:, None]
+    words = np.where(words < 0, before_text, before_text + words + 1)
     shift = np.repeat(front, counts) + 1
     start = np.concatenate([s.start for s in subwords]) + shift
     end = np.concatenate([s.end for s in subwords]) + shift

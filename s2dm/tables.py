@@ -152,10 +152,10 @@ _LAKM = Reason("not ours", "LAKM is a system of Yuan et al. (2020), trained on p
 
 # %% ../nbs/07b_tables.ipynb #f219a6b3
 def _other_encoder(results, model): # None: it has runs, or was asked for
-    known = sorted({*results.models, *results.runs["model"]})
-    if model in known: return None
-    why = f"These runs are of {', '.join(map(model_name, known)) or 'no encoder'}"
-    by = [profile for profile, said in experiments().items() if model in said["models"]]
+    encoders = sorted({*results.models, *results.runs["model"]})
+    if model in encoders: return None
+    why = f"These runs are of {', '.join(map(model_name, encoders)) or 'no encoder'}"
+    by = [name for name, profile in experiments().items() if model in profile["models"]]
     if by: why += f"; {model_name(model)} is run by profile {by[0]}"
     return Reason("other encoder", f"{why}.")
 
@@ -195,8 +195,8 @@ def why_missing(
 ) -> Reason: # short, for the cell; full, for the notes
     "Why there is no number."
     if system == "lakm": return _LAKM
-    other = _other_encoder(results, model)
-    if other: return other
+    reason = _other_encoder(results, model)
+    if reason: return reason
     runs = results.runs
     runs = runs[(runs["model"] == model) & (runs["system"] == system)]
     runs = runs[runs["stage"] == "evaluate"]
@@ -229,7 +229,7 @@ def graded(
     """EM and F1 of each system, data set and language: `ours` with `low`, `high` and `runs`, and
     the `difference` to the baseline with its interval and test."""
     long = _by_language(results.scores)
-    parts = [part for part in (long, _averages(numbers)) if len(part)]
+    parts = [rows for rows in (long, _averages(numbers)) if len(rows)]
     long = pd.concat(parts or [long], ignore_index=True)
     mean = summarise(long, tuple(_PLACE)).rename(columns=dict(mean="ours"))
     test = compare(long, against_baseline, ("model", *_PLACE[2:])).drop(columns="reference")
@@ -248,8 +248,8 @@ def _paper(name): # long: model, system, dataset, lang, metric, paper
 # %% ../nbs/07b_tables.ipynb #f97f36cc
 def _beside(paper, ours, on): # the paper's rows with ours, then the rows that are ours alone
     both = paper.merge(ours, "left", on=on)
-    known = {*paper[on].itertuples(index=False, name=None)}
-    alone = [tuple(key) not in known for key in ours[on].to_numpy()]
+    in_paper = {*paper[on].itertuples(index=False, name=None)}
+    alone = [tuple(key) not in in_paper for key in ours[on].to_numpy()]
     rest = ours[np.array(alone, bool)] # a list would, if empty, choose no columns
     if not len(both): return rest.assign(paper=np.nan)
     return pd.concat([both, rest], ignore_index=True) if len(rest) else both
@@ -292,8 +292,8 @@ def _ours(rows): # of one cell: a metric, or em and f1
 
 # %% ../nbs/07b_tables.ipynb #458f2b73
 def _theirs(rows): # the paper's
-    known = len(rows) and rows["paper"].notna().all()
-    return Cell("/".join(map(number_text, rows["paper"])) if known else "–", why="not in the paper")
+    whole = len(rows) and rows["paper"].notna().all()
+    return Cell("/".join(map(number_text, rows["paper"])) if whole else "–", why="not in the paper")
 
 # %% ../nbs/07b_tables.ipynb #d8cfdbcd
 @dataclass(frozen=True)
@@ -315,15 +315,15 @@ _ELSEWHERE = {"other encoder", "not ours"}
 
 def _printed(table, columns): # rows for each encoder and system: the paper's, then ours
     rows = []
-    for (model, system), part in table.groupby(["model", "system"], sort=False):
+    for (model, system), scores in table.groupby(["model", "system"], sort=False):
         lines = []
-        if part["paper"].notna().any(): lines.append(("paper", _theirs))
-        runs = part["runs"].max()
+        if scores["paper"].notna().any(): lines.append(("paper", _theirs))
+        runs = scores["runs"].max()
         seeds = f"ours, {runs} {'seed' if runs == 1 else 'seeds'}" if runs else "ours"
-        if not {*part["short"]} <= _ELSEWHERE: lines.append((seeds, _ours))
+        if not {*scores["short"]} <= _ELSEWHERE: lines.append((seeds, _ours))
         for whose, cell in lines:
             names = dict(encoder=model_name(model), system=system_name(system), whose=whose)
-            numbers = {column.heading: cell(column.rows(part)) for column in columns}
+            numbers = {column.heading: cell(column.rows(scores)) for column in columns}
             rows.append({("", name): text for name, text in (names | numbers).items()})
     return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
 
@@ -333,10 +333,10 @@ def _elsewhere(data, results): # of the data of a table: a paragraph, or none
     sentences = []
     if models:
         names = " and ".join(map(model_name, models))
-        known = ", ".join(map(model_name, sorted({*results.models, *results.runs["model"]})))
+        encoders = ", ".join(map(model_name, sorted({*results.models, *results.runs["model"]})))
         sentences.append(f"Of {names} only the paper's numbers stand here: these runs are of "
-                         f"{known or 'no encoder'}.")
-        by = [profile for profile, said in experiments().items() if models[0] in said["models"]]
+                         f"{encoders or 'no encoder'}.")
+        by = [name for name, profile in experiments().items() if models[0] in profile["models"]]
         if by: sentences.append(f"Profile {by[0]} runs {names}.")
     if (data["short"] == "not ours").any(): sentences.append(_LAKM.full)
     return [" ".join(sentences)] if sentences else []
@@ -387,9 +387,9 @@ def _complete(rows, systems, results, datasets): # with a row for each system of
     places = rows[["dataset", "lang", "metric"]].drop_duplicates()
     parts = [rows]
     for model in sorted({*rows["model"]}):
-        known = {"lakm", *rows.loc[rows["model"] == model, "system"]}
+        listed = {"lakm", *rows.loc[rows["model"] == model, "system"]}
         for system in systems:
-            if system in known: continue
+            if system in listed: continue
             reason = why_missing(results, model, system, datasets[0])
             parts.append(places.assign(
                 model=model, system=system, ours=np.nan, paper=np.nan, runs=0,
@@ -431,9 +431,9 @@ def reading_table(
     groups = [[name] for name in layout.datasets] if layout.by_language else [layout.datasets]
     blocks = _reading_blocks(table, groups, layout, results)
     blocks += _reading_blocks(below, [[name] for name in others], layout, results)
-    data = pd.concat([part for part in (table, below) if len(part)], ignore_index=True)
-    here = data[(data["note"] != "") & ~data["short"].isin(_ELSEWHERE)]
-    notes = sorted({f"{short}: {note}" for short, note in zip(here["short"], here["note"])})
+    data = pd.concat([rows for rows in (table, below) if len(rows)], ignore_index=True)
+    noted = data[(data["note"] != "") & ~data["short"].isin(_ELSEWHERE)]
+    notes = sorted({f"{short}: {note}" for short, note in zip(noted["short"], noted["note"])})
     caption = f"{layout.about} {_HOW} Our S2DM: edition {results.edition}."
     return Table(
         name, layout.title, caption, data.drop(columns="short"), blocks,
@@ -446,8 +446,8 @@ _NOT_PARSED = Reason("not parsed", "There is no analysis (stage 06) of gold answ
 
 def _parsed_cell(rows): # of one data set and language, a row for each parser
     if not len(rows): return Cell("–")
-    own = rows.dropna(subset="ours")
-    texts = [f"{number_text(x, 2)} ({parser})" for x, parser in zip(own["ours"], own["parser"])]
+    rows = rows.dropna(subset="ours")
+    texts = [f"{number_text(x, 2)} ({parser})" for x, parser in zip(rows["ours"], rows["parser"])]
     return Cell("; ".join(texts) or _NOT_PARSED.short, why=_NOT_PARSED.full)
 
 # %% ../nbs/07b_tables.ipynb #ac7dd10b
@@ -469,10 +469,10 @@ def _constituent_cells(table, datasets): # the printed cells of some data sets
     for lang in dict.fromkeys([*first, *languages]):
         row = {("", "language"): names.get(lang, lang)}
         for dataset in datasets:
-            own = part[(part["lang"] == lang) & (part["dataset"] == dataset)]
-            paper = number_text(own["paper"].iloc[0], 2) if len(own) else "–"
+            shares = part[(part["lang"] == lang) & (part["dataset"] == dataset)]
+            paper = number_text(shares["paper"].iloc[0], 2) if len(shares) else "–"
             if beside: row[dataset_name(dataset), "paper"] = Cell(paper)
-            if dataset in parsed: row[dataset_name(dataset), "ours"] = _parsed_cell(own)
+            if dataset in parsed: row[dataset_name(dataset), "ours"] = _parsed_cell(shares)
         rows.append(row)
     return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
 
@@ -514,11 +514,11 @@ def _difference(row, digits): # with its interval
     return f"{text} (one seed)" if row.pairs == 1 else text
 
 # %% ../nbs/07b_tables.ipynb #686084f8
-def _versus(part, heading, digits=1, corrected=True): # the printed columns of a comparison
-    rows = part.itertuples()
+def _versus(compared, heading, digits=1, corrected=True): # the printed columns of a comparison
+    rows = compared.itertuples()
     cells = {(heading, "difference [95 %]"): [_difference(row, digits) for row in rows],
-             (heading, "p"): [*map(p_text, part["p"])]}
-    if corrected: cells[heading, "p (Holm)"] = [*map(p_text, part["p_holm"])]
+             (heading, "p"): [*map(p_text, compared["p"])]}
+    if corrected: cells[heading, "p (Holm)"] = [*map(p_text, compared["p_holm"])]
     return cells
 
 # %% ../nbs/07b_tables.ipynb #034519ab
@@ -542,16 +542,16 @@ def _tested(table): # means, and both comparisons beside them
     return data
 
 # %% ../nbs/07b_tables.ipynb #8fca78cf
-def _versus_cells(part, measure): # the printed cells of one block
-    half = (part["high"] - part["low"]) / 2
+def _versus_cells(block, measure): # the printed cells of one block
+    half = (block["high"] - block["low"]) / 2
     means = [Cell(number_text(mean), f"±{number_text(h)}" if pd.notna(h) else "")
-             for mean, h in zip(part["mean"], half)]
-    cells = {("", "system"): [*map(system_name, part["system"])],
-             ("", "runs"): [*map(str, part["runs"])], ("", measure): means}
+             for mean, h in zip(block["mean"], half)]
+    cells = {("", "system"): [*map(system_name, block["system"])],
+             ("", "runs"): [*map(str, block["runs"])], ("", measure): means}
     for label, heading, _ in _REFERENCES:
-        own = part.filter(like=f"{label}_")
-        own = own.set_axis([name.removeprefix(f"{label}_") for name in own], axis=1)
-        cells |= _versus(own, heading)
+        compared = block.filter(like=f"{label}_")
+        compared = compared.set_axis([name.removeprefix(f"{label}_") for name in compared], axis=1)
+        cells |= _versus(compared, heading)
     return pd.DataFrame(cells)
 
 # %% ../nbs/07b_tables.ipynb #bff39489
@@ -572,9 +572,9 @@ def versus_table(
     data = data.sort_values("measure", key=lambda column: column.map(order), kind="stable")
     blocks = []
     groups = data.groupby(["model", "data", "measure", "of"], sort=False)
-    for (model, dataset, measure, _), part in groups:
+    for (model, dataset, measure, _), block in groups:
         heading = f"{model_name(model)}, {dataset_name(dataset)}: {measure}"
-        blocks.append(Block(heading, _versus_cells(part, measure)))
+        blocks.append(Block(heading, _versus_cells(block, measure)))
     notes = [] if blocks else ["There are no runs with these numbers yet."]
     return Table(name, title, caption, data, blocks, notes)
 
@@ -591,18 +591,18 @@ def _glance_cell(row, marked): # row: of `_tested`
     return Cell(number_text(row["mean"]) + "".join(marks if marked else []), spread)
 
 # %% ../nbs/07b_tables.ipynb #55eff403
-def _glance_cells(part, marked): # a row for each system, a column for each measure
-    systems = sorted({*part["system"]}, key=system_order)
-    seeds = part.groupby("system")["runs"].max()
+def _glance_cells(block, marked): # a row for each system, a column for each measure
+    systems = sorted({*block["system"]}, key=system_order)
+    seeds = block.groupby("system")["runs"].max()
     cells = {("", "system"): [*map(system_name, systems)],
              ("", "seeds"): [str(seeds[system]) for system in systems]}
     for measure in _GLANCE:
-        own = part[part["measure"] == measure].set_index("system")
-        if not len(own): continue
-        few, most = own["runs"].max(), seeds.max() # perhaps not every seed was analysed
+        values = block[block["measure"] == measure].set_index("system")
+        if not len(values): continue
+        few, most = values["runs"].max(), seeds.max() # perhaps not every seed was analysed
         heading = f"{measure} ({few} of {most} seeds)" if few < most else measure.value
         cells["", heading] = [
-            _glance_cell(own.loc[system], marked) if system in own.index else Cell("–")
+            _glance_cell(values.loc[system], marked) if system in values.index else Cell("–")
             for system in systems]
     return pd.DataFrame(cells)
 
@@ -614,11 +614,11 @@ def glance_table(
     "The paper's systems and the control, a block for each encoder and data set."
     data = _tested(numbers[numbers["measure"].isin(_GLANCE)])
     rank = {name: place for place, name in enumerate([*_BENCHMARKS, "bipar"])} # others follow
-    data = data.sort_values("data", key=lambda of: of.map(rank).fillna(len(rank)), kind="stable")
+    data = data.sort_values("data", key=lambda x: x.map(rank).fillna(len(rank)), kind="stable")
     blocks = []
-    for (model, dataset), part in _main_rows(data).groupby(["model", "data"], sort=False):
+    for (model, dataset), block in _main_rows(data).groupby(["model", "data"], sort=False):
         heading = f"{model_name(model)} encoder, {dataset_name(dataset)}"
-        blocks.append(Block(heading, _glance_cells(part, marked)))
+        blocks.append(Block(heading, _glance_cells(block, marked)))
     caption = ("Percent: mean over the target languages and over seeds ± half of the 95 % interval "
                "over seeds. Of boundary errors fewer are better.")
     if marked:
@@ -805,14 +805,14 @@ def _separated(table): # a row for each system: mean, y and z; runs; the test of
     return _as_met(data, table, _SEPARATION)
 
 # %% ../nbs/07b_tables.ipynb #2e0edc83
-def _separation_cells(part, measure): # the printed cells of one block
-    digits = 2 if part[[*_VECTORS]].abs().max().max() <= 1.5 else 1 # shares, or percent
-    cells = {("", measure): [*map(dataset_name, part["data"])],
-             ("", "system"): [*map(system_name, part["system"])],
-             ("", "runs"): [*map(str, part["runs"])]}
+def _separation_cells(block, measure): # the printed cells of one block
+    digits = 2 if block[[*_VECTORS]].abs().max().max() <= 1.5 else 1 # shares, or percent
+    cells = {("", measure): [*map(dataset_name, block["data"])],
+             ("", "system"): [*map(system_name, block["system"])],
+             ("", "runs"): [*map(str, block["runs"])]}
     for kind, heading in _VECTORS.items():
-        cells["vector", heading] = [number_text(x, digits) for x in part[kind]]
-    return pd.DataFrame(cells | _versus(part, "y less z", digits, corrected=False))
+        cells["vector", heading] = [number_text(x, digits) for x in block[kind]]
+    return pd.DataFrame(cells | _versus(block, "y less z", digits, corrected=False))
 
 # %% ../nbs/07b_tables.ipynb #1e949c3d
 def separation_table(
@@ -821,9 +821,9 @@ def separation_table(
     "Encoder, y and z side by side, and y against z."
     data = _separated(numbers[numbers["of"].isin([*_VECTORS])])
     blocks = []
-    for (model, measure), part in _main_rows(data).groupby(["model", "measure"], sort=False):
+    for (model, measure), block in _main_rows(data).groupby(["model", "measure"], sort=False):
         heading = f"{model_name(model)}: {measure}"
-        blocks.append(Block(heading, _separation_cells(part, measure)))
+        blocks.append(Block(heading, _separation_cells(block, measure)))
     caption = ("What the encoder's mean, the semantic vector y and the syntactic vector z hold. "
                "y should lead in meaning (similarity, retrieval, content), z in syntax. "
                "The csv has all systems.")
@@ -848,11 +848,11 @@ def losses_table(
     data = main_effects(numbers, _LOSSES_FOR)
     blocks = []
     groups = data.groupby(["model", "measure", "of", "data"], sort=True)
-    for (model, measure, of, dataset), part in groups:
-        cells = {("", "loss"): [*part["loss"]], ("", "runs"): [*map(str, part["pairs"])]}
-        cells |= _versus(part, "with it, less without it")
-        what = f"{measure} of {of}" if of else measure
-        heading = f"{model_name(model)}, {dataset_name(dataset)}: {what}"
+    for (model, measure, vector, dataset), effects in groups:
+        cells = {("", "loss"): [*effects["loss"]], ("", "runs"): [*map(str, effects["pairs"])]}
+        cells |= _versus(effects, "with it, less without it")
+        label = f"{measure} of {vector}" if vector else measure
+        heading = f"{model_name(model)}, {dataset_name(dataset)}: {label}"
         blocks.append(Block(heading, pd.DataFrame(cells)))
     caption = ("CRL, SDL, WPL: mean over the four pairs of systems that differ in this loss alone. "
                "POS, STL: S2DM_POS, S2DM_SP against the same losses without it. "
@@ -884,15 +884,15 @@ _READER = ["model", "system", "dataset", "lang", "seed"]
 
 
 def _both_scores(table): # a row for EM, and one for F1
-    own = table[table["context"] == table["question"]]
-    own = own.rename(columns=dict(context="lang", em="EM", f1="F1"))
-    return own.melt(_READER, ["EM", "F1"], "metric", "score")
+    rows = table[table["context"] == table["question"]]
+    rows = rows.rename(columns=dict(context="lang", em="EM", f1="F1"))
+    return rows.melt(_READER, ["EM", "F1"], "metric", "score")
 
 # %% ../nbs/07b_tables.ipynb #83da29b8
 def _both_ways(table): # EM of the rows that were counted by the rules of SQuAD and of MLQA
     if "em_mlqa" not in table: return table[:0]
-    own = (table["context"] == table["question"]) & (table["dataset"] != "mlqa")
-    rows = table[own & table["em_mlqa"].notna()].rename(columns=dict(context="lang"))
+    alike = (table["context"] == table["question"]) & (table["dataset"] != "mlqa")
+    rows = table[alike & table["em_mlqa"].notna()].rename(columns=dict(context="lang"))
     ways = {"SQuAD's": rows["em"], "MLQA's": rows["em_mlqa"]}
     ways["difference"] = rows["em_mlqa"] - rows["em"]
     return rows.assign(**ways).melt(_READER, [*ways], "counted", "EM")
@@ -905,11 +905,11 @@ def _both_errors(table):
 # %% ../nbs/07b_tables.ipynb #ca261cb4
 def _both_decodings(table): # the best answer, the best that is a constituent, and what that gains
     gain = table["em_constituents"] - table["em"]
-    found = table.assign(free=table["em"], constituents=table["em_constituents"], gain=gain)
+    decoded = table.assign(free=table["em"], constituents=table["em_constituents"], gain=gain)
     ends = {"low": "from", "high": "to"} # of the gain's interval; older records have none
     ways = ["free", "constituents", "gain", *(end for end in ends if end in table)]
     names = [name for name in (*_READER, "questions", "rule") if name in table]
-    return found.melt(names, ways, "answers", "percent").replace({"answers": ends})
+    return decoded.melt(names, ways, "answers", "percent").replace({"answers": ends})
 
 
 # %% ../nbs/07b_tables.ipynb #c9698140
@@ -1002,8 +1002,8 @@ def _head(column, detail): # the two levels of a printed column
     return "", system_name(column) if "system" in detail.columns else column
 
 # %% ../nbs/07b_tables.ipynb #3d938b83
-def _detail_cells(part, detail): # the printed cells of one encoder
-    wide = part.pivot_table(detail.value, detail.rows, detail.columns, sort=False, dropna=False)
+def _detail_cells(table, detail): # the printed cells of one encoder
+    wide = table.pivot_table(detail.value, detail.rows, detail.columns, sort=False, dropna=False)
     wide = wide.dropna(how="all").dropna(axis=1, how="all")
     cells = {("", name): [str(dataset_name(x)) for x in wide.index.get_level_values(name)]
              for name in detail.rows}
@@ -1020,21 +1020,21 @@ def detail_table(
     "A table of the evaluations or analyses, averaged over seeds."
     detail = DETAILS[name]
     if detail.source == "scores":
-        found = results.scores
+        table = results.scores
         note = "There are no evaluations (stage 05)."
     else:
-        found = results.tables.get(detail.source, pd.DataFrame())
+        table = results.tables.get(detail.source, pd.DataFrame())
         note = "There are no analyses (stage 06) with this table."
-    if len(found):
-        found = detail.prepare(found)
+    if len(table):
+        table = detail.prepare(table)
         note = detail.unfit or note
-    if not len(found):
+    if not len(table):
         nothing = pd.DataFrame(columns=[*detail.rows, *detail.columns, detail.value])
         return Table(name, detail.title, detail.caption, nothing, [], [note])
-    mean = summarise(found, tuple(detail.keys), detail.value)
-    data = _as_met(mean.rename(columns=dict(mean=detail.value)), found, detail.keys)
+    mean = summarise(table, tuple(detail.keys), detail.value)
+    data = _as_met(mean.rename(columns=dict(mean=detail.value)), table, detail.keys)
     shown = (_main_rows(data) if "system" in data else data).groupby("model", sort=True)
-    blocks = [Block(model_name(model), _detail_cells(part, detail)) for model, part in shown]
+    blocks = [Block(model_name(model), _detail_cells(rows, detail)) for model, rows in shown]
     return Table(name, detail.title, detail.caption, data, blocks)
 
 # %% ../nbs/07b_tables.ipynb #94aec633
@@ -1042,15 +1042,15 @@ def _violation_cells(data): # the printed cells of one encoder
     rows = ["dataset", "lang", "reference"]
     places = data[rows].drop_duplicates()
     cells = {("", row): [*map(dataset_name, places[row])] for row in rows}
-    for system, part in data.groupby("system", sort=False):
-        own = places.merge(part, "left", on=rows)
-        counts = own[["violating", "questions", "violating_near"]].astype("Int64").astype(str)
-        known = own["questions"].notna()
+    for system, counted in data.groupby("system", sort=False):
+        filled = places.merge(counted, "left", on=rows)
+        counts = filled[["violating", "questions", "violating_near"]].astype("Int64").astype(str)
+        has_counts = filled["questions"].notna()
         name = system_name(system)
-        cells[name, "percent"] = [number_text(x) for x in own["violations"]]
+        cells[name, "percent"] = [number_text(x) for x in filled["violations"]]
         both = counts["violating"] + " / " + counts["questions"]
-        cells[name, "answers / questions"] = both.where(known, "–").tolist()
-        cells[name, "near"] = counts["violating_near"].where(known, "–").tolist()
+        cells[name, "answers / questions"] = both.where(has_counts, "–").tolist()
+        cells[name, "near"] = counts["violating_near"].where(has_counts, "–").tolist()
     return pd.DataFrame(cells)
 
 # %% ../nbs/07b_tables.ipynb #b40a8d1a
@@ -1062,8 +1062,8 @@ def violations_note(
     results: Results, # all there is
 ) -> list[str]: # a sentence, or none
     "Says that violations of older analyses are left out, if there are any."
-    found = results.tables.get("violations", pd.DataFrame())
-    return [_OLD_VIOLATIONS] if len(counted_violations(found)) < len(found) else []
+    violations = results.tables.get("violations", pd.DataFrame())
+    return [_OLD_VIOLATIONS] if len(counted_violations(violations)) < len(violations) else []
 
 # %% ../nbs/07b_tables.ipynb #e088cb6d
 _VIOLATIONS = ("Of the questions that a reader trained in that language answers rightly and with a "
@@ -1077,17 +1077,17 @@ def violations_table(
 ) -> Table:
     "Violations by language, with both counts (Section 5.3)."
     title, keys = "Violations by language", ["model", "system", "dataset", "lang", "reference"]
-    found = results.tables.get("violations", pd.DataFrame())
+    table = results.tables.get("violations", pd.DataFrame())
     notes = violations_note(results)
-    if not len(found): notes = ["There are no analyses (stage 06) with this table."]
-    found = counted_violations(found)
+    if not len(table): notes = ["There are no analyses (stage 06) with this table."]
+    table = counted_violations(table)
     nothing = pd.DataFrame(columns=[*keys, "violations"])
-    if not len(found): return Table("violations", title, _VIOLATIONS, nothing, [], notes)
-    data = summarise(found, tuple(keys), "violations").rename(columns=dict(mean="violations"))
-    counts = found.groupby(keys, as_index=False)[["questions", "violating", "violating_near"]].sum()
-    data = _as_met(data.merge(counts, on=keys), found, keys)
+    if not len(table): return Table("violations", title, _VIOLATIONS, nothing, [], notes)
+    data = summarise(table, tuple(keys), "violations").rename(columns=dict(mean="violations"))
+    counts = table.groupby(keys, as_index=False)[["questions", "violating", "violating_near"]].sum()
+    data = _as_met(data.merge(counts, on=keys), table, keys)
     shown = _main_rows(data).groupby("model", sort=True)
-    blocks = [Block(model_name(model), _violation_cells(part)) for model, part in shown]
+    blocks = [Block(model_name(model), _violation_cells(rows)) for model, rows in shown]
     return Table("violations", title, _VIOLATIONS, data, blocks, notes)
 
 # %% ../nbs/07b_tables.ipynb #b73ff218
@@ -1108,12 +1108,12 @@ def geometry_table(
                "Variance: share that the two axes of Figure 6 show.")
     keys = ["model", "corpus", "system", "kind"]
     values = ["silhouette_language", "silhouette_meaning", "variance_1", "variance_2"]
-    found = results.tables.get("geometry", pd.DataFrame())
-    if not len(found):
+    geometry = results.tables.get("geometry", pd.DataFrame())
+    if not len(geometry):
         nothing = pd.DataFrame(columns=[*keys, *values])
         note = "There are no analyses (stage 06) with this table."
         return Table("geometry", title, caption, nothing, [], [note])
-    data = found.groupby(keys, as_index=False)[values].mean()
+    data = geometry.groupby(keys, as_index=False)[values].mean()
     data = data.sort_values("system", key=_by_order, kind="stable")
     cells = _geometry_cells(_main_rows(data), keys, values)
     return Table("geometry", title, caption, data, [Block("", cells)])
@@ -1125,11 +1125,11 @@ SCORES = (Measure.EM_ZERO_SHOT, Measure.F1_ZERO_SHOT, Measure.EM_SOURCE)
 
 # %% ../nbs/07b_tables.ipynb #b0e0cdd5
 def _paper_boundaries(): # measure, system, paper
-    said = paper_values("in_text").set_index(["quantity", "system"])["value"]
-    violations = said["bipar_en2zh_violations_among_monolingually_correct"]
+    values = paper_values("in_text").set_index(["quantity", "system"])["value"]
+    violations = values["bipar_en2zh_violations_among_monolingually_correct"]
     consistent = "bipar_zh_test_answers_spanning_constituents"
-    best = said[consistent, "s2dm_sp"]
-    gain = said[f"{consistent}_gain_over_mbert", "s2dm_sp"]
+    best = values[consistent, "s2dm_sp"]
+    gain = values[f"{consistent}_gain_over_mbert", "s2dm_sp"]
     names = dict(baseline="mbert", s2dm_pos="s2dm_pos", s2dm_sp="s2dm_sp") # ours; the paper's
     rows = [dict(measure=Measure.VIOLATIONS, system=ours, paper=violations[paper])
             for ours, paper in names.items()]
@@ -1142,8 +1142,8 @@ def boundary_values(
     numbers: pd.DataFrame, # as from `measures`
 ) -> Table:
     "Section 5.3's percentages, ours beside them."
-    own = numbers[(numbers["data"] == "bipar") & (numbers["model"] == "mbert")]
-    ours = summarise(own[own["measure"].isin(BOUNDARIES[:2])], ("measure", "system"))
+    rows = numbers[(numbers["data"] == "bipar") & (numbers["model"] == "mbert")]
+    ours = summarise(rows[rows["measure"].isin(BOUNDARIES[:2])], ("measure", "system"))
     ours = ours.rename(columns=dict(mean="ours"))
     data = _paper_boundaries().merge(ours, "left", on=["measure", "system"])
     lost = ("not analysed: needs mBERT's runs on BiPaR and a constituency parser "
@@ -1164,10 +1164,10 @@ _RUNS = ["stage", "model", "system", "seed", "finished", "device", "started", "w
 
 
 def _with_versions(runs): # python, torch and transformers get columns of their own
-    versions = runs["versions"].map(lambda said: said if isinstance(said, dict) else {})
+    versions = runs["versions"].map(lambda recorded: recorded if isinstance(recorded, dict) else {})
     columns = {}
     for package in ("python", "torch", "transformers"):
-        columns[package] = [said.get(package, "") for said in versions]
+        columns[package] = [recorded.get(package, "") for recorded in versions]
     return runs[_RUNS].assign(**columns)
 
 # %% ../nbs/07b_tables.ipynb #d37d34eb
@@ -1181,15 +1181,15 @@ def _revision(name): # a star for uncommitted changes
 # %% ../nbs/07b_tables.ipynb #22148e27
 def _run_cells(data): # a row for each stage and system
     rows = []
-    for (stage, model, system), part in data.groupby(["stage", "model", "system"], sort=False):
-        minutes = pd.to_numeric(part["wall_time_s"]).sum() / 60
-        memory = pd.to_numeric(part["peak_memory_mib"]).max()
-        revisions = part["git_revision"].dropna().map(_revision)
+    for (stage, model, system), runs in data.groupby(["stage", "model", "system"], sort=False):
+        minutes = pd.to_numeric(runs["wall_time_s"]).sum() / 60
+        memory = pd.to_numeric(runs["peak_memory_mib"]).max()
+        revisions = runs["git_revision"].dropna().map(_revision)
         row = dict(
             stage=stage, encoder=model_name(model), system=system_name(system) if system else "",
-            seeds=f"{part['finished'].sum()} of {len(part)}", device=_listed(part["device"]),
+            seeds=f"{runs['finished'].sum()} of {len(runs)}", device=_listed(runs["device"]),
             minutes=number_text(minutes), MiB=number_text(memory, 0),
-            torch=_listed(part["torch"]), revision=_listed(revisions))
+            torch=_listed(runs["torch"]), revision=_listed(revisions))
         rows.append({("", name): text for name, text in row.items()})
     return pd.DataFrame(rows)
 

@@ -123,10 +123,10 @@ _IDENTITY = {"revision": "revision", "tokenizer_sha256": "tokenizer"} # key -> w
 
 
 def _same_encoder(saved: dict, encoder: Encoder, file: Path): # raises DataError
-    for key, what in _IDENTITY.items():
+    for key, label in _IDENTITY.items():
         if saved[key] == encoder.record[key]: continue
         raise DataError(
-            f"{file}: trained on encoder {saved['encoder']!r} with {what} {saved[key]}, but "
+            f"{file}: trained on encoder {saved['encoder']!r} with {label} {saved[key]}, but "
             f"{encoder.name!r} here has {encoder.record[key]}; "
             "give the right encoder's folder or hub id as `encoder`.")
 
@@ -322,7 +322,7 @@ def pair_texts(
     if f"lang_{side}" in pairs.column_names: languages = pairs[f"lang_{side}"][:]
     return [as_sentence(text, language) for text, language in zip(texts, languages)]
 
-
+# %% ../nbs/03b_vectors.ipynb #e64a5788
 def pair_cosines(
     vectors: TextVectors, # what gives vectors
     pairs: "Dataset", # text_a, text_b; lang_a, lang_b if known
@@ -405,7 +405,7 @@ def _share_found(queries, candidates, block):
     starts = range(0, len(queries), block)
     return sum(_hits(queries, candidates, start, block) for start in starts) / len(queries)
 
-
+# %% ../nbs/03b_vectors.ipynb #55aaf274
 def retrieval_accuracy(
     a: Tensor, # [N,m] vectors
     b: Tensor, # [N,m] vectors of the translations, in the same order

@@ -147,18 +147,18 @@ def switch_text(
 ) -> tuple[str, int]: # the new text; where the kept characters begin now
     "Replace some words by translations."
     parts = []
-    at = moved = 0
+    copied = moved = 0
     for word in _WORD.finditer(text):
         core = _CORE.search(word.group())
-        known = translations.get(core.group().lower()) if core else None
+        choices = translations.get(core.group().lower()) if core else None
         stays = word.start() < keep[1] and keep[0] < word.end()
-        if not known or stays or rng.random() >= share: continue
+        if not choices or stays or rng.random() >= share: continue
         start, end = (word.start() + place for place in core.span())
-        new = known[rng.integers(len(known))]
-        parts += [text[at:start], new]
-        at = end
+        new = choices[rng.integers(len(choices))]
+        parts += [text[copied:start], new]
+        copied = end
         if end <= keep[0]: moved += len(new) - (end - start)
-    return "".join(parts) + text[at:], keep[0] + moved
+    return "".join(parts) + text[copied:], keep[0] + moved
 
 # %% ../nbs/04e_views.ipynb #4e000013
 def switch_words(
@@ -173,10 +173,10 @@ def switch_words(
     new = dict(question=[], context=[], answers=[])
     rows = zip(*(questions[name][:] for name in new))
     for question, context, answers in rows:
-        known = dictionaries[languages[rng.integers(len(languages))]]
+        dictionary = dictionaries[languages[rng.integers(len(languages))]]
         start, text = answers["answer_start"][0], answers["text"][0]
-        context, start = switch_text(context, known, share, rng, (start, start + len(text)))
-        new["question"].append(switch_text(question, known, share, rng)[0])
+        context, start = switch_text(context, dictionary, share, rng, (start, start + len(text)))
+        new["question"].append(switch_text(question, dictionary, share, rng)[0])
         new["context"].append(context)
         new["answers"].append(dict(text=[text], answer_start=[start]))
     return new
@@ -186,14 +186,14 @@ def word_numbers(
     windows: Windows, # of a data set
 ) -> np.ndarray: # [S] int32, of each subword of all contexts: its word, from 1
     "Which word of its context each subword belongs to."
-    found = []
+    numbers = []
     contexts = windows._contexts
     for i, text in enumerate(contexts.texts):
         begins = [word.start() for word in _WORD.finditer(text)]
         # by where they start: a drawn mark of a word's beginning has no character of its own
         starts = contexts.start[contexts.bounds[i]:contexts.bounds[i + 1]]
-        found.append(np.searchsorted(begins, starts, "right"))
-    return np.concatenate(found).astype(np.int32)
+        numbers.append(np.searchsorted(begins, starts, "right"))
+    return np.concatenate(numbers).astype(np.int32)
 
 # %% ../nbs/04e_views.ipynb #118d08f7
 def pad_words(
@@ -263,9 +263,9 @@ def _partners(first: Windows, second: Windows) -> np.ndarray: # [W] windows of t
     "Of each window of the first view the other one of its row, if either view has but one."
     alone = np.bincount(first.row, minlength=len(first.gold)) == 1
     alone &= np.bincount(second.row, minlength=len(first.gold)) == 1
-    at = np.zeros(len(alone), int)
-    at[second.row] = np.arange(len(second.row))
-    return np.where(alone[first.row], at[first.row], -1)
+    window = np.zeros(len(alone), int)
+    window[second.row] = np.arange(len(second.row))
+    return np.where(alone[first.row], window[first.row], -1)
 
 # %% ../nbs/04e_views.ipynb #5d755a84
 class TwoViews:

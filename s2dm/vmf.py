@@ -511,26 +511,26 @@ class _Along(NamedTuple):
     gain: Callable # (where it starts, sine and cosine of half the angle turned) -> S less S there
 
 
-def _vmf_gain(at, sin, cos): return (at.sin * cos).sub_(at.cos * sin).mul_(sin).mul_(2)
+def _vmf_gain(seen, sin, cos): return (seen.sin * cos).sub_(seen.cos * sin).mul_(sin).mul_(2)
 
 
-def _vmf_along(at: _Seen) -> _Along: return _Along(-at.sin, at.cos, _vmf_gain) # S = w - 1
+def _vmf_along(seen: _Seen) -> _Along: return _Along(-seen.sin, seen.cos, _vmf_gain) # S = w - 1
 
 
 # %% ../nbs/02b_vmf.ipynb #a79f7b7a
 def _gains(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration
-    at: _Seen, # where the ways start
+    seen: _Seen, # where the ways start
     gain: Callable, # as in `_Along`
     angle: Tensor, # [n, ...] turned since then
 ) -> tuple: # S and the log density over the angle, less those at the start, each [n, ...]
     "What has changed on the way."
     sin = (angle / 2).sin_()
     cos = torch.addcmul(sin.new_ones(()), sin, sin, value=-1).sqrt_()
-    rise = gain(at, sin, cos)
+    rise = gain(seen, sin, cos)
     if m == 2: return rise, k * rise
-    sines = (at.cot * cos).add_(sin).mul_(sin).mul_(-2).clamp_(min=-1)  # their ratio, less one
+    sines = (seen.cot * cos).add_(sin).mul_(sin).mul_(-2).clamp_(min=-1)  # their ratio, less one
     return rise, sines.log1p_().mul_(m - 2).addcmul_(k, rise)
 
 
@@ -538,17 +538,17 @@ def _gains(
 def _way(
     m: int, # dimension, m >= 2
     k: Tensor, # [...] concentration, float64
-    at: _Seen, # where the ways start, float64
+    seen: _Seen, # where the ways start, float64
     along: _Along, # float64
     depth: float, # of the fall, in nats
 ) -> Tensor: # [...] angle, float64
     "How far it is until the density has fallen to about e^-depth of what it was, or to the end."
-    end = torch.atan2(at.sin.abs(), at.cos.copysign(at.cos * at.sin))
-    fall = ((m - 2) * at.cot + k * along.fall).clamp(min=0)
-    bend = ((m - 2) * (1 + at.cot.square()) + k * along.bend).clamp(min=1e-3)
+    end = torch.atan2(seen.sin.abs(), seen.cos.copysign(seen.cos * seen.sin))
+    fall = ((m - 2) * seen.cot + k * along.fall).clamp(min=0)
+    bend = ((m - 2) * (1 + seen.cot.square()) + k * along.bend).clamp(min=1e-3)
     guess = 2 * depth / (fall + torch.sqrt(fall * fall + 2 * depth * bend))
     guess = torch.minimum(guess, end)
-    fallen = -_gains(m, k, at, along.gain, guess)[1]
+    fallen = -_gains(m, k, seen, along.gain, guess)[1]
     longer = guess * (depth / fallen.clamp(1e-6, depth))
     return torch.minimum(longer, end)
 
@@ -567,14 +567,14 @@ def _implicit_slope(
 ) -> Tensor: # [...] dw/dk / (1 - w^2), float64
     "Derivative of a sample of mu.x at a fixed quantile, for a density proportional to exp(k S)."
     points, depth = _ACCURACY[dtype]
-    at = _seen(gap, lead > 0)
-    change = along(at)
-    way = _way(m, k, at, change, depth)
+    seen = _seen(gap, lead > 0)
+    change = along(seen)
+    way = _way(m, k, seen, change, depth)
     x, weight = (each.to(dtype) for each in _nodes(points, gap.dim(), gap.device))
-    start = _Seen(*(each.to(dtype) for each in at))
+    start = _Seen(*(each.to(dtype) for each in seen))
     rise, log_f = _gains(m, k.to(dtype), start, change.gain, way.to(dtype) * x)
     total = rise.add_(lead.to(dtype)).mul_(log_f.exp_()).mul_(weight).sum(0)
-    return (total * way / at.sin).abs()
+    return (total * way / seen.sin).abs()
 
 
 # %% ../nbs/02b_vmf.ipynb #406d8e55
@@ -787,13 +787,13 @@ def _lgamma_rise(a: Tensor, b: float) -> Tensor:
     return main - b - b / (12 * a * (a + b))
 
 # %% ../nbs/02b_vmf.ipynb #5f1c0a2c
-def _power_gain(at, sin, cos):
-    ratio = (at.half_tan - sin / (1 + cos)).mul_(sin).clamp_(min=-1 + 1e-7)  # less one
+def _power_gain(seen, sin, cos):
+    ratio = (seen.half_tan - sin / (1 + cos)).mul_(sin).clamp_(min=-1 + 1e-7)  # less one
     return ratio.log1p_().mul_(2)
 
 
-def _power_along(at: _Seen) -> _Along: # S = log((1 + w)/2)
-    return _Along(-at.half_tan, (1 + at.half_tan.square()) / 2, _power_gain)
+def _power_along(seen: _Seen) -> _Along: # S = log((1 + w)/2)
+    return _Along(-seen.half_tan, (1 + seen.half_tan.square()) / 2, _power_gain)
 
 
 # %% ../nbs/02b_vmf.ipynb #50e9fb61
