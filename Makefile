@@ -113,4 +113,4 @@ lock: $(STAMP) ## make requirements.lock anew from settings.ini (needs a network
 
 clean: ## remove the environment, caches, generated data and runs; downloads in data/raw stay
 	rm -rf $(VENV) _docs .snakemake .pytest_cache .ruff_cache .hypothesis data/cache data/synthetic *.egg-info
-	test ! -d runs || find runs -mindepth 1 -delete
+	find runs -mindepth 1 ! -path runs/.gitkeep -delete

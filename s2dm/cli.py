@@ -9,6 +9,7 @@ __all__ = ['ANSWERED', 'NO_ANSWER', 'BAD_USE', 'INTERRUPTED', 'PIPE_CLOSED', 're
 # %% ../nbs/08a_cli.ipynb #08a00003
 import argparse
 import json
+import math
 import os
 import sys
 import warnings
@@ -81,10 +82,29 @@ def _mlqa(predictions, questions, language): # report by MLQA's rules; raises Pa
     from s2dm.metrics import score
 
     if not all(answers["text"] for answers in questions["answers"]):
-        raise ParameterError("metric='mlqa' is not possible: a question has no answer; "
+        raise ParameterError("--metric mlqa is not possible: a question has no answer; "
                              "choose squad, whose version 2.0 has rules for that")
-    scores = score(predictions, questions, "mlqa", language)
+    try: scores = score(predictions, questions, "mlqa", language)
+    except ParameterError as error:
+        raise ParameterError(f"--metric mlqa with --lang {language}: {error}") from None
     return dict(exact=scores.em.mean().item(), f1=scores.f1.mean().item(), total=len(scores.ids))
+
+
+def _check_before(given, questions): # rather than after all has been read; raises our errors
+    if given.metric == "mlqa": _mlqa(dict.fromkeys(questions["id"], ""), questions, given.lang)
+    if not given.predictions: return
+    file = Path(given.predictions)
+    if file.is_dir() or not file.parent.is_dir():
+        raise DataError(f"--predictions {file} cannot be written; "
+                        "expected a file in a folder that is there")
+
+# %% ../nbs/08a_cli.ipynb #08a00021
+def _by_probability(report): # of SQuAD's script, whose thresholds are of doubt
+    doubts = {name: report[name] for name in report if name.endswith("_thresh")}
+    rest = {name: value for name, value in report.items() if name not in doubts}
+    # rounded down, so that the answer it was taken from is let through
+    least = {f"{name}old": math.floor(1e6 * (1 - doubt)) / 1e6 for name, doubt in doubts.items()}
+    return rest | least
 
 # %% ../nbs/08a_cli.ipynb #08a00011
 def evaluate(
@@ -96,6 +116,7 @@ def evaluate(
     from s2dm.reading import squad_rows
 
     questions = _columns(squad_rows(given.file, given.lang, given.lang, unanswerable=True))
+    _check_before(given, questions)
     reader = S2DMReader.from_pretrained(given.reader)
     answers = reader.answer(
         questions["question"], questions["context"], 1, given.lang, threshold=0,
@@ -105,7 +126,7 @@ def evaluate(
              for i, ranked in zip(questions["id"], answers)}
     least = reader.calibration.threshold if given.threshold is None else given.threshold
     if given.metric == "mlqa": report = _mlqa(texts, questions, given.lang)
-    else: report = squad2_report(texts, questions, doubt, 1 - least)
+    else: report = _by_probability(squad2_report(texts, questions, doubt, 1 - least))
     if given.predictions:
         kept = {i: text if doubt[i] <= 1 - least else "" for i, text in texts.items()}
         write_json(given.predictions, kept)
@@ -198,13 +219,19 @@ def _probability(text): # as argparse takes it
     raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 0 to 1")
 
 
+def _count(text): # likewise
+    if text.isdecimal() and 1 <= int(text) <= 20: return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1 to 20")
+
+
 def _add_reader(parser):
     parser.add_argument(
         "--reader", default="e5", metavar="NAME",
         help="a reader of the package, a folder, or a hub id (default: %(default)s)")
     parser.add_argument(
         "--threshold", type=_probability, metavar="P",
-        help="least probability of an answer, 0 to 1 (default: the reader's own)")
+        help="least probability of the best answer, 0 to 1; below it there is none "
+             "(default: the reader's own)")
 
 # %% ../nbs/08a_cli.ipynb #08a0001c
 def _parser():
@@ -218,7 +245,7 @@ def _parser():
     ask.add_argument("--context", default="-", metavar="FILE",
                      help="the text, UTF-8 (default: standard input)")
     ask.add_argument("--language", metavar="CODE", help="of the text, such as th; XLM needs it")
-    ask.add_argument("--top", type=int, default=1, metavar="N",
+    ask.add_argument("--top", type=_count, default=1, metavar="N",
                      help="answers of a question, each with its probability in front")
     test = _command(commands, "evaluate", evaluate, "score a reader on questions in SQuAD's format")
     test.add_argument("file", help="JSON of SQuAD 1.1 or 2.0")

@@ -395,7 +395,11 @@ def published_readers() -> dict[str, Path]: # name -> folder
 
 # %% ../nbs/04c_reader.ipynb #d447d1cc
 def _reader_folder(name: str | os.PathLike) -> Path:
-    "Where a reader's files are, downloaded if it is on the hub. Raises `MissingData`."
+    """Where a reader's files are, downloaded if it is on the hub. Raises `MissingData` or
+    `ParameterError`."""
+    if not isinstance(name, str | os.PathLike) or not str(name):
+        raise ParameterError(f"reader {name!r} is no name; expected one of a published reader, "
+                             "a folder or a hub id (owner/name)")
     published = published_readers()
     if str(name) in published: return published[str(name)]
     if Path(name).is_dir(): return Path(name)
@@ -750,9 +754,9 @@ def weigh(
     weighed = []
     answers = choose_answers(windows, scored.order, scored.spans, top_k, scored.worth)
     for total_of_row, row in zip(total.tolist(), answers):
-        odds = [min(1., math.exp(a.score / c.temperature - total_of_row)) for a in row]
-        sure = odds and odds[0] >= c.threshold
-        weighed.append([a._replace(probability=p) for a, p in zip(row, odds)] if sure else [])
+        likely = [min(1., math.exp(a.score / c.temperature - total_of_row)) for a in row]
+        sure = likely and likely[0] >= c.threshold
+        weighed.append([a._replace(probability=p) for a, p in zip(row, likely)] if sure else [])
     return weighed
 
 # %% ../nbs/04c_reader.ipynb #0ca11b02

@@ -156,16 +156,18 @@ def test_no_answer_and_bad_use_have_their_exit_codes(finder, tmp_path, capsys):
     capsys.readouterr()
     for more, says in (
             ([*ask, str(tmp_path / "nobody")], "is no folder and no hub id"),
-            ([*ask, finder, "--top", "50"], "top_k=50 is not possible; expected 1 to 20"),
             (["answer", "--context", str(tmp_path / "x.txt"), "Who?"], "x.txt is not there"),
             (["answer", "--context", str(tmp_path), "Who?"], "cannot be read: Is a directory"),
             (["evaluate", str(file), "--reader", finder], "expected JSON")):
         assert main(more) == 2
         shown = capsys.readouterr()
         assert says in shown.err and shown.err.count("\n") == 1 and not shown.out
-    for wrong in (["answer"], ["ask"], [], ["answer", "--threshold", "3", "Who?"]):
-        with pytest.raises(SystemExit) as stopped: main(wrong)
+    wrong = [["answer"], ["ask"], [], ["answer", "--threshold", "3", "Who?"]]
+    wrong += [["answer", "--top", top, "Who?"] for top in ("0", "21", "x")]
+    for arguments in wrong:
+        with pytest.raises(SystemExit) as stopped: main(arguments)
         assert stopped.value.code == 2
+    assert "--top: 'x'; expected a whole number from 1 to 20" in capsys.readouterr().err
 
 
 def test_files_with_questions_that_have_no_answer_are_scored(finder, tmp_path, capsys):
@@ -185,11 +187,27 @@ def test_files_with_questions_that_have_no_answer_are_scored(finder, tmp_path, c
     report = json.loads(capsys.readouterr().out)
     assert (report["exact"], report["HasAns_exact"], report["NoAns_exact"]) == (100, 100, 100)
     assert report["best_exact"] == 100 and report["total"] == 2
+    # what it recommends can be given to it
+    assert main([*asked, "--threshold", str(report["best_exact_threshold"])]) == 0
+    assert json.loads(capsys.readouterr().out)["exact"] == 100
     assert json.loads(said.read_text()) == dict(a="ada", b="")
     assert main([*asked, "--threshold", "0"]) == 0 # then there is always an answer
     assert json.loads(capsys.readouterr().out)["NoAns_exact"] == 0
     assert main([*asked, "--metric", "mlqa"]) == 2
     assert "a question has no answer" in capsys.readouterr().err
+
+
+def test_what_cannot_end_well_is_refused_before_it_is_read(tmp_path, capsys):
+    save_toy_questions(tmp_path / "q.json", 4)
+    asked = ["evaluate", str(tmp_path / "q.json"), "--reader", "nobody"]
+    refused = [(["--metric", "mlqa", "--lang", "sw"], "--metric mlqa with --lang sw: language='sw'")]
+    for place in (tmp_path, tmp_path / "none/said.json"):
+        says = f"--predictions {place} cannot be written"
+        refused.append((["--predictions", str(place)], says))
+    for more, says in refused:
+        assert main([*asked, *more]) == 2
+        told = capsys.readouterr().err
+        assert says in told and told.count("\n") == 1
 
 
 def test_mlqa_has_its_own_rules(finder, tmp_path, capsys):

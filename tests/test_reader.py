@@ -962,6 +962,12 @@ def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
     assert not (again / rounded).exists() and S2DMReader.from_pretrained(again, "cpu")
 
 
+@pytest.mark.parametrize("name", ["", 5, None])
+def test_what_is_no_name_of_a_reader(name):
+    with pytest.raises(ParameterError, match=f"reader {name!r} is no name; expected one of"):
+        S2DMReader.from_pretrained(name)
+
+
 def test_a_reader_whose_encoder_nobody_else_has_is_not_rounded(tmp_path):
     with pytest.raises(ParameterError, match="bits=6 is not possible"):
         make().save_pretrained(tmp_path / "mine", bits=6)
