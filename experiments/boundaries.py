@@ -312,9 +312,9 @@ def read_once(reader, choices, questions): # n best of each question; name -> an
         for name, choice in choices.items():
             worth[name].append(choice.worth(h, best, windows.asked(positions)))
     spans = Spans(*map(np.concatenate, zip(*spans)))
-    said = {name: choose_answers(windows, order, spans, 1, np.concatenate(of))
-            for name, of in worth.items()}
-    return choose_answers(windows, order, spans, c.n_best), said
+    answers = {name: choose_answers(windows, order, spans, 1, np.concatenate(of))
+               for name, of in worth.items()}
+    return choose_answers(windows, order, spans, c.n_best), answers
 
 
 def answers_of(name, seed): return ROOT / "answers" / name.replace(" ", "_") / f"seed{seed}"
@@ -344,8 +344,8 @@ def read(arm, seed):
         if (folder / f"nbest.{label}.json").exists(): continue
         questions = questions_of(dataset, language)
         ids = questions["id"][:]
-        best, said = read_once(reader, choices.of(language), questions)
-        for how, answers in said.items():
+        best, by_choice = read_once(reader, choices.of(language), questions)
+        for how, answers in by_choice.items():
             write_answers(answers_of(f"{arm}{WITH}{how}", seed), label, best_of(ids, answers))
         write_answers(folder, label, best_of(ids, best))
         spans = {id: [[a.start, a.end, a.score] for a in of] for id, of in zip(ids, best)}
@@ -356,12 +356,12 @@ def read(arm, seed):
 # what trees and the right answer would give, from the n best
 
 def near_best(contexts, nbest): # id -> texts, scores and places of those that overlap the best
-    found = {}
+    overlapping = {}
     for id, spans in nbest.items():
         best = (spans or [(0, 0, 0.)])[0]
         near = [best, *(span for span in spans[1:] if span[0] < best[1] and best[0] < span[1])]
-        found[id] = [(contexts[id][a:b], score, (a, b)) for a, b, score in near]
-    return found
+        overlapping[id] = [(contexts[id][a:b], score, (a, b)) for a, b, score in near]
+    return overlapping
 
 
 def exact(questions, near, choose): # EM if a function chooses among the spans of each question
@@ -430,22 +430,23 @@ def scores_of(names, dataset, languages=()): # measure -> name -> PassageScores
     questions = {language: load_reading(dataset, language) for language in languages}
     passages = {language: passages_of(asked, dataset == "xquad", language)
                 for language, asked in questions.items()}
-    found = {EM: {}, BREAKS: {}}
+    by_measure = {EM: {}, BREAKS: {}}
     for name in names:
         right, broken, reached = [], [], []
         for seed in SEEDS:
-            said = {language: read_answers(answers_of(name, seed), f"{dataset}.{language}", asked)
-                    for language, asked in questions.items()}
+            folder = answers_of(name, seed)
+            answers = {language: read_answers(folder, f"{dataset}.{language}", asked)
+                       for language, asked in questions.items()}
             em = {language: score({id: a.text for id, a in of.items()}, questions[language]).em
-                  for language, of in said.items()}
+                  for language, of in answers.items()}
             near = {language: near_flags(questions[language], of) | (em[language] > 0)
-                    for language, of in said.items()}
+                    for language, of in answers.items()}
             right.append(em)
             reached.append(near)
             broken.append({lang: 100. * (near[lang] & (em[lang] == 0)) for lang in languages})
-        found[EM][name] = passage_scores(right, passages)
-        found[BREAKS][name] = passage_scores(broken, passages, counted=reached)
-    return found
+        by_measure[EM][name] = passage_scores(right, passages)
+        by_measure[BREAKS][name] = passage_scores(broken, passages, counted=reached)
+    return by_measure
 
 
 def same_readers(pairs): # those that are compared reader by reader
@@ -458,8 +459,8 @@ def names_of(pairs): return list(dict.fromkeys(name for pair in pairs for name i
 def comparisons(pairs, samples):
     rows = []
     for dataset in OUTCOMES:
-        for measure, found in scores_of(names_of(pairs), dataset).items():
-            table = comparison_table(found, pairs, samples, same_readers(pairs))
+        for measure, scores in scores_of(names_of(pairs), dataset).items():
+            table = comparison_table(scores, pairs, samples, same_readers(pairs))
             rows.append(table.assign(dataset=dataset, measure=measure))
     return pd.concat(rows, ignore_index=True)
 
@@ -468,14 +469,14 @@ def single_languages(pairs, samples):
     "The same in each language alone: intervals and no tests."
     rows = []
     for dataset, language in TESTS:
-        for measure, found in scores_of(names_of(pairs), dataset, [language]).items():
+        for measure, scores in scores_of(names_of(pairs), dataset, [language]).items():
             for pair in pairs:
-                one, two = (found[name] for name in pair)
-                about = dict(dataset=dataset, language=language, measure=measure)
-                about |= dict(system=pair[0], other=pair[1])
-                about |= dict(mean=one.means().mean(), mean_other=two.means().mean())
+                one, two = (scores[name] for name in pair)
+                row = dict(dataset=dataset, language=language, measure=measure)
+                row |= dict(system=pair[0], other=pair[1])
+                row |= dict(mean=one.means().mean(), mean_other=two.means().mean())
                 drawn = difference(one, two, samples, paired=pair in same_readers(pairs))
-                rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
+                rows.append(row | {end: drawn[end] for end in ("difference", "low", "high")})
     return pd.DataFrame(rows)
 
 
@@ -483,8 +484,8 @@ def bounds_table(): # means over seeds; of the penalties those that are best
     every = pd.concat([bounds(seed) for seed in SEEDS])
     means = every.groupby(["dataset", "language"], sort=False).mean().drop(columns="seed")
     # there are no trees of the development questions, so what trees give is an upper bound
-    said = dict(length=means.loc[DEV], trees=means.loc[("xquad", "en")])
-    best = {kind: said[kind][names].idxmax() for kind, names in TRIED.items()}
+    deciding = dict(length=means.loc[DEV], trees=means.loc[("xquad", "en")])
+    best = {kind: deciding[kind][names].idxmax() for kind, names in TRIED.items()}
     table = means[["plain", "oracle"]].assign(**{kind: means[name] for kind, name in best.items()})
     weights = {kind: float(name.split()[1]) for kind, name in best.items()}
     named = dict(length_weight=weights["length"], tree_penalty=weights["trees"])
@@ -492,8 +493,8 @@ def bounds_table(): # means over seeds; of the penalties those that are best
 
 
 def far_from_english(): # language -> percent of translations that the fourth layer does not find
-    found = pd.read_csv(project_root() / "figures/e5/layers.csv").set_index("lang")["4"]
-    return (100 - found).to_dict()
+    retrieved = pd.read_csv(project_root() / "figures/e5/layers.csv").set_index("lang")["4"]
+    return (100 - retrieved).to_dict()
 
 
 def by_distance(single): # single: as from `single_languages`
@@ -504,15 +505,15 @@ def by_distance(single): # single: as from `single_languages`
     for (dataset, system, other), part in rows.groupby(["dataset", "system", "other"], sort=False):
         if len(part) < 3: continue
         rho, p = spearmanr(part["difference"], part["distance"])
-        about = dict(dataset=dataset, system=system, other=other, languages=len(part))
-        table.append(about | dict(correlation=100 * rho, p=round(p, 3)))
+        row = dict(dataset=dataset, system=system, other=other, languages=len(part))
+        table.append(row | dict(correlation=100 * rho, p=round(p, 3)))
     columns = ["dataset", "system", "other", "languages", "correlation", "p"]
     return pd.DataFrame(table, columns=columns)
 
 
 def write_tables(samples, out):
-    there = [answers_of(arm, seed) / "metrics.json" for arm in ARMS for seed in SEEDS]
-    check_there(there, "have not been read with")
+    records = [answers_of(arm, seed) / "metrics.json" for arm in ARMS for seed in SEEDS]
+    check_there(records, "have not been read with")
     check_primary(ROOT)
     tables = {
         "choice": comparisons(PAIRS, samples),

@@ -108,7 +108,7 @@ def run_spread(archive=ROOT / "figures/small/records.tar.xz"):
                 em = [row["em"] for row in read_json(file)["results"]
                       if row["context"] == row["question"] and row["context"] in NEAR]
                 values[name].append(np.mean(em))
-    if lacking := [name for name, found in values.items() if not found]:
+    if lacking := [name for name, scores in values.items() if not scores]:
         raise DataError(f"{archive} has no run of {', '.join(lacking)}")
     return spread(values.values())
 
@@ -156,12 +156,12 @@ def trials():
     for name, (settings, seeds) in TRIALS.items():
         os.environ["S2DM_RUNS"] = str(root / name.replace(" ", "_").replace(",", ""))
         given = dict(model="small", variant="baseline", **settings)
-        found = [finetune(FinetuneConfig(seed=seed, **given)).metrics for seed in range(seeds)]
-        last = pd.DataFrame([metrics["evaluations"][-1] for metrics in found])
+        runs = [finetune(FinetuneConfig(seed=seed, **given)).metrics for seed in range(seeds)]
+        last = pd.DataFrame([metrics["evaluations"][-1] for metrics in runs])
         rows.append(dict(
-            arm=name, seeds=seeds, steps=found[0]["steps"], em=last["em"].mean(),
+            arm=name, seeds=seeds, steps=runs[0]["steps"], em=last["em"].mean(),
             lowest_em=last["em"].min(), f1=last["f1"].mean(),
-            seconds=np.mean([metrics["seconds"] for metrics in found]), device=device_name()))
+            seconds=np.mean([metrics["seconds"] for metrics in runs]), device=device_name()))
     return pd.DataFrame(rows)
 
 
@@ -178,10 +178,10 @@ def folders(models, seeds):
     return places
 
 
-def letters(questions, said):
+def letters(questions, answers):
     "A letter for each question."
-    right = score({id: answer.text for id, answer in said.items()}, questions).em > 0
-    near = near_flags(questions, said)
+    right = score({id: answer.text for id, answer in answers.items()}, questions).em > 0
+    near = near_flags(questions, answers)
     return "".join(RIGHT if r else BOUNDARY if n else ELSEWHERE for r, n in zip(right, near))
 
 
@@ -192,11 +192,11 @@ def write_outcomes(places, questions):
         file, record = folder / "outcomes.json", folder / "metrics.json"
         if not record.is_file() or not any(folder.glob("predictions.*")): continue
         if file.is_file() and file.stat().st_mtime >= record.stat().st_mtime: continue
-        found = {}
+        marks = {}
         for language, asked in questions.items():
-            said = read_answers(folder, f"synthetic.{language}", asked)
-            found[language] = letters(asked, said)
-        write_json(file, found)
+            answers = read_answers(folder, f"synthetic.{language}", asked)
+            marks[language] = letters(asked, answers)
+        write_json(file, marks)
         written += 1
     return written
 
@@ -219,22 +219,22 @@ def check_finished(places):
 
 def scores_of(places, models, seeds, passages, languages, measures=PRIMARY):
     "Measure -> system -> its scores."
-    found = {measure: {} for measure in measures}
+    by_measure = {measure: {} for measure in measures}
     encoders = [model for model in models for _ in range(seeds)]
     asked = {lang: passages[lang] for lang in languages}
     for name in SYSTEMS:
-        said = []
+        runs = []
         for model in models:
             for seed in range(seeds):
                 answers = read_json(places[name, model, seed] / "outcomes.json")
-                said.append({lang: np.array([*answers[lang]]) for lang in languages})
+                runs.append({lang: np.array([*answers[lang]]) for lang in languages})
         for measure in measures:
             mark, among = MEASURES[measure]
-            scores = [{lang: 100. * (of == mark) for lang, of in run.items()} for run in said]
-            counted = [{lang: np.isin(of, [*among]) for lang, of in run.items()} for run in said]
-            found[measure][name] = passage_scores(
+            scores = [{lang: 100. * (of == mark) for lang, of in run.items()} for run in runs]
+            counted = [{lang: np.isin(of, [*among]) for lang, of in run.items()} for run in runs]
+            by_measure[measure][name] = passage_scores(
                 scores, asked, counted=counted, encoders=encoders)
-    return found
+    return by_measure
 
 
 # the model: system fixed; encoder, encoder x system and run random
@@ -253,17 +253,17 @@ def tested(system, other):
     return dict(difference=gain, low=gain - reach, high=gain + reach, p=p)
 
 
-def comparisons(found, samples):
+def comparisons(by_measure, samples):
     "The primary family: three pairs, two measures; the bootstrap's interval beside the model's."
     rows = []
-    for measure, systems in found.items():
+    for measure, systems in by_measure.items():
         for pair in PAIRS:
             one, two = (systems[name] for name in pair)
-            about = dict(measure=measure, system=pair[0], other=pair[1])
-            about |= dict(mean=one.means().mean(), mean_other=two.means().mean())
+            row = dict(measure=measure, system=pair[0], other=pair[1])
+            row |= dict(mean=one.means().mean(), mean_other=two.means().mean())
             drawn = difference(one, two, samples)
             drawn = {f"bootstrap_{end}": drawn[end] for end in ("low", "high", "p")}
-            rows.append(about | tested(one, two) | drawn)
+            rows.append(row | tested(one, two) | drawn)
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"]))
 
@@ -303,8 +303,8 @@ def components(runs):
     cells, rest = cell_means(runs)
     encoders, systems = cells.shape
     each = len(runs) // cells.size
-    own = runs["value"] - runs.groupby(["encoder", "system"])["value"].transform("mean")
-    squares = [(own**2).sum(), each * (rest**2).sum(), each * cells.size * cells.mean(1).var()]
+    residual = runs["value"] - runs.groupby(["encoder", "system"])["value"].transform("mean")
+    squares = [(residual**2).sum(), each * (rest**2).sum(), each * cells.size * cells.mean(1).var()]
     df = [cells.size * (each - 1), (encoders - 1) * (systems - 1), encoders - 1]
     run, mixed, encoder = optimize.isotonic_regression(np.divide(squares, df), weights=df).x
     sizes = [(encoder - mixed) / systems / each, (mixed - run) / each, run]
@@ -312,10 +312,10 @@ def components(runs):
     return dict(zip(names, np.sqrt(sizes)))
 
 
-def model_table(found):
+def model_table(by_measure):
     "A row for each measure."
     rows = []
-    for measure, systems in found.items():
+    for measure, systems in by_measure.items():
         runs = runs_table(systems)
         rows.append(dict(measure=measure) | components(runs) | omnibus(runs))
     return pd.DataFrame(rows)
@@ -332,15 +332,15 @@ def quality_of(models, seeds):
             for seed in range(seeds):
                 system = ReadingSystem(model=model, seed=seed, **SYSTEMS[of])
                 metrics = read_json(system.folder("pretrain") / "metrics.json")
-                about = dict(encoder=model, system=name, seed=seed)
-                rows.append(about | _quality(metrics, y))
+                key = dict(encoder=model, system=name, seed=seed)
+                rows.append(key | _quality(metrics, y))
     return pd.DataFrame(rows)
 
 
 def _quality(metrics, y): # of y across languages, in percent
     across = [row[y] for row in metrics["sts"] if len(set(row["part"].split("-"))) == 2]
-    found = [row[y] for row in metrics["retrieval_synthetic"]]
-    return dict(sts=np.mean(across), retrieval=np.mean(found))
+    retrieval = [row[y] for row in metrics["retrieval_synthetic"]]
+    return dict(sts=np.mean(across), retrieval=np.mean(retrieval))
 
 
 def quality_table(quality): # as from `quality_of`
@@ -365,10 +365,10 @@ def learned_of(models, seeds):
     return pd.DataFrame(rows)
 
 
-def learners(found, dev): # dev: as from `learned_of`
+def learners(by_measure, dev): # dev: as from `learned_of`
     "Each system's mean over all its readers, and over those that learned to read."
     rows = []
-    for measure, systems in found.items():
+    for measure, systems in by_measure.items():
         runs = runs_table(systems).merge(dev, on=["encoder", "system", "seed"])
         for name, part in runs.groupby("system", sort=False):
             good = part[part["dev"] >= LEARNED]
@@ -401,26 +401,26 @@ def between_systems(means, samples): # means: [encoders,systems,2], the encoder'
     return dict(points=points, r=ab / math.sqrt(aa * bb), low=low, high=high)
 
 
-def mechanism(found, quality, samples): # quality: as from `quality_of`
+def mechanism(by_measure, quality, samples): # quality: as from `quality_of`
     """Does y's quality predict reading? Correlations over the runs of one system, each encoder's
     mean taken out; of its means over encoders; and of the systems' means within encoders."""
     rows = []
-    for measure, systems in found.items():
+    for measure, systems in by_measure.items():
         runs = runs_table(systems).merge(quality, on=["encoder", "system", "seed"])
         for of in ("sts", "retrieval"):
-            about = dict(measure=measure, quality=of)
+            key = dict(measure=measure, quality=of)
             for name, part in runs.groupby("system", sort=False):
                 cells = part.groupby("encoder")[["value", of]]
-                own = (part[["value", of]] - cells.transform("mean")).to_numpy()
-                within = correlated(own, len(own), cells.ngroups - 1)
-                rows.append(about | dict(over="runs", system=name) | within)
+                centred = (part[["value", of]] - cells.transform("mean")).to_numpy()
+                within = correlated(centred, len(centred), cells.ngroups - 1)
+                rows.append(key | dict(over="runs", system=name) | within)
                 between = correlated(cells.mean().to_numpy(), cells.ngroups)
-                rows.append(about | dict(over="encoders", system=name) | between)
+                rows.append(key | dict(over="encoders", system=name) | between)
             means = runs.groupby(["encoder", "system"])[["value", of]].mean()
-            own = means - means.groupby("encoder").transform("mean")
-            own = own.to_numpy().reshape(runs["encoder"].nunique(), -1, 2)
-            between = between_systems(own, samples)
-            rows.append(about | dict(over="systems", system="all") | between)
+            centred = means - means.groupby("encoder").transform("mean")
+            centred = centred.to_numpy().reshape(runs["encoder"].nunique(), -1, 2)
+            between = between_systems(centred, samples)
+            rows.append(key | dict(over="systems", system="all") | between)
     return pd.DataFrame(rows)
 
 
@@ -433,14 +433,14 @@ def single_languages(places, models, seeds, passages, samples):
     intervals and no tests."""
     rows = []
     for label, languages in groups_of((*NEAR, *FAR)).items():
-        found = scores_of(places, models, seeds, passages, languages, MEASURES)
-        for measure, systems in found.items():
+        by_measure = scores_of(places, models, seeds, passages, languages, MEASURES)
+        for measure, systems in by_measure.items():
             for pair in PAIRS:
                 one, two = (systems[name] for name in pair)
                 drawn = difference(one, two, samples)
-                about = dict(language=label, measure=measure, system=pair[0], other=pair[1])
-                about |= dict(mean=one.means().mean(), mean_other=two.means().mean())
-                rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
+                row = dict(language=label, measure=measure, system=pair[0], other=pair[1])
+                row |= dict(mean=one.means().mean(), mean_other=two.means().mean())
+                rows.append(row | {end: drawn[end] for end in ("difference", "low", "high")})
     return pd.DataFrame(rows)
 
 
@@ -448,11 +448,11 @@ def by_language(places, models, seeds, passages, samples):
     "What each system scored, in percent, with intervals; in the language of training, too."
     rows = []
     for label, languages in groups_of(("svo", *NEAR, *FAR)).items():
-        found = scores_of(places, models, seeds, passages, languages, MEASURES)
-        for measure, systems in found.items():
+        by_measure = scores_of(places, models, seeds, passages, languages, MEASURES)
+        for measure, systems in by_measure.items():
             for name, scores in systems.items():
-                about = dict(language=label, measure=measure, system=name)
-                rows.append(about | drawn_interval(scores, samples))
+                row = dict(language=label, measure=measure, system=name)
+                rows.append(row | drawn_interval(scores, samples))
     return pd.DataFrame(rows)
 
 
@@ -474,24 +474,24 @@ def tables(places, models, seeds, questions, samples):
     check_finished(places)
     check_alike(places, "make reproduce-full")
     passages = {lang: passages_of(asked, True, lang) for lang, asked in questions.items()}
-    found = scores_of(places, models, seeds, passages, NEAR)
-    quality, fitted = quality_of(models, seeds), model_table(found)
+    by_measure = scores_of(places, models, seeds, passages, NEAR)
+    quality, fitted = quality_of(models, seeds), model_table(by_measure)
     given = (places, models, seeds, passages, min(samples, EXPLORED))
     return dict(
-        comparisons=comparisons(found, samples), model=fitted,
+        comparisons=comparisons(by_measure, samples), model=fitted,
         power_had=power_had(fitted, len(models), seeds),
-        mechanism=mechanism(found, quality, samples), quality=quality_table(quality),
-        learners=learners(found, learned_of(models, seeds)),
+        mechanism=mechanism(by_measure, quality, samples), quality=quality_table(quality),
+        learners=learners(by_measure, learned_of(models, seeds)),
         single_languages=single_languages(*given), languages=by_language(*given),
         hours=hours_table(places),
-        runs=pd.concat([runs_table(of).assign(measure=name) for name, of in found.items()]))
+        runs=pd.concat([runs_table(of).assign(measure=name) for name, of in by_measure.items()]))
 
 
 def write(table, file):
     table.to_csv(file, index=False, float_format="%.4g", lineterminator="\n")
     long = len(table) > SHOWN
-    said = f"{len(table)} rows" if long else table.round(2).to_string(index=False)
-    print(f"{file}:", said, sep=" " if long else "\n", end="\n\n")
+    shown = f"{len(table)} rows" if long else table.round(2).to_string(index=False)
+    print(f"{file}:", shown, sep=" " if long else "\n", end="\n\n")
 
 
 def main():
@@ -500,8 +500,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/figures/encoders"))
     parser.add_argument("--samples", type=int, default=SAMPLES)
     given = parser.parse_args()
-    said = experiment(PROFILE)
-    models, seeds = said["models"], said["reproduce"]["seeds"]
+    profile = experiment(PROFILE)
+    models, seeds = profile["models"], profile["reproduce"]["seeds"]
     given.out.mkdir(parents=True, exist_ok=True)
     if given.command == "power":
         write(power_table(len(models), seeds), given.out / "power.csv")
@@ -514,9 +514,9 @@ def main():
     try:
         print(f"outcomes of {write_outcomes(places, questions)} runs were written")
         if given.command == "outcomes": return
-        found = tables(places, models, seeds, questions, given.samples)
+        results = tables(places, models, seeds, questions, given.samples)
     except DataError as error: sys.exit(str(error))
-    for name, table in found.items(): write(table, given.out / f"{name}.csv")
+    for name, table in results.items(): write(table, given.out / f"{name}.csv")
 
 
 if __name__ == "__main__": main()

@@ -61,9 +61,9 @@ def by_passage(flags, dataset, weights=None): # flags: of each seed, language ->
 
 def less_constituents(folder, dataset, lang): # gold less predicted, [questions]
     questions, trees = questions_of(dataset, lang), trees_of(dataset, lang)
-    said = said_of(folder, dataset, lang)
+    answers = said_of(folder, dataset, lang)
     gold = constituent_flags(questions, trees).astype(float)
-    return gold - constituent_flags(questions, trees, said)
+    return gold - constituent_flags(questions, trees, answers)
 
 
 def deficits(readers, samples): # readers: system -> a folder for each seed
@@ -77,10 +77,10 @@ def deficits(readers, samples): # readers: system -> a folder for each seed
         for lang in found[0]:
             gold = constituent_flags(questions_of("xquad", lang), trees_of("xquad", lang)).mean()
             alone = by_passage([{lang: one[lang]} for one in found], "xquad")
-            about = dict(dataset="xquad", lang=lang, system=system, gold=100 * gold)
+            key = dict(dataset="xquad", lang=lang, system=system, gold=100 * gold)
             deficit = interval(alone, samples)
             deficit["deficit"] = deficit.pop("mean")
-            rows.append(about | dict(predicted=about["gold"] - deficit["deficit"]) | deficit)
+            rows.append(key | dict(predicted=key["gold"] - deficit["deficit"]) | deficit)
     alone = pd.DataFrame([dict(system=name) | interval(of, samples)
                           for name, of in contrasts.items()])
     pairs = [pair for pair in PAIRS if set(pair) <= set(contrasts)]
@@ -117,8 +117,8 @@ def shares(readers, samples):
             for system, places in readers.items():
                 flags = [{lang: constituent_flags(questions, trees, said_of(f, dataset, lang))}
                          for f in places]
-                found = by_passage(flags, dataset)
-                rows.append(names | dict(of=system) | interval(found, samples))
+                scores = by_passage(flags, dataset)
+                rows.append(names | dict(of=system) | interval(scores, samples))
     return pd.DataFrame(rows)
 
 
@@ -133,21 +133,21 @@ def violations(readers, samples):
     for rule in ("characters", "brackets"):
         trees = trees_of("bipar", "zh", rule)
         asked = right & constituent_flags(questions, trees, reference)
-        at = {"zh": [passage for passage, one in zip(passages, asked) if one]}
+        asked_passages = {"zh": [passage for passage, one in zip(passages, asked) if one]}
         for system, places in readers.items():
             all_violating, near = [], []
             for folder in places:
-                said = said_of(folder, "bipar", "zh")
-                wrong = score(answer_texts(said), questions).em == 0
-                violating = asked & wrong & ~constituent_flags(questions, trees, said)
+                answers = said_of(folder, "bipar", "zh")
+                wrong = score(answer_texts(answers), questions).em == 0
+                violating = asked & wrong & ~constituent_flags(questions, trees, answers)
                 all_violating.append({"zh": 100. * violating[asked]})
-                close = violating & near_flags(questions, said)
+                close = violating & near_flags(questions, answers)
                 near.append({"zh": 100. * close[asked]})
             row = dict(dataset="bipar", lang="zh", rule=rule, system=system, seeds=len(places))
             row |= dict(questions=int(asked.sum()))
             row |= dict(violating=np.mean([one["zh"].sum() / 100 for one in all_violating]))
-            row |= interval(passage_scores(all_violating, at), samples)
-            near = interval(passage_scores(near, at), samples)
+            row |= interval(passage_scores(all_violating, asked_passages), samples)
+            near = interval(passage_scores(near, asked_passages), samples)
             rows.append(row | {f"near_{name}": value for name, value in near.items()})
     return pd.DataFrame(rows)
 
@@ -158,8 +158,8 @@ def main():
     parser.add_argument("--out", type=Path, default=figures_dir() / "e5")
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
-    said = experiment(given.profile)
-    places = folders(said["models"][0], said.get("layer", 0), said["reproduce"]["seeds"])
+    profile = experiment(given.profile)
+    places = folders(profile["models"][0], profile.get("layer", 0), profile["reproduce"]["seeds"])
     readers = {name: [folder for (of, _), folder in places.items() if of == name]
                for name in SYSTEMS}
     try:

@@ -68,14 +68,14 @@ def check_alike(places, command="make e5"): # keys: system, what else tells runs
     Raises `DataError`."""
     kinds = {}
     for (name, *of), folder in places.items():
-        there = kinds.setdefault(", ".join([*of[:-1], f"seed {of[-1]}"]), {})
-        for kind in sorted(precisions_of(folder)): there.setdefault(kind, []).append(name)
-    for of, there in kinds.items():
-        if len(there) == 1: continue
-        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(there.items()))
+        precisions = kinds.setdefault(", ".join([*of[:-1], f"seed {of[-1]}"]), {})
+        for kind in sorted(precisions_of(folder)): precisions.setdefault(kind, []).append(name)
+    for of, precisions in kinds.items():
+        if len(precisions) == 1: continue
+        listed = [f"{kind}: {', '.join(names)}" for kind, names in sorted(precisions.items())]
         raise DataError(f"the systems of {of} were trained on two kinds of machines "
-                        f"({said}); expected one: remove the runs of the smaller part; `{command}` "
-                        "trains them again, in the precision of the others")
+                        f"({'; '.join(listed)}); expected one: remove the runs of the smaller "
+                        f"part; `{command}` trains them again, in the precision of the others")
 
 
 def targets(dataset): # languages
@@ -89,7 +89,7 @@ def scores_of(places, dataset, seeds, languages=(), measure="em"):
     parallel = dataset == "xquad"
     passages = {language: passages_of(asked, parallel, language)
                 for language, asked in questions.items()}
-    found = {}
+    scores = {}
     for name in dict.fromkeys(name for name, _ in places):
         by_seed = []
         for seed in range(seeds):
@@ -98,8 +98,8 @@ def scores_of(places, dataset, seeds, languages=(), measure="em"):
                 file = places[name, seed] / f"predictions.{dataset}.{language}.json"
                 scored[language] = getattr(score(read_predictions(file), asked), measure)
             by_seed.append(scored)
-        found[name] = passage_scores(by_seed, passages)
-    return found
+        scores[name] = passage_scores(by_seed, passages)
+    return scores
 
 
 def main():
@@ -108,9 +108,9 @@ def main():
     parser.add_argument("--out", type=Path, default=figures_dir() / "e5/primary.csv")
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
-    said = experiment(given.profile)
-    seeds = said["reproduce"]["seeds"]
-    places = folders(said["models"][0], said.get("layer", 0), seeds)
+    profile = experiment(given.profile)
+    seeds = profile["reproduce"]["seeds"]
+    places = folders(profile["models"][0], profile.get("layer", 0), seeds)
     tables = []
     try:
         check_finished(places)
@@ -120,10 +120,10 @@ def main():
             table = comparison_table(scores, PAIRS, given.samples)
             tables.append(table.assign(dataset=dataset, measure="EM, targets"))
     except DataError as error: sys.exit(str(error))
-    found = pd.concat(tables, ignore_index=True)
+    comparisons = pd.concat(tables, ignore_index=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    found.round(4).to_csv(given.out, index=False, lineterminator="\n")
-    print(found.round(3).to_string(index=False))
+    comparisons.round(4).to_csv(given.out, index=False, lineterminator="\n")
+    print(comparisons.round(3).to_string(index=False))
 
 
 if __name__ == "__main__": main()

@@ -60,13 +60,13 @@ def trials(file):
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     for arm in TRIED:
         for number, settings in enumerate(SETTINGS):
-            about = dict(arm=arm) | settings
-            if any(row | about == row for row in rows): continue
+            trial = dict(arm=arm) | settings
+            if any(row | trial == row for row in rows): continue
             below("trials", f"{arm} {number}")
             config = FinetuneConfig(
                 model="e5", variant="baseline", seed=100, max_steps=1000, **LEVERS[arm], **settings)
             metrics = finetune(config).metrics
-            rows.append(about | dict(steps=metrics["steps"], seconds=metrics["seconds"],
+            rows.append(trial | dict(steps=metrics["steps"], seconds=metrics["seconds"],
                                      f1=english(metrics)))
             pd.DataFrame(rows).round(2).to_csv(file, index=False, lineterminator="\n")
     return pd.DataFrame(rows)
@@ -253,8 +253,8 @@ def comparisons(pairs, samples):
     places = places_of(dict.fromkeys(arm for pair in pairs for arm in pair))
     rows = []
     for dataset in OUTCOMES:
-        found = scores_of(places, dataset, len(SEEDS))
-        table = comparison_table(found, pairs, samples)
+        scores = scores_of(places, dataset, len(SEEDS))
+        table = comparison_table(scores, pairs, samples)
         rows.append(table.assign(dataset=dataset, measure="EM, targets"))
     return pd.concat(rows, ignore_index=True)
 
@@ -266,12 +266,12 @@ def single_languages(pairs, samples):
              for language in ("en", *targets(dataset)) for measure in ("em", "f1")]
     rows = []
     for dataset, language, measure in cells:
-        found = scores_of(places, dataset, len(SEEDS), [language], measure)
+        scores = scores_of(places, dataset, len(SEEDS), [language], measure)
         for arm, other in pairs:
-            about = dict(dataset=dataset, language=language, measure=measure, arm=arm, other=other)
-            about |= dict(mean=found[arm].means().mean(), mean_other=found[other].means().mean())
-            drawn = difference(found[arm], found[other], samples)
-            rows.append(about | {end: drawn[end] for end in ("difference", "low", "high")})
+            row = dict(dataset=dataset, language=language, measure=measure, arm=arm, other=other)
+            row |= dict(mean=scores[arm].means().mean(), mean_other=scores[other].means().mean())
+            drawn = difference(scores[arm], scores[other], samples)
+            rows.append(row | {end: drawn[end] for end in ("difference", "low", "high")})
     return pd.DataFrame(rows)
 
 
@@ -280,9 +280,9 @@ def costs(arms):
     questions: means over seeds. States of frozen layers are computed before, once for each text,
     and not counted."""
     rows = [dict(arm=arm) | record for arm in ("baseline", *arms) for record in records(arm)]
-    found = pd.DataFrame(rows).rename(columns=dict(f1="f1_reddit")).groupby("arm", sort=False)
+    by_arm = pd.DataFrame(rows).rename(columns=dict(f1="f1_reddit")).groupby("arm", sort=False)
     how = dict(minutes="mean", f1_reddit="mean", device=said_once)
-    return found.agg(how).reset_index()
+    return by_arm.agg(how).reset_index()
 
 
 def write_tables(joins, samples, out):
@@ -317,8 +317,8 @@ def main():
             for seed in map(int, given.seeds.split(",")):
                 for arm in arms: train(arm, seed, tried)
         if given.command == "join":
-            there = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
-            check_there(there, "readers are not trained yet")
+            records = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
+            check_there(records, "readers are not trained yet")
             print(join(tried, joins).to_string(index=False))
         if given.command == "read":
             readers = [(arm, seed) for arm in arms_of(joins) for seed in SEEDS]

@@ -39,11 +39,11 @@ def measured(samples):
     paper, rows = paper_shares(), []
     for dataset, language in CELLS:
         questions, parser = load_reading(dataset, language), corenlp(language)
-        about = dict(dataset=dataset, lang=language, paper=paper.get((dataset, language)))
+        key = dict(dataset=dataset, lang=language, paper=paper.get((dataset, language)))
         counts = parse_counts(questions, parser)
         for row in rule_rows(questions, parser, samples):
-            less = row["share"] - about["paper"] if about["paper"] else None
-            rows.append(about | row | dict(less_paper=less) | counts)
+            less = row["share"] - key["paper"] if key["paper"] else None
+            rows.append(key | row | dict(less_paper=less) | counts)
         print(dataset, language, counts, flush=True)
     return pd.DataFrame(rows)
 

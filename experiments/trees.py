@@ -67,9 +67,9 @@ def columns(example): # [words,2] where each begins and ends, in the order they 
     # a Chinese character is about as wide as two letters
     letters = [sum(1 + (east_asian_width(c) == "W") for c in part) for part in parts]
     ends = np.cumsum([max(1.4, .5 + .17 * count) for count in letters])
-    found = np.stack([ends - np.diff(ends, prepend=0), ends], 1)
+    edges = np.stack([ends - np.diff(ends, prepend=0), ends], 1)
     # Arabic is read from right to left
-    return ends[-1] - found[:, ::-1] if example["lang"] == "ar" else found
+    return ends[-1] - edges[:, ::-1] if example["lang"] == "ar" else edges
 
 
 def underline(ax, where, y, colour, name): # where: [words,2], columns
@@ -158,9 +158,9 @@ def candidates(language):
 def main(out):
     examples = []
     for language in NAMES:
-        found = list(candidates(language))
-        example = min(found, key=lambda row: (len(row["words"]), row["id"]))
-        examples.append(example | dict(candidates=len(found)))
+        choices = list(candidates(language))
+        example = min(choices, key=lambda row: (len(row["words"]), row["id"]))
+        examples.append(example | dict(candidates=len(choices)))
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "s2dm"}):
         with warnings.catch_warnings(): # the viewer has the glyphs that are missing here
             warnings.filterwarnings("ignore", message="Glyph .* missing")
