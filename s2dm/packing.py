@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'Rounded', 'rounded', 'restored', 'to_bits', 'from_bits', 'pack', 'unpack']
 
 # %% ../nbs/02h_packing.ipynb #9a4e0003
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -109,9 +109,9 @@ def unpack(
     tensors: Mapping[str, Tensor], # as from `pack`
     before: Mapping[str, Tensor], # name -> weight before training
     where: str = "the file", # for messages
-) -> dict[str, Tensor]: # name -> weight after training
-    "What was learned. Raises `DataError` if it is broken or belongs to another encoder."
-    learned = {}
+) -> Iterator[tuple[str, Tensor]]: # name, weight after training
+    """What was learned, one weight at a time. Raises `DataError` if it is broken or belongs to
+    another encoder."""
     for name in dict.fromkeys(key.rpartition(":")[0] for key in tensors):
         bits = tensors.get(f"{name}:bits")
         scales = tensors.get(f"{name}:scales")
@@ -120,5 +120,4 @@ def unpack(
         if not _is_sound(bits, scales): raise DataError(f"{where} is broken: {name}")
         weight = before[name]
         difference = restored(Rounded(from_bits(bits), scales), weight.shape)
-        learned[name] = weight.float().cpu() + difference
-    return learned
+        yield name, weight.float().cpu() + difference

@@ -456,15 +456,17 @@ def _load_learned(
 ):
     "Put the weights that learned into their places. Raises `DataError`."
     parameters = dict(model.named_parameters())
-    with reading(file): learned = load_file(file)
-    if file.name == ROUNDED: learned = unpack(learned, parameters, str(file))
-    wrong = [k for k, w in learned.items() if k not in parameters or parameters[k].shape != w.shape]
-    if wrong:
-        raise DataError(
-            f"{file} does not belong to {name}: {wrong[0]} is unknown or has another size.")
-    with torch.no_grad():
-        for key, weight in learned.items(): parameters[key].copy_(weight)
-    for key, parameter in parameters.items(): parameter.requires_grad_(key in learned)
+    with reading(file): tensors = load_file(file)
+    rounded = file.name == ROUNDED # then one weight after the other, to save memory
+    learned = unpack(tensors, parameters, str(file)) if rounded else tensors.items()
+    names = set()
+    for key, weight in learned:
+        if key not in parameters or parameters[key].shape != weight.shape:
+            raise DataError(f"{file} does not belong to {name}: {key} is unknown or has another "
+                            "size.")
+        with torch.no_grad(): parameters[key].copy_(weight)
+        names.add(key)
+    for key, parameter in parameters.items(): parameter.requires_grad_(key in names)
 
 # %% ../nbs/04c_reader.ipynb #cda3429e
 def _open_encoder(

@@ -438,7 +438,7 @@ def test_differences_lose_a_few_percent_of_their_norm_and_shrink():
     for bits, most in ((4, .12), (6, .03), (8, .007)):
         tensors = pack(learned, before, bits)
         sizes[bits] = sum(tensor.nbytes for tensor in tensors.values())
-        back = unpack(tensors, before)
+        back = dict(unpack(tensors, before))
         for name, weight in learned.items():
             assert (back[name] - weight).norm() < most * change[name].norm()
     blocks = 3 * -(-40 * 33 // BLOCK)
@@ -469,7 +469,7 @@ def test_what_does_not_fit_is_named(change, says):
     before = small_weights(0)
     tensors = pack(small_weights(2), before) | change
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    with pytest.raises(DataError, match=f"mine.*{says}"): unpack(tensors, before, "mine")
+    with pytest.raises(DataError, match=f"mine.*{says}"): dict(unpack(tensors, before, "mine"))
 
 
 def test_numbers_that_no_half_precision_holds_are_refused():
