@@ -8,7 +8,7 @@ __all__ = ['near_misses', 'LabelledSpans', 'labelled_spans', 'edge_states', 'fit
 
 # %% ../nbs/06g_boundaries.ipynb #06a70003
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +24,12 @@ from .metrics import squad_scores
 from .reader import S2DMReader
 from .spans import PhraseModel, SpanChoice, SpanInputs, characters_of, edges
 from .subwords import word_spans
-from .treebanks import UPOS, phrases_of
+from .treebanks import MARKERS, UPOS, phrases_of, subtree_runs
 
 # %% ../nbs/06g_boundaries.ipynb #06a70009
 def near_misses(
     span: tuple[int, int], # first word, and the one behind the last
-    phrases: Mapping[tuple[int, int], int], # as from `phrases_of`
+    phrases: Collection[tuple[int, int]], # and whatever else is no miss
     words: int, # of the sentence
 ) -> list[tuple[int, int]]: # likewise
     "Spans that are no phrases, one of whose edges is one to three words off."
@@ -46,23 +46,34 @@ class LabelledSpans(NamedTuple):
     start: np.ndarray # [N] first character
     end: np.ndarray # [N] behind the last
     phrase: np.ndarray # [N] bool
-    tag: np.ndarray # [N] int, of `UPOS`, of the phrase's head; -1: it has none, or is no phrase
+    tag: np.ndarray # [N] int, of `UPOS`, of the phrase's head; -1: it is none
 
 # %% ../nbs/06g_boundaries.ipynb #c914d8fd
+def _is_loose(heads, span): # a run of subtrees that stands apart from the word it depends on
+    outside = {heads[word] - 1 for word in range(*span)} - {*range(*span)}
+    return not outside & {span[0] - 1, span[1]}
+
+
+def _no_misses(heads, tags): # spans that are phrases, or may pass for one
+    loose = {span for span in subtree_runs(heads) if _is_loose(heads, span)}
+    return loose | {*phrases_of(heads, tags)} | {*phrases_of(heads, tags, (*MARKERS, "DET"))}
+
+# %% ../nbs/06g_boundaries.ipynb #06a70025
 def _spans_of(forms, text, tags, heads, each, rng): # start, end, phrase, tag of some
-    phrases = phrases_of(heads)
+    phrases = phrases_of(heads, tags)
+    no_misses = _no_misses(heads, tags)
     words = word_spans(text, forms)
     def may_answer(i, j): return "PUNCT" not in (tags[i], tags[j - 1])
     def characters(spans): return {characters_of(words, s) for s in spans if may_answer(*s)}
     likely = [span for span in phrases if may_answer(*span) and characters_of(words, span)]
-    phrase_places = {characters_of(words, span) for span in phrases} | {None}
+    phrase_places = {characters_of(words, span) for span in no_misses} | {None}
     rows = []
     for number in rng.permutation(len(likely))[:each]:
         span = likely[number]
         # words may share characters, so a near miss may look like a phrase
-        misses = sorted(characters(near_misses(span, phrases, len(words))) - phrase_places)
+        misses = sorted(characters(near_misses(span, no_misses, len(words))) - phrase_places)
         if not misses: continue
-        tag = -1 if phrases[span] < 0 else UPOS.index(tags[phrases[span]])
+        tag = UPOS.index(tags[phrases[span]])
         rows.append((*characters_of(words, span), True, tag))
         rows.append((*misses[rng.integers(len(misses))], False, -1))
     return rows

@@ -25,7 +25,7 @@ from s2dm.core import (
     Config, MissingData, ParameterError, RunRecord, check_choice, contains, param, seed_everything,
 )
 from .dictionaries import load_dictionaries
-from .encoder import Encoder, load_encoder
+from .encoder import Encoder, load_encoder, subword_limit
 from .features import TrainingBatches, Windows, recovery
 from .fit import Fit, FitConfig, fit
 from s2dm.layers import (
@@ -330,7 +330,9 @@ def _with_states(config, reader, windows): # training batches
 # %% ../nbs/04f_finetune.ipynb #7250ca2b
 def _second_windows(config, reader, questions): # of the second view of each text
     c = reader.config
-    sizes = c.max_length, c.stride, c.query
+    # it may be longer, and a row with several windows has no second view
+    limit = subword_limit(reader.encoder, reader.tokenizer)
+    sizes = limit, c.stride, c.query
     if config.second == "subwords":
         split = ResamplingTokenizer(reader.tokenizer, config.second_share, seed=config.seed)
         return Windows(split, questions, *sizes)

@@ -150,8 +150,8 @@ def characters_of(
 # %% ../nbs/02i_spans.ipynb #02900019
 def _longest_phrases(sentence): # (begins or ends, word) -> first word, and the one behind the last
     longest = {}
-    for i, j in phrases_of(sentence["heads"]):
-        if j - i < 2 or "PUNCT" in (sentence["upos"][i], sentence["upos"][j - 1]): continue
+    for i, j in phrases_of(sentence["heads"], sentence["upos"]):
+        if j - i < 2: continue
         for key in (("begins", i), ("ends", j - 1)):
             longest[key] = max(longest.get(key, (0, 0)), (i, j), key=lambda x: x[1] - x[0])
     # a word that stands there twice is no question
@@ -168,6 +168,8 @@ def _phrase_question(number, sentence, rng): # None if no word of the sentence w
     place = characters_of(words, longest[side, word])
     if place is None: return None
     form, text, language = (sentence[name] for name in ("forms", "text", "lang"))
+    # a word of a contraction does not stand in the text, such as "dem" of "vom"
+    if text[slice(*words[word])] != form[word]: return None
     asked = f"{form[word]} …" if side == "begins" else f"… {form[word]}"
     answers = dict(text=[text[slice(*place)]], answer_start=[place[0]])
     return dict(id=f"phrase{number}", title="", question=asked, context=text, answers=answers,

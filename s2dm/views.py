@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import ParameterError
+from .dictionaries import core_spans
 from .features import SpanTokenizer, Windows
 from .reader import S2DMReader, entropies
 from .subwords import Subwords
@@ -134,10 +135,6 @@ def _word(self: ResamplingTokenizer, text, subwords, pieces, first, behind): # i
     return [self.unigram.known[piece][0] for piece in drawn], ends - sizes, ends
 
 # %% ../nbs/04e_views.ipynb #4e000011
-_WORD = re.compile(r"\S+")
-_CORE = re.compile(r"\w(?:.*\w)?", re.S) # without punctuation at the ends
-
-
 def switch_text(
     text: str, # some words of which are replaced
     translations: Mapping[str, Sequence[str]], # of a word in lower case, without white space
@@ -148,12 +145,10 @@ def switch_text(
     "Replace some words by translations."
     parts = []
     copied = moved = 0
-    for word in _WORD.finditer(text):
-        core = _CORE.search(word.group())
-        choices = translations.get(core.group().lower()) if core else None
-        stays = word.start() < keep[1] and keep[0] < word.end()
+    for start, end in core_spans(text):
+        choices = translations.get(text[start:end].lower())
+        stays = start < keep[1] and keep[0] < end
         if not choices or stays or rng.random() >= share: continue
-        start, end = (word.start() + place for place in core.span())
         new = choices[rng.integers(len(choices))]
         parts += [text[copied:start], new]
         copied = end
@@ -189,7 +184,7 @@ def word_numbers(
     numbers = []
     contexts = windows._contexts
     for i, text in enumerate(contexts.texts):
-        begins = [word.start() for word in _WORD.finditer(text)]
+        begins = [word.start() for word in re.finditer(r"\S+", text)]
         # by where they start: a drawn mark of a word's beginning has no character of its own
         starts = contexts.start[contexts.bounds[i]:contexts.bounds[i + 1]]
         numbers.append(np.searchsorted(begins, starts, "right"))

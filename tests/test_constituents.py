@@ -16,7 +16,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s2dm.boundaries import ChoiceLists, choice_row, edge_states, fit_choice, labelled_spans
+from s2dm.boundaries import (
+    ChoiceLists, _spans_of, choice_row, edge_states, fit_choice, labelled_spans)
 from s2dm.constituents import (
     RULES, Constituents, GoldParser, Parse, TreebankParser, Trees, boundary_row, constituent_rows,
     deficit_row, dependency_parse, overlap_row, places, read_brackets, restricted, rule_rows, share,
@@ -30,7 +31,7 @@ from s2dm.parsers import corenlp as kept_corenlp
 from s2dm.reading import load_reading
 from s2dm.spans import SpanChoice, SpanInputs
 from s2dm.synthetic import Synthetic, SyntheticConfig, read_constituents
-from s2dm.treebanks import phrases_of, subtree_runs
+from s2dm.treebanks import MARKERS, phrases_of, subtree_runs
 
 
 # the rule
@@ -649,18 +650,59 @@ def test_half_of_the_spans_are_phrases_and_the_others_miss_one_by_at_most_three_
             ends = (spans.start[i], spans.end[i] + 1)
             return tuple(int(np.flatnonzero(starts == end)[0]) for end in ends)
 
-        runs = set(subtree_runs(row["heads"])) - {(0, len(row["forms"]))}
-        assert words(phrase) in runs and words(miss) not in runs
+        phrases = phrases_of(row["heads"], row["upos"])
+        assert words(phrase) in phrases and words(miss) not in phrases
         moved = np.abs(np.subtract(words(phrase), words(miss)))
         assert sorted(moved > 0) == [False, True] and moved.max() <= 3
         for i, j in (words(phrase), words(miss)):
             assert "PUNCT" not in (row["upos"][i], row["upos"][j - 1])
 
 
-def test_the_tag_of_a_phrase_is_that_of_the_one_word_that_hangs_on_another():
-    "She saw [the old house]: NOUN; [He] and [her] hang on one word, so their run has no head."
+def phrase_texts(sentence, heads, tags, markers=MARKERS):
+    words = sentence.split()
+    return {" ".join(words[i:j]) for i, j in phrases_of(heads, tags.split(), markers)}
+
+
+@pytest.mark.parametrize("sentence, heads, tags, phrases", [
+    # what an English answer looks like, with and without its preposition
+    ("She lives in Great Britain", [2, 0, 5, 5, 2], "PRON VERB ADP ADJ PROPN",
+     {"She", "Great", "in Great Britain", "Great Britain"}),
+    # two markers in front; the head of the sentence is in no phrase
+    ("He left and with her", [2, 0, 5, 5, 2], "PRON VERB CCONJ ADP PRON",
+     {"He", "and with her", "with her", "her"}),
+    # a postposition, and a clause without what introduces it
+    ("ghar mein vah hai ki thik hai", [4, 1, 4, 0, 6, 4, 6], "NOUN ADP PRON VERB SCONJ ADJ AUX",
+     {"ghar mein", "ghar", "vah", "ki thik hai", "thik hai"}),
+    # punctuation at the edges belongs to nothing, within it is no gap
+    ("It was the ( old , red ) house .", [9, 9, 9, 5, 9, 7, 5, 5, 0, 9],
+     "PRON AUX DET PUNCT ADJ PUNCT ADJ PUNCT NOUN PUNCT", {"It", "old , red", "red"}),
+    # a subtree in pieces is no phrase
+    ("A man came in black", [2, 3, 0, 5, 2], "DET NOUN VERB ADP NOUN", {"in black", "black"})])
+def test_phrases_are_what_an_answer_may_be(sentence, heads, tags, phrases):
+    assert phrase_texts(sentence, heads, tags) == phrases
+
+
+def test_the_head_of_a_phrase_is_the_word_that_hangs_on_another():
+    "She saw [the old house]: NOUN."
     heads = [2, 0, 5, 5, 2]
-    assert phrases_of(heads) == {(0, 1): 0, (2, 3): 2, (3, 4): 3, (2, 4): -1, (2, 5): 4}
+    tags = ["PRON", "VERB", "DET", "ADJ", "NOUN"]
+    assert phrases_of(heads, tags) == {(0, 1): 0, (3, 4): 3, (2, 5): 4}
+    assert phrases_of(heads, tags, ["DET"]) == {(0, 1): 0, (3, 4): 3, (2, 5): 4, (3, 5): 4}
+    with pytest.raises(DataError): phrases_of([2, 1], ["NOUN", "NOUN"])
+
+
+def test_no_miss_could_pass_for_a_phrase():
+    "[Great Britain] was a miss of [Great], and [in Great] a phrase."
+    tags = ["PRON", "VERB", "ADP", "ADJ", "PROPN"]
+    text = "She lives in Great Britain"
+    drawn = [_spans_of(text.split(), text, tags, [2, 0, 5, 5, 2], 8, np.random.default_rng(seed))
+             for seed in range(40)]
+    spans = [(text[start:end], is_phrase) for row in drawn for start, end, is_phrase, _ in row]
+    assert {words for words, is_phrase in spans if is_phrase} == {
+        "She", "Great", "in Great Britain", "Great Britain"}
+    misses = {words for words, is_phrase in spans if not is_phrase}
+    assert {"in Great", "lives in Great Britain", "Britain"} <= misses
+    assert "Great Britain" not in misses
 
 
 def test_edges_are_read_at_the_words_of_the_sentence():

@@ -7,18 +7,21 @@ import json
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2dm.core import DataError, MissingData, ParameterError
+from s2dm.dictionaries import _is_word, core_spans
 from s2dm.geometry import parallel_xnli
 from s2dm.reading import (
     READING, features, load_reading, read_qamr, read_squad, without_articles)
 from s2dm.similarity import TRACKS, load_similarity, read_sts2017, read_zh_sts
-from s2dm.spans import phrase_questions
+from s2dm.spans import _phrase_question, phrase_questions
 from s2dm.toy import random_sentences
 from s2dm.treebanks import read_conllu
+from s2dm.views import switch_text
 
 SQUAD = {
     "version": "1.1",
@@ -366,7 +369,7 @@ def test_leading_articles_go_and_answers_stay_in_their_places(tmp_path):
 
 
 def test_the_word_in_the_place_of_a_question_begins_or_ends_the_answer():
-    sentences = random_sentences(groups=40)
+    sentences = random_sentences(groups=150) # few random trees have a phrase of several words
     rows = phrase_questions(sentences, 30)
     assert rows.features == features() and len(set(rows["id"][:])) == len(rows) == 30
     of = [sentences[int(row["id"].removeprefix("phrase"))] for row in rows]
@@ -378,6 +381,40 @@ def test_the_word_in_the_place_of_a_question_begins_or_ends_the_answer():
         word = row["question"].strip("… ")
         if row["question"].endswith("…"): assert text.startswith(word + " ")
         else: assert text.endswith(" " + word)
+
+
+def test_a_word_that_does_not_stand_in_the_text_is_not_asked_for():
+    "German *vom* is *von dem*: who is asked for *dem ...* finds no such word."
+    row = dict(forms="Sie kam von dem alten Haus".split(), text="Sie kam vom alten Haus",
+               lang="de", upos=["PRON", "VERB", "ADP", "DET", "ADJ", "NOUN"],
+               heads=[2, 0, 6, 6, 6, 2])
+    rng = np.random.default_rng(0)
+    drawn = [_phrase_question(0, row, rng) for _ in range(60)]
+    asked = {(q["question"], q["answers"]["text"][0]) for q in drawn if q}
+    assert asked == {("… Haus", "vom alten Haus")}
+
+
+@pytest.mark.parametrize("text, words", [
+    ("भारत की राजधानी दिल्ली है।", ["भारत", "की", "राजधानी", "दिल्ली", "है"]),
+    ("ঢাকা বাংলাদেশের রাজধানী।", ["ঢাকা", "বাংলাদেশের", "রাজধানী"]),
+    ("«తెలుగు భాష»,", ["తెలుగు", "భాష"]),
+    ("a 'b-c' ($5.50) --", ["a", "b-c", "5.50"])])
+def test_words_are_whole_in_scripts_with_vowel_signs(text, words):
+    assert [text[i:j] for i, j in core_spans(text)] == words
+
+
+def test_a_switched_text_has_as_many_words_in_the_same_order():
+    dictionary = dict(house=["घर"], old=["पुराना"])
+    text = "The (old) house, an old house."
+    switched, start = switch_text(text, dictionary, 1., np.random.default_rng(0), (20, 23))
+    assert switched == "The (पुराना) घर, an old घर."
+    assert switched[start:start + 3] == "old" # what is kept
+    assert len(core_spans(switched)) == len(core_spans(text))
+
+
+def test_no_translation_has_a_space_or_is_punctuation():
+    words = ("10 000", "10\u00a0000", "...", "10.000", "घर")
+    assert [word for word in words if _is_word(word)] == ["10.000", "घर"]
 
 
 @pytest.mark.parametrize("text, says", [
