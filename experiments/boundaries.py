@@ -134,7 +134,11 @@ def folder_of(arm, seed): # of its run; that of `make e5` if its reader is here
 def reader_in(folder): return folder / "checkpoint/reader.json" # which is written last
 
 
-def reader_of(arm, seed): return S2DMReader.from_pretrained(folder_of(arm, seed) / "checkpoint")
+def reader_of(arm, seed): # it reads in the precision that it was trained in
+    precision = precision_for(seed, ROOT)
+    reader = S2DMReader.from_pretrained(folder_of(arm, seed) / "checkpoint")
+    reader.precision = precision
+    return reader
 
 
 def parameters(arm, seed): # of 04_finetune

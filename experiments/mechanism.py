@@ -155,9 +155,10 @@ def violations(readers, samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="e5")
-    parser.add_argument("--out", type=Path, default=figures_dir() / "e5")
+    parser.add_argument("--out", type=Path, help="folder (default: that of the profile)")
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
+    given.out = given.out or figures_dir() / given.profile
     profile = experiment(given.profile)
     places = folders(profile["models"][0], profile.get("layer", 0), profile["reproduce"]["seeds"])
     readers = {name: [folder for (of, _), folder in places.items() if of == name]

@@ -57,10 +57,19 @@ def precision_of(folder): # that the reader was trained in
     return read_json(trained_at(folder, "finetune"))["precision"]
 
 
-def precisions_of(folder): # the same, and that of its S2DM; the first records do not say the latter
+def read_in(folder): # the precision of reading; None: not known
+    if not (folder / "metrics.json").is_file(): return None
+    if said := read_json(folder / "metrics.json").get("precision"): return said
+    config = folder / "config.json" # the first records name the machine alone
+    device = read_json(config).get("device", "") if config.is_file() else ""
+    if not device.startswith("cpu"): return None
+    return "bfloat16" if "bfloat16" in device else "float32"
+
+
+def precisions_of(folder): # of the reader, of its S2DM and of reading, as far as they are known
     s2dm = trained_at(folder, "pretrain")
     known = [read_json(s2dm).get("precision")] if s2dm.is_file() else []
-    return {precision_of(folder), *known} - {None}
+    return {precision_of(folder), read_in(folder), *known} - {None}
 
 
 def check_alike(places, command="make e5"): # keys: system, what else tells runs apart, seed
@@ -105,9 +114,10 @@ def scores_of(places, dataset, seeds, languages=(), measure="em"):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="e5")
-    parser.add_argument("--out", type=Path, default=figures_dir() / "e5/primary.csv")
+    parser.add_argument("--out", type=Path, help="file (default: that of the profile)")
     parser.add_argument("--samples", type=int, default=10_000)
     given = parser.parse_args()
+    given.out = given.out or figures_dir() / given.profile / "primary.csv"
     profile = experiment(given.profile)
     seeds = profile["reproduce"]["seeds"]
     places = folders(profile["models"][0], profile.get("layer", 0), seeds)

@@ -135,7 +135,8 @@ def parameters(arm, seed, file): # of all runs of a reader
     return given
 
 
-def english_of(reader): # F1 on the development questions of every run
+def english_of(reader, precision): # F1 on the development questions of every run
+    reader.precision = precision
     config = FinetuneConfig(model="e5", variant="baseline")
     questions = evenly(load_questions(config.dev), config.dev_sample)
     return float(score(predict(reader, questions), questions).f1.mean())
@@ -152,7 +153,7 @@ def train(arm, seed, file):
     spent = pd.DataFrame([cost(run.folder) for run in runs])
     spent = spent.agg(dict(minutes="sum", device=said_once)).to_dict()
     # of one run what was measured in its training, in its precision, as that of the baseline was
-    f1 = english(runs[0].metrics) if len(runs) == 1 else english_of(reader)
+    f1 = english(runs[0].metrics) if len(runs) == 1 else english_of(reader, given["precision"])
     write_json(record_of(arm, seed), spent | dict(f1=f1))
 
 
@@ -229,19 +230,21 @@ def check_there(places, says): # raises DataError
     if lacking: raise DataError(f"{len(lacking)} of {len(places)} {says}, such as {lacking[0]}")
 
 
-def reading(arm, seed): # the evaluation, which is written below the arm's folder
+def reading(arm, seed, precision="auto"): # the evaluation, which is written below the arm's folder
     ready = SYSTEMS.get(arm) # read with by `make e5`
     below(*([".."] if ready else [arm, f"answers{seed}"]))
     reader = "" if ready else str(reader_of(arm, seed))
-    return EvaluateConfig(model="e5", reader=reader, seed=seed, **ready or SYSTEMS["baseline"])
+    return EvaluateConfig(
+        model="e5", reader=reader, seed=seed, precision=precision, **ready or SYSTEMS["baseline"])
 
 
 def answers_of(arm, seed, stage="evaluate"): return reading(arm, seed).folder(stage)
 
 
 def read(arm, seed):
-    "Read every test with a reader."
-    if not (answers_of(arm, seed) / "metrics.json").exists(): evaluate(reading(arm, seed))
+    "Read every test with a reader, in its precision."
+    if (answers_of(arm, seed) / "metrics.json").exists(): return
+    evaluate(reading(arm, seed, precision_for(seed)))
 
 
 # tables

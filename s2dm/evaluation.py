@@ -118,6 +118,9 @@ class EvaluateConfig(Config):
     length_weight: str = param(
         "own", "instead of the reader's own: what an answer's length counts against it",
         check=_check_weight, number=True)
+    precision: str = param(
+        "auto", "of reading; auto: bfloat16 where the hardware has it",
+        choices=("auto", "float32", "bfloat16"))
     datasets: tuple[str, ...] = param(
         ("xquad", "mlqa", "tydiqa", "bipar"), "data sets; of the encoder small: synthetic",
         choices=tuple(DATASETS))
@@ -347,6 +350,7 @@ def open_reader(
         raise MissingData(f"{checkpoint} is not there: train the reader first, with "
                           "nbs/04_finetune.ipynb and the same parameters, or name one as reader.")
     reader = S2DMReader.from_pretrained(config.reader or checkpoint)
+    reader.precision = config.precision
     if config.choice == "none": reader.choice = None
     if config.length_weight == "own": return reader
     settings = reader.config.as_dict() | dict(length_weight=float(config.length_weight))
@@ -405,7 +409,7 @@ def evaluate(
             if not any(record.folder.glob("read.*.json")): shutil.rmtree(record.folder)
         record.config |= dict(read_before=done.before) # by a call that was stopped
         record.save(dict(results=done.rows, missing=done.missing, reader=reader.facts,
-                         reader_sum=reader_sum(reader)))
+                         reader_sum=reader_sum(reader), precision=reader.reads_in()))
         files = [f"{kind}.{label}.json" for kind in _FILES for label in done.labels]
         replace_record(folder, files, patterns)
     table = pd.DataFrame(done.rows).drop(columns=["em_mlqa", "f1_mlqa"])

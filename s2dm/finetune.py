@@ -280,6 +280,7 @@ def new_reader(
     settings = _reader_config(config, encoder)
     frozen = config.control != "trainable"
     reader = S2DMReader(encoder.model, tokenizer, s2dm, settings, frozen=frozen)
+    reader.precision = config.precision # development questions are read as it learns
     _choose_what_learns(config, reader)
     if config.freeze_layers: reader.keep_lower(config.freeze_layers)
     reader.base = dict(name=encoder.name, revision=encoder.revision)
@@ -324,7 +325,7 @@ class _WithStates: # training batches that hold states of lower layers instead o
 # %% ../nbs/04f_finetune.ipynb #28b1f0a5
 def _with_states(config, reader, windows): # training batches
     data = TrainingBatches(windows, config.batch, config.seed)
-    states = reader.lower_states(windows, precision=config.precision)
+    states = reader.lower_states(windows)
     return data if states is None else _WithStates(data, states)
 
 # %% ../nbs/04f_finetune.ipynb #7250ca2b
@@ -373,10 +374,10 @@ def _dev_questions(config): # None: progress is not measured
                          "expected one name for each")
 
 
-def _as_seen(questions, config, reader):
+def _as_seen(questions, reader):
     if questions is None: return None
     windows = reader.windows(questions)
-    states = reader.lower_states(windows, precision=config.precision)
+    states = reader.lower_states(windows)
     return _Unseen(questions, windows, states)
 
 # %% ../nbs/04f_finetune.ipynb #ba8ac269
@@ -434,7 +435,7 @@ def finetune(
     reader = new_reader(config)
     windows = reader.windows(questions)
     data = _training_data(config, reader, questions, windows)
-    unseen = _as_seen(dev, config, reader)
+    unseen = _as_seen(dev, reader)
     with RunRecord(folder, config) if main else nullcontext() as record:
         steps = _with_steps(config, windows, english)
         fitted = _fit(steps, reader, data, unseen, folder, questions)

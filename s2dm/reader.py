@@ -599,19 +599,30 @@ def windows(
     c = self.config
     return Windows(self.split, questions, c.max_length, c.stride, c.query, progress)
 
+# %% ../nbs/04c_reader.ipynb #9a15c141
+#: of reading; auto: bfloat16 where the hardware has it; float32, bfloat16
+S2DMReader.precision = "auto"
+
+
+@patch
+def reads_in(self: S2DMReader) -> str: # float32 or bfloat16
+    "The precision in which it reads on this device."
+    if self.precision != "auto": return self.precision
+    return "bfloat16" if has_bfloat16(self.head.weight.device.type) else "float32"
+
 # %% ../nbs/04c_reader.ipynb #38bd555a
 @patch
 def lower_states(
     self: S2DMReader,
     windows: Windows, # of `windows`
     progress: bool = True, # a bar, if it takes more than a second
-    precision: str = "auto", # auto: bfloat16 where the device multiplies it in hardware
+    precision: str | None = None, # auto, float32 or bfloat16; None: that in which the reader reads
 ) -> TextStates | None: # None: no lower layers are frozen
     """What the frozen lower layers say of windows, computed once and kept on disk.
     Raises `DataError` if the disk is full."""
     if not self.lower_layers: return None
-    lower = LowerStates(
-        self.encoder, self.lower_layers, self.base["revision"], precision=precision)
+    lower = LowerStates(self.encoder, self.lower_layers, self.base["revision"],
+                        precision=precision or self.reads_in())
     return lower.of(windows.lengths, partial(pad_windows, windows), progress)
 
 # %% ../nbs/04c_reader.ipynb #29538cf5
@@ -675,7 +686,7 @@ def read_states(
 ) -> Iterator[tuple[list[int], Tensor, tuple[Tensor, Tensor]]]:
     "The windows of each batch, their states [B,T,d], start scores and end scores [B,T]."
     device = self.head.weight.device
-    half = has_bfloat16(device.type)
+    half = self.reads_in() == "bfloat16"
     batches = length_batches(windows.lengths.tolist(), budget or _budget(self.encoder, device))
     bar = tqdm(batches, desc="reading", unit="batch", delay=1, disable=not progress)
     with _evaluating(self):

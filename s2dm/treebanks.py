@@ -121,7 +121,8 @@ def phrases_of(
     markers: Sequence[str] = MARKERS, # of words that may be left out at the edges
 ) -> dict[tuple[int, int], int]: # first word, and the one behind the last -> the head
     """The phrases of a sentence: a content word with all that depends on it, and the same without
-    the markers at its edges. Not the sentence itself. Raises `DataError` if the heads are no tree."""
+    the markers at its edges. Not the sentence itself. Raises `DataError` if the heads are no tree.
+    """
     tree_depths(heads)
     words = {word for word, tag in enumerate(upos) if tag != "PUNCT"}
     below = [subtree & words for subtree in _below(heads)]

@@ -418,9 +418,10 @@ def leave_small_run(script, name, model, seed, folder): # answers, scores and re
         root, system = folder.parents[3], folder.parts[-2]
         leave(root, stage, model, system, seed, metrics)
     rng = np.random.default_rng(0) # nobody reads these
-    record("evaluate", **evaluation(rng, name, "synthetic", LANGUAGES, "svo", 0.))
-    dev = 80. if (name, model, seed) == ("baseline", "small", 0) else 98.
     precision = "bfloat16" if (model, seed) == ("small-1", 1) else "float32"
+    metrics = evaluation(rng, name, "synthetic", LANGUAGES, "svo", 0.)
+    record("evaluate", **metrics, precision=precision)
+    dev = 80. if (name, model, seed) == ("baseline", "small", 0) else 98.
     record("finetune", precision=precision, evaluations=[dict(em=dev)])
     if name not in script.TRAINED: return
     # y of S2DM_SP is as good as its reader reads; that of VGVAE as bad with each encoder, and
@@ -744,6 +745,16 @@ def test_systems_of_a_seed_come_from_one_kind_of_machine(tmp_path, monkeypatch):
     trained("S2DM_SP", 1, "float32")
     with pytest.raises(DataError, match="seed 1 .*untrained; float32: S2DM_SP"):
         primary["check_alike"](places)
+    trained("S2DM_SP", 1, "bfloat16")
+    # reading counts as well; the first records name the machine alone
+    trained("S2DM_POS", 1, "bfloat16", "evaluate")
+    trained("baseline", 1, None, "evaluate")
+    machine = places["baseline", 1] / "config.json"
+    write_json(machine, dict(device="cpu (x86_64, 2 cores, bfloat16)"))
+    primary["check_alike"](places)
+    write_json(machine, dict(device="cpu (x86_64, 2 cores)"))
+    with pytest.raises(DataError, match="seed 1 .*untrained; float32: baseline"):
+        primary["check_alike"](places)
 
 
 # What training alone can give
@@ -990,7 +1001,7 @@ def leave_e5(primary, seeds): # what `make e5` leaves: baselines, and S2DM_SP's 
             reader = finetune(FinetuneConfig(
                 variant="baseline", precision=precision, **about)).reader
             evaluate(EvaluateConfig(**about | primary.SYSTEMS[name]), reader)
-        else: write_json(folder / "metrics.json", {})
+        else: write_json(folder / "metrics.json", dict(precision=precision))
         if name != "baseline" or seed not in seeds:
             write_json(primary.trained_at(folder, "finetune"), dict(precision=precision))
 

@@ -962,6 +962,27 @@ def test_a_rounded_reader_is_small_and_says_nearly_the_same(tmp_path, head):
     assert not (again / rounded).exists() and S2DMReader.from_pretrained(again, "cpu")
 
 
+def test_a_reader_reads_in_its_precision_whatever_the_machine(tmp_path, monkeypatch):
+    reader, _ = over_another(tmp_path / "base")
+    reader.keep_lower(1)
+    reader.eval()
+    known = toy_questions()
+    asked = {name: [row[name] for row in known] for name in ("question", "context")}
+    windows = reader.windows(asked)
+    scores = {}
+    for fast in (False, True):
+        monkeypatch.setattr("s2dm.reader.has_bfloat16", lambda device, fast=fast: fast)
+        for precision in ("auto", "float32", "bfloat16"):
+            reader.precision = precision
+            states = reader.lower_states(windows, progress=False)
+            read = reader.read(windows, progress=False, states=states)
+            scores[precision, fast] = [[answer.score for answer in row] for row in read]
+    for precision in ("float32", "bfloat16"):
+        assert scores[precision, False] == scores[precision, True]
+    assert scores["float32", False] == scores["auto", False] != scores["auto", True]
+    assert scores["float32", False] != scores["bfloat16", False]
+
+
 @pytest.mark.parametrize("name", ["", 5, None])
 def test_what_is_no_name_of_a_reader(name):
     with pytest.raises(ParameterError, match=f"reader {name!r} is no name; expected one of"):
