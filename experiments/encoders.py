@@ -30,7 +30,7 @@ import pandas as pd
 from primary import check_alike, trained_at
 from scipy import optimize, stats
 
-from s2dm.comparison import difference, passage_scores, passages_of
+from s2dm.comparison import check_tested, difference, passage_scores, passages_of
 from s2dm.comparison import interval as drawn_interval
 from s2dm.constituents import near_flags
 from s2dm.core import DataError, device_name, read_json, runs_dir, write_json
@@ -265,6 +265,7 @@ def comparisons(by_measure, samples):
             drawn = {f"bootstrap_{end}": drawn[end] for end in ("low", "high", "p")}
             rows.append(row | tested(one, two) | drawn)
     table = pd.DataFrame(rows)
+    check_tested(table)
     return table.assign(p_holm=holm(table["p"]))
 
 

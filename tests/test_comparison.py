@@ -122,6 +122,18 @@ def test_a_family_is_corrected_together():
     assert table["p_holm"][smallest] == pytest.approx(3 * table["p"][smallest])
 
 
+def test_a_measure_without_a_question_that_counts_has_no_p():
+    "Two readers of the one system have no answer at the right place in Thai."
+    passages = dict(de=[0, 0, 1, 1], th=[0, 0, 1, 1])
+    one = passage_scores([dict(de=[100, 0, 0, 0], th=[100, 0, 0, 0])] * 3, passages)
+    counted = [dict(de=[True] * 4, th=[False] * 4)] * 3
+    none = passage_scores([dict(de=[100, 0, 0, 0], th=[0] * 4)] * 3, passages, counted=counted)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(difference(one, none, 100)["p"])
+        with pytest.raises(DataError, match="one and none cannot be compared.*no question counts"):
+            comparison_table(dict(one=one, none=none), [("one", "none"), ("none", "one")], 100)
+
+
 def test_real_passages(real):
     "240 passages, the same in every language; TyDi's passages belong to one language each."
     from s2dm.reading import load_reading
