@@ -82,9 +82,9 @@ def check_alike(places, command="make e5"): # keys: system, what else tells runs
     for of, precisions in kinds.items():
         if len(precisions) == 1: continue
         listed = [f"{kind}: {', '.join(names)}" for kind, names in sorted(precisions.items())]
-        raise DataError(f"the systems of {of} were trained on two kinds of machines "
-                        f"({'; '.join(listed)}); expected one: remove the runs of the smaller "
-                        f"part; `{command}` trains them again, in the precision of the others")
+        raise DataError(f"the systems of {of} were trained or read with on two kinds "
+                        f"of machines ({'; '.join(listed)}); expected one: remove the runs of the "
+                        f"smaller part; `{command}` makes them again, in that of the others")
 
 
 def targets(dataset): # languages

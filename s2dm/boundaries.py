@@ -65,7 +65,7 @@ def _spans_of(forms, text, tags, heads, each, rng): # start, end, phrase, tag of
     words = word_spans(text, forms)
     def may_answer(i, j): return "PUNCT" not in (tags[i], tags[j - 1])
     def characters(spans): return {characters_of(words, s) for s in spans if may_answer(*s)}
-    likely = [span for span in phrases if may_answer(*span) and characters_of(words, span)]
+    likely = [span for span in phrases if characters_of(words, span)]
     phrase_places = {characters_of(words, span) for span in no_misses} | {None}
     rows = []
     for number in rng.permutation(len(likely))[:each]:

@@ -100,11 +100,12 @@ def _check_before(given, questions): # rather than after all has been read; rais
 
 # %% ../nbs/08a_cli.ipynb #08a00021
 def _by_probability(report): # of SQuAD's script, whose thresholds are of doubt
-    doubts = {name: report[name] for name in report if name.endswith("_thresh")}
-    rest = {name: value for name, value in report.items() if name not in doubts}
-    # rounded down, so that the answer it was taken from is let through
-    least = {f"{name}old": math.floor(1e6 * (1 - doubt)) / 1e6 for name, doubt in doubts.items()}
-    return rest | least
+    shown = {}
+    for name, value in report.items():
+        if not name.endswith("_thresh"): shown[name] = value
+        # rounded down, so that the answer it was taken from is let through
+        else: shown[name.replace("_thresh", "_threshold")] = math.floor(1e6 * (1 - value)) / 1e6
+    return shown
 
 # %% ../nbs/08a_cli.ipynb #08a00011
 def evaluate(
@@ -219,9 +220,12 @@ def _probability(text): # as argparse takes it
     raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 0 to 1")
 
 
+_MOST = 20 # as `ReaderConfig.n_best`, which would take a second to import
+
+
 def _count(text): # likewise
-    if text.isdecimal() and 1 <= int(text) <= 20: return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1 to 20")
+    if text.isdecimal() and 1 <= int(text) <= _MOST: return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1 to {_MOST}")
 
 
 def _add_reader(parser):

@@ -616,13 +616,12 @@ def lower_states(
     self: S2DMReader,
     windows: Windows, # of `windows`
     progress: bool = True, # a bar, if it takes more than a second
-    precision: str | None = None, # auto, float32 or bfloat16; None: that in which the reader reads
 ) -> TextStates | None: # None: no lower layers are frozen
-    """What the frozen lower layers say of windows, computed once and kept on disk.
-    Raises `DataError` if the disk is full."""
+    """What the frozen lower layers say of windows, in the precision of reading, computed once and
+    kept on disk. Raises `DataError` if the disk is full."""
     if not self.lower_layers: return None
     lower = LowerStates(self.encoder, self.lower_layers, self.base["revision"],
-                        precision=precision or self.reads_in())
+                        precision=self.reads_in())
     return lower.of(windows.lengths, partial(pad_windows, windows), progress)
 
 # %% ../nbs/04c_reader.ipynb #29538cf5

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from s2dm.cli import main
 from s2dm.core import write_json
-from s2dm.reader import S2DMReader, published_readers
+from s2dm.reader import ReaderConfig, S2DMReader, published_readers
 from s2dm.toy import save_toy_questions, toy_finder
 
 TEXTS = { # what is found, and a passage in which it stands
@@ -168,6 +168,7 @@ def test_no_answer_and_bad_use_have_their_exit_codes(finder, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped: main(arguments)
         assert stopped.value.code == 2
     assert "--top: 'x'; expected a whole number from 1 to 20" in capsys.readouterr().err
+    assert ReaderConfig().n_best == 20
 
 
 def test_files_with_questions_that_have_no_answer_are_scored(finder, tmp_path, capsys):
