@@ -447,6 +447,7 @@ def finetune(
             reader.facts |= dict(questions=said, training=_how(config, fitted))
             reader.save_pretrained(folder / "checkpoint")
             record.save(metrics)
+    reader.precision = "auto" # as that of the reader when it is loaded
     return Finetuned(folder, reader, fitted, metrics)
 
 # %% ../nbs/04f_finetune.ipynb #7128c7a2
