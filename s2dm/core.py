@@ -736,7 +736,9 @@ def save(
         if _says_the_same(self._before, self.config["parameters"], metrics):
             self._restore()
             return file
-        seconds = round(time.perf_counter() - self._start, 3)
+        seconds = time.perf_counter() - self._start
+        # a training that was stopped and went on knows its earlier calls, too
+        seconds = round(max(seconds, metrics.get("seconds", 0.)), 3)
         self.config |= dict(wall_time_s=seconds, **peak_memory())
         write_json(self.folder / "config.json", self.config)
         write_json(file, metrics)

@@ -191,6 +191,15 @@ def test_a_slip_in_a_parameters_cell_is_refused_in_any_run(cells):
     with pytest.raises(ParameterError, match="'lt'|lr='x'"): _kernel(cells)
 
 
+def test_the_time_of_a_run_that_was_stopped_is_that_of_all_its_calls(tmp_path):
+    "Of the last alone, the record of a training that goes on says minutes in place of hours."
+    for seconds, said in ((500., 500.), (0., 0.)):
+        run = RunRecord(tmp_path, System(seed=3))
+        run.save(dict(seconds=seconds))
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["wall_time_s"] == pytest.approx(said, abs=60)
+
+
 def test_run_record_is_complete_only_at_the_end(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")  # of an older run
     run = RunRecord(tmp_path, System(seed=3))
