@@ -731,8 +731,9 @@ LISTINGS |= {
         "no bracket.", ("dataset", "lang", "rule", "of"), (), {"mean": ""}),
     "violations_bipar": Listed(
         "Violations on BiPaR, Chinese (Section 5.3)",
-        "Of the questions that a reader trained on Chinese answers with a constituent, rightly: "
-        "how many answers break one, percent, and how many of them in the right place (near).",
+        "Of the questions that a reader trained on English and Chinese (BiPaR's own multilingual "
+        "BERT) answers rightly, with a constituent: how many answers break one, percent, and how "
+        "many of them in the right place (near).",
         ("rule", "system", "seeds", "questions", "violating"), (),
         {"mean": "", "near_mean": "near_"})}
 
@@ -763,7 +764,8 @@ LISTINGS |= {
     "choice_distance": Listed(
         "Is more gained where a language is further from English?",
         "Spearman's correlation over languages, times 100, of the gain with the distance: "
-        "translations that the encoder's fourth layer does not find.",
+        "translations that the encoder's fourth layer does not find. Languages for which this was "
+        "not measured are left out.",
         ("dataset", "system", "other", "languages", "p"), ("correlation",), {})}
 
 
