@@ -145,10 +145,10 @@ def report(folder, runs, seeds):
     "A folder with a report's files and the archive of its records."
     fake_runs(runs, systems=("baseline", "s2dm_sp-refined"), seeds=seeds)
     folder.mkdir()
-    links = "".join(f' <a href="table2.{kind}">{kind}</a>' for kind in ("csv", "tex"))
+    links = "".join(f' <a href="primary.{kind}">{kind}</a>' for kind in ("csv", "tex"))
     (folder / "report.html").write_text(f"{seeds} seeds{links}")
-    for name in ("table2.csv", "systems.md", "table2.tex", "figure3.png", "figure3.pdf",
-                 "figure3.csv", "figure1.png"):
+    for name in ("primary.csv", "table2.csv", "table2.md", "systems.md", "primary.tex",
+                 "figure3.png", "figure3.pdf", "figure3.csv", "figure1.png"):
         (folder / name).write_text(f"{seeds}")
     save_records(collect(("small",), runs, "refined"), runs, folder / "records.tar.xz")
     return folder
@@ -165,16 +165,17 @@ def test_a_report_replaces_one_on_as_many_seeds_and_none_on_more(tmp_path):
     three = report(tmp_path / "three", tmp_path / "runs3", 3)
     shown = tmp_path / "figures/small"
     assert publish(three, shown).returncode == 0
-    kept = {"report.html", "table2.csv", "figure3.png", "figure3.csv", "records.tar.xz"}
+    kept = {"report.html", "primary.csv", "figure3.png", "records.tar.xz"}
     assert {p.name for p in shown.iterdir()} == kept | {"tables.md"}
-    assert (shown / "tables.md").read_text() == "# Tables of the report\n\n## Systems\n\n3\n"
+    assert (shown / "tables.md").read_text() == (
+        "# Tables of the report\n\n## Table 2\n\n3\n\n## Systems\n\n3\n")
     out = publish(two, shown)
     assert out.returncode == 1
     assert "small, baseline: 2 seeds instead of 3" in out.stderr
-    assert (shown / "report.html").read_text() == '3 seeds <a href="table2.csv">csv</a>'
+    assert (shown / "report.html").read_text() == '3 seeds <a href="primary.csv">csv</a>'
     (shown / "systems.md").write_text("shown somewhere")
     assert publish(two, shown, "--fewer-seeds").returncode == 0
-    assert (shown / "systems.md").read_text() == (shown / "table2.csv").read_text() == "2"
+    assert (shown / "systems.md").read_text() == (shown / "primary.csv").read_text() == "2"
 
 
 def test_there_must_be_a_report(tmp_path):

@@ -227,14 +227,14 @@ def test_the_committed_report_comes_from_the_committed_records(tmp_path):
     assert len(made["csv"]) > 20
     assert all((kept / path.name).exists() for kind in ("html", "xz") for path in made[kind])
     tables = [path for path in made["csv"] if (kept / path.name).exists()] # those that are shown
-    assert {"table2.csv", "table5.csv", "figure3.csv"} <= {path.name for path in tables}
+    assert "figure3.csv" in [path.name for path in tables]
     for path in tables:
         pd.testing.assert_frame_equal(
             pd.read_csv(path), pd.read_csv(kept / path.name), rtol=1e-9, obj=path.name)
     pages = [path for path in made["md"] if (kept / path.name).exists()] # those that are shown
     assert "summary.md" in [path.name for path in pages]
     told = runpy.run_path(str(ROOT / "workflow/publish.py"))["told"](made["md"][0].parent)
-    assert told == (kept / "tables.md").read_text(encoding="utf-8") and "## Losses" in told
+    assert told == (kept / "tables.md").read_text(encoding="utf-8") and "## Table 5" in told
     for path in pages:
         assert (path.read_text(encoding="utf-8")
                 == (kept / path.name).read_text(encoding="utf-8")), path.name

@@ -4,11 +4,11 @@
     python workflow/publish.py runs/figures/full/small figures/small --fewer-seeds
 
 A report that rests on fewer seeds of a system than the one that is there is refused, unless
---fewer-seeds says that this is meant. The page, the summary, pictures, the archive of records and
-the numbers of the paper's tables and figures are put there, and of the rest what is there already;
-all of it can be made again from the records. Some of its tables, to which docs/ links, are put
-together in tables.md. Diagrams, which have no numbers, are on the page. The
-page's links to files that are not put there go. Files that the report does not have stay.
+--fewer-seeds says that this is meant. The page, the summary, pictures, the outcomes that a design
+fixed beforehand, and the archive of records are put there, and of the rest what is there already;
+all of it can be made again from the records. The tables of the paper and those to which docs/ links
+are put together in tables.md. Diagrams, which have no numbers, are on the page. The page's links to
+files that are not put there go. Files that the report does not have stay.
 """
 import argparse
 import re
@@ -20,11 +20,14 @@ from s2dm.core import DataError, atomic_write
 from s2dm.results import open_records
 
 KEPT = (".png", ".svg", ".html", ".xz")
-# csv files that begin so
-NUMBERS = ("table", "figure", "primary", "mechanism", "deficit", "overlap", "shares", "violations",
-           "recipe", "choice")
-
-TOLD = ("losses", "probes", "errors", "systems", "boundaries") # tables in tables.md
+#: csv files of outcomes that a design fixed beforehand
+OUTCOMES = ("primary.csv", "mechanism.csv", "recipe.csv", "choice.csv")
+#: tables in tables.md
+TOLD = ("table2", "table3", "table4", "table5",
+        "recipe_costs", "recipe_languages",
+        "deficit", "overlap", "shares", "violations_bipar",
+        "choice_controls", "choice_languages", "choice_bounds", "choice_distance",
+        "losses", "probes", "errors", "systems", "boundaries")
 
 
 def seeds(folder): # of each system that was read with: name -> seeds
@@ -48,7 +51,7 @@ def is_diagram(file): # Figures 1, 2 and 4
 
 
 def is_shown(file):
-    if file.suffix == ".csv": return file.name.startswith(NUMBERS)
+    if file.suffix == ".csv": return file.name in OUTCOMES
     return file.name == "summary.md" or file.suffix in KEPT and not is_diagram(file)
 
 
@@ -57,9 +60,13 @@ def without_dead_links(page, folder): # page: HTML
     return re.sub(r' ?<a href="([\w.=-]+)">\w+</a>', link, page)
 
 
+def heading(name): # "table2" -> "Table 2", "violations_bipar" -> "Violations bipar"
+    return re.sub(r"(\d)", r" \1", name.replace("_", " ")).capitalize()
+
+
 def told(source): # Markdown: the tables of `TOLD`, each with a heading; "" if there are none
     files = [source / f"{name}.md" for name in TOLD]
-    parts = [f"## {file.stem.capitalize()}\n\n{file.read_text(encoding='utf-8').strip()}"
+    parts = [f"## {heading(file.stem)}\n\n{file.read_text(encoding='utf-8').strip()}"
              for file in files if file.is_file()]
     return "\n\n".join(["# Tables of the report", *parts]) + "\n" if parts else ""
 
