@@ -1,21 +1,25 @@
 """What a language's own syntax can mend: the arms of docs/experiment-boundaries.md.
 
-    S2DM_MIRROR=... python experiments/boundaries.py train [--arms baseline,fold0] [--seeds 0,1]
+    S2DM_MIRROR=... python experiments/boundaries.py train [--arms fold0,fold1] [--seeds 0]
     S2DM_MIRROR=... python experiments/boundaries.py choose
     S2DM_MIRROR=... python experiments/boundaries.py read [--arms baseline] [--seeds 0,1]
     S2DM_MIRROR=... python experiments/boundaries.py tables --out figures/e5
     S2DM_MIRROR=... python experiments/boundaries.py give --reader FOLDER --to NEW_FOLDER
+    python experiments/boundaries.py keep
 
-`train` makes the readers, those of the five folds among them; `choose` lets a choice learn from the
-lists of the folds; `read` reads every test once with each reader, and keeps what it says with and
-without the choice and with its controls; `tables` compares, and refuses until all have been read
-with and `make e5` is finished. `give` puts the choice into a reader on the same encoder, of any
-system: a new reader, which has a phrase model of its own. Everything else is written below
-runs/boundaries/, and what is there is not done again; a reader of `make e5` that is on this machine
-is taken as it is."""
+`choose` lets a choice learn from the lists of the five folds; `read` reads every test once with
+each reader, and keeps what it says with and without the choice, a baseline with the choice's
+controls as well. Both train the readers that are not there; `train` does it before, in two
+processes, say. `tables` compares, and refuses until all have been read with and `make e5` is
+finished. `give` puts the choice into a reader on the same encoder, of any system: a new reader,
+which has a phrase model of its own. Everything else is written below runs/boundaries/, and what is
+there is not done again; a reader of `make e5` that is on this machine is taken as it is. `keep`
+puts choices and answers, without readers, into figures/e5/boundaries.tar.xz; `python
+workflow/records.py restore` takes them out again."""
 import argparse
 import os
 import sys
+import tarfile
 from functools import cache, partial
 from pathlib import Path
 
@@ -34,7 +38,7 @@ from s2dm.boundaries import (
 from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
 from s2dm.constituents import Constituents, near_flags
 from s2dm.core import (
-    DataError, file_hash, project_root, read_json, runs_dir, save_tensors, write_json)
+    DataError, atomic_write, file_hash, project_root, read_json, runs_dir, save_tensors, write_json)
 from s2dm.evaluation import NO_ANSWER, read_answers, write_answers
 from s2dm.features import Spans, best_spans, choose_answers
 from s2dm.finetune import LEARNED_SHARE, FinetuneConfig, evenly, finetune, load_questions
@@ -153,6 +157,7 @@ def parameters(arm, seed): # of 04_finetune
 
 def train(arm, seed):
     if reader_in(folder_of(arm, seed)).is_file(): return
+    if not (ROOT / f"fold{FOLDS - 1}.json").exists(): write_files()
     given = parameters(arm, seed)
     below(arm.replace(" ", "_"))
     finetune(FinetuneConfig(**given))
@@ -246,6 +251,7 @@ def lists_of(arm, how, questions): # of a reader that was not trained on the que
 def choose(how):
     "Learn a choice from the folds; how long, English development questions say."
     if learned_file(how).exists(): return
+    for arm in (*FOLD_ARMS, "baseline"): train(arm, 0)
     lists = []
     for arm in FOLD_ARMS:
         lists.append(lists_of(arm, how, load_questions((str(ROOT / f"{arm}.json"),)))[1])
@@ -286,21 +292,23 @@ def family_of(language): # the treebank's languages that are related to it, itse
 class Choices:
     "The choices that a reader's answers are read with."
 
-    def __init__(self, reader):
+    def __init__(self, reader, controlled): # controlled: with the choice's controls, too
         self.reader = reader
+        self.controlled = controlled
         sentences = treebank()
         self.trees = Trees(reader, sentences)
         self.alike = {CHOICE: self.trees.model()} # in all languages
-        for how in LEARNING[1:]:
+        for how in LEARNING[1:] if controlled else ():
             self.alike[how] = Trees(reader, trees_for(how, sentences)).model()
         self.without = {} # family -> model
 
     def table(self): return self.trees.table(self.alike[CHOICE])
 
     def of(self, language): # name -> choice, for a test's language
+        found = {how: new_choice(self.reader, model, how) for how, model in self.alike.items()}
+        if not self.controlled: return found
         family = family_of(language)
         if family not in self.without: self.without[family] = self.trees.model(but=family)
-        found = {how: new_choice(self.reader, model, how) for how, model in self.alike.items()}
         return found | {"family left out": new_choice(self.reader, self.without[family], CHOICE)}
 
 
@@ -339,10 +347,11 @@ def read(arm, seed):
     "Read every test once."
     folder = answers_of(arm, seed)
     if (folder / "metrics.json").exists(): return
+    train(arm, seed)
     reader = reader_of(arm, seed)
     check_same(folder, dict(run=reader.facts["run"]) | {
         how: file_hash(learned_file(how)) for how in LEARNING})
-    choices = Choices(reader)
+    choices = Choices(reader, controlled=arm == "baseline")
     for dataset, language in (DEV, *TESTS):
         label = f"{dataset}.{language}"
         if (folder / f"nbest.{label}.json").exists(): continue
@@ -354,7 +363,20 @@ def read(arm, seed):
         write_answers(folder, label, best_of(ids, best))
         spans = {id: [[a.start, a.end, a.score] for a in of] for id, of in zip(ids, best)}
         write_json(folder / f"nbest.{label}.json", spans)
+    if arm == "baseline": bounds(seed).to_csv(folder / "bounds.csv", index=False)
     write_json(folder / "metrics.json", dict(phrases=choices.table().to_dict("records")))
+
+
+def keep(path):
+    "What was learned and read, as one archive; the n best, which are large, have told `bounds`."
+    files = [file for how in LEARNING for file in ROOT.glob(f"{learned_file(how).stem}.*")]
+    done = [file.parent for file in ROOT.glob("answers/*/seed*/metrics.json")]
+    for folder in done: # and those with a choice beside it
+        files += (ROOT / "answers").glob(f"{folder.parent.name}*/{folder.name}/*.*")
+    files = {file for file in files if not file.name.startswith("nbest.")}
+    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
+        for file in sorted(files): tar.add(file, file.relative_to(ROOT.parent).as_posix())
+    print(f"{len(files)} files are in {path}")
 
 
 # what trees and the right answer would give, from the n best
@@ -485,7 +507,7 @@ def single_languages(pairs, samples):
 
 
 def bounds_table(): # means over seeds; of the penalties those that are best
-    every = pd.concat([bounds(seed) for seed in SEEDS])
+    every = pd.concat([pd.read_csv(answers_of("baseline", seed) / "bounds.csv") for seed in SEEDS])
     means = every.groupby(["dataset", "language"], sort=False).mean().drop(columns="seed")
     # there are no trees of the development questions, so what trees give is an upper bound
     deciding = dict(length=means.loc[DEV], trees=means.loc[("xquad", "en")])
@@ -532,7 +554,7 @@ def write_tables(samples, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=("train", "choose", "read", "tables", "give"))
+    parser.add_argument("command", choices=("train", "choose", "read", "tables", "give", "keep"))
     parser.add_argument("--arms", default="", help="with commas between; none given: all")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="with commas between")
     parser.add_argument("--out", type=Path, default=Path("figures/e5"))
@@ -550,23 +572,19 @@ def main():
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         if given.command == "train":
-            if not (ROOT / f"fold{FOLDS - 1}.json").exists(): write_files()
             for arm in arms:
                 for seed in seeds if arm in ARMS else (0,): train(arm, seed)
         if given.command == "choose":
-            places = [reader_in(folder_of(arm, 0)) for arm in (*FOLD_ARMS, "baseline")]
-            check_there(places, "readers are not trained yet")
             for how in LEARNING: choose(how)
         if given.command == "read":
-            places = [reader_in(folder_of(arm, seed)) for arm in arms for seed in seeds]
-            places += map(learned_file, LEARNING)
-            check_there(places, "are not there yet (train, choose)")
+            check_there([*map(learned_file, LEARNING)], "choices are not there yet (choose)")
             for arm in arms:
                 for seed in seeds: read(arm, seed)
         if given.command == "tables": write_tables(given.samples, given.out)
         if given.command == "give":
             check_there([learned_file(CHOICE)], "choices are not there yet (choose)")
             give(given.reader, given.to)
+        if given.command == "keep": keep(given.out / "boundaries.tar.xz")
     except DataError as error: sys.exit(str(error))
 
 

@@ -3,18 +3,21 @@
     S2DM_MIRROR=... python experiments/recipe.py trials
     S2DM_MIRROR=... python experiments/recipe.py train [--arms subwords,switched] [--seeds 0,1,2]
     S2DM_MIRROR=... python experiments/recipe.py join
-    S2DM_MIRROR=... python experiments/recipe.py read
     S2DM_MIRROR=... python experiments/recipe.py tables --out figures/e5
+    python experiments/recipe.py keep
 
 Each arm has a folder of its own below runs/recipe/, and whatever is there already is not done
 again. `trials` compares settings on English development questions and writes a line for each;
-`train` takes the best of them; `join` joins what helped on the same questions, which is the recipe,
-and trains it with S2DM_SP under its head as well. `read` refuses until all readers of the table are
-trained, and `tables` until all have been read with: no score of a target language is looked at in
-between. The readers called baseline and S2DM_SP are those of `make e5`."""
+`train` takes the best of them, and reads every test with a reader as soon as it is trained, since
+its weights may not outlive the machine; `join` joins what helped on English questions, which is the
+recipe, and trains it with S2DM_SP under its head as well. `tables` refuses until all have been read
+with: no score of a target language is looked at in between. The readers called baseline and S2DM_SP
+are those of `make e5`. `keep` puts what was measured and read, without weights, into
+figures/e5/recipe.tar.xz; `python workflow/records.py restore` takes it out again."""
 import argparse
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +25,7 @@ from primary import (
     OUTCOMES, SYSTEMS, check_alike, check_finished, folders, precision_of, scores_of, targets)
 
 from s2dm.comparison import comparison_table, difference
-from s2dm.core import DataError, read_json, runs_dir, write_json
+from s2dm.core import DataError, atomic_write, read_json, runs_dir, write_json
 from s2dm.evaluation import EvaluateConfig, evaluate, predict
 from s2dm.finetune import FinetuneConfig, evenly, finetune, load_questions, mean_reader
 from s2dm.metrics import score
@@ -197,8 +200,9 @@ def join(tried, file):
         if f1 > best: joined, best = [*joined, lever], f1
     table = pd.DataFrame(rows, columns=["arm", "f1", "before", "kept"])
     table.round(4).to_csv(file, index=False, lineterminator="\n")
-    for seed in SEEDS:
-        if joined: train(AND.join([*joined, S2DM]), seed, tried)
+    arms = [AND.join(joined), AND.join([*joined, S2DM])] if joined else []
+    for arm in arms:
+        for seed in SEEDS: train_and_read(arm, seed, tried)
     return table
 
 
@@ -241,10 +245,22 @@ def reading(arm, seed, precision="auto"): # the evaluation, which is written bel
 def answers_of(arm, seed, stage="evaluate"): return reading(arm, seed).folder(stage)
 
 
-def read(arm, seed):
-    "Read every test with a reader, in its precision."
+def train_and_read(arm, seed, file):
+    "Read every test with a reader, in its precision. One whose weights are gone is trained again."
     if (answers_of(arm, seed) / "metrics.json").exists(): return
+    if not (reader_of(arm, seed) / "reader.json").is_file(): # which is written last
+        record_of(arm, seed).unlink(missing_ok=True)
+    train(arm, seed, file)
     evaluate(reading(arm, seed, precision_for(seed)))
+
+
+def keep(path):
+    "What was measured of readers and read with them, as one archive."
+    done = [file.parent for file in ROOT.glob("*/answers*/**/metrics.json")]
+    files = [*ROOT.glob("*/reader*.json"), *(file for of in done for file in of.glob("*.json"))]
+    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
+        for file in sorted(files): tar.add(file, file.relative_to(ROOT.parent).as_posix())
+    print(f"{len(files)} files are in {path}")
 
 
 # tables
@@ -305,7 +321,7 @@ def write_tables(joins, samples, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=("trials", "train", "join", "read", "tables"))
+    parser.add_argument("command", choices=("trials", "train", "join", "tables", "keep"))
     parser.add_argument("--arms", default=",".join(LEVERS), help="with commas between (train)")
     parser.add_argument("--seeds", default="0,1,2", help="with commas between (train)")
     parser.add_argument("--out", type=Path, default=Path("figures/e5"))
@@ -320,16 +336,13 @@ def main():
         if given.command == "trials": print(trials(tried).to_string(index=False))
         if given.command == "train":
             for seed in map(int, given.seeds.split(",")):
-                for arm in arms: train(arm, seed, tried)
+                for arm in arms: train_and_read(arm, seed, tried)
         if given.command == "join":
             records = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
             check_there(records, "readers are not trained yet")
             print(join(tried, joins).to_string(index=False))
-        if given.command == "read":
-            readers = [(arm, seed) for arm in arms_of(joins) for seed in SEEDS]
-            check_there([record_of(*each) for each in readers], "readers are not trained yet")
-            for each in readers: read(*each)
         if given.command == "tables": write_tables(joins, given.samples, given.out)
+        if given.command == "keep": keep(given.out / "recipe.tar.xz")
     except DataError as error: sys.exit(str(error))
 
 

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import string
 import subprocess
 import sys
@@ -859,8 +860,7 @@ def test_parameters_of_joined_levers_go_together(recipe, tmp_path):
 
 @pytest.mark.parametrize("command, says", [
     ("join", "21 of 21 readers are not trained yet, such as"),
-    ("read", "{}/recipe-joins.csv is not there: run `python experiments/recipe.py join` first"),
-    ("tables", "{}/recipe-joins.csv is not there: run")])
+    ("tables", "{}/recipe-joins.csv is not there: run `python experiments/recipe.py join` first")])
 def test_no_score_of_the_recipe_is_shown_before_all_are_there(command, says, tmp_path):
     told = subprocess.run(
         [sys.executable, ROOT / "experiments/recipe.py", command, "--out", tmp_path],
@@ -1108,7 +1108,7 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
         go("train", "--seeds", "0,1")
 
     # join: here subwords and means of runs helped most, and together they are better still
-    for command in ("read", "tables"): assert "recipe.py join` first" in no(command)
+    assert "recipe.py join` first" in no("tables")
     helped = {"subwords": .02, "average of runs": .01, "6 layers frozen": .005}
     for arm in recipe.LEVERS:
         for seed in recipe.SEEDS:
@@ -1130,19 +1130,28 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
         s2dm = runs / f"recipe/s2dm/pretrain/e5/s2dm_sp-refined/seed{seed}/metrics.json"
         assert json.loads(s2dm.read_text())["precision"] == PRECISIONS[seed]
 
-    # read: every test with every reader, once
-    last = recipe.record_of(with_s2dm, 1)
-    last.rename(tmp_path / "kept.json")
-    assert "1 of 18 readers are not trained yet" in no("read")
-    assert not [*runs.glob("recipe/*/answers*")]
-    (tmp_path / "kept.json").rename(last)
+    # what was read is kept without weights, and is not done again on another machine
+    go("keep")
+    shutil.rmtree(runs / "recipe")
+    restore = runpy.run_path(str(ROOT / "workflow/records.py"))["restore"]
+    monkeypatch.setenv("S2DM_RUNS", str(runs))
+    restore(out / "recipe.tar.xz")
+    assert not [*(runs / "recipe").rglob("*.safetensors")]
+    with monkeypatch.context() as patch:
+        for name in ("finetune", "evaluate", "pretrain"): patch.setattr(recipe, name, None)
+        go("train", "--seeds", "0,1")
+        go("join")
+
+    # what was not read with is trained again if its weights are gone
     assert "run `make e5` to its end" in no("tables")
     write_json(unfinished, {})
-    assert "18 of 22 have not been read with" in no("tables")
-    go("read")
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe, "evaluate", None)
-        go("read")
+    gone = recipe.answers_of("8 layers frozen", 1)
+    said = {file.name: file.read_text() for file in gone.glob("predictions.*.json")}
+    assert len(said) == 9
+    shutil.rmtree(gone)
+    assert "1 of 22 have not been read with" in no("tables")
+    go("train", "--arms", "8 layers frozen", "--seeds", "1")
+    assert {name: (gone / name).read_text() for name in said} == said
 
     # tables: means of what the answers say
     go("tables")
@@ -1196,9 +1205,8 @@ def crosses(text, span): # of "so ada made a cake.": does it share some words, b
     return any(touched & phrase and touched - phrase and phrase - touched for phrase in phrases)
 
 
-def picked(script, seed, dataset, language, worth): # EM if of the spans that overlap the first...
-    nbest = json.loads((script.answers_of("baseline", seed)
-                        / f"nbest.{dataset}.{language}.json").read_text())
+def picked(script, nbest, dataset, language, worth): # EM if of the spans that overlap the first...
+    nbest = nbest[f"nbest.{dataset}.{language}.json"]
     right = []
     for row in script.questions_of(dataset, language):
         near = [span for span in nbest[row["id"]] if overlap(span, nbest[row["id"]][0])]
@@ -1248,7 +1256,6 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
     leave_e5(primary, boundaries.SEEDS)
     unfinished = primary.folders("e5", 0, 5)["S2DM_POS", 4] / "metrics.json"
     unfinished.unlink()
-    assert "5 of 6 readers are not trained yet" in no("choose")
     go("train", "--seeds", "0,1")
     assert boundaries.folder_of("baseline", 1) == runs / "finetune/e5/baseline/seed1"
     assert not (own / "baseline").exists()
@@ -1269,7 +1276,7 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
         go("train", "--seeds", "0,1")
 
     # choose: from the folds, for each kind of trees
-    assert "3 of 11 are not there yet (train, choose)" in no("read", "--seeds", "0,1")
+    assert "3 of 3 choices are not there yet (choose)" in no("read", "--seeds", "0,1")
     fit_choice, fitted = boundaries.fit_choice, []
     with monkeypatch.context() as patch:
         patch.setattr(boundaries, "fit_choice", lambda *given, **settings: fitted.append(
@@ -1284,7 +1291,8 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
         assert {*learned} == {name for name in best if not name.startswith("phrases.")}
         assert all(torch.equal(best[name], weight) for name, weight in learned.items())
     with monkeypatch.context() as patch:
-        patch.setattr(boundaries, "Trees", None)
+        for name in ("Trees", "finetune"): patch.setattr(boundaries, name, None)
+        shutil.rmtree(boundaries.folder_of("fold3", 0)) # it is not needed any more
         go("choose")
 
     # ten questions teach next to nothing. So that choices differ and can be followed: one takes
@@ -1307,22 +1315,26 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
         name = f"predictions.{dataset}.{language}.json"
         assert json.loads((folder / name).read_text()) == json.loads((before / name).read_text())
     assert {row["name"] for row in facts(folder)["phrases"]} == {"en", "de", "fi"}
-    reader, changed = boundaries.reader_of("phrases", 1), {}
-    choices = boundaries.Choices(reader)
+    reader, changed = boundaries.reader_of("baseline", 1), {}
+    choices = boundaries.Choices(reader, controlled=True)
     for dataset, language in (("xquad", "de"), ("tydiqa", "fi")): # as a reader with it answers
         asked = boundaries.questions_of(dataset, language)
         reader.choice = None
         plain = predict(reader, asked)
         for how, reader.choice in choices.of(language).items():
-            kept = boundaries.answers_of(f"phrases with {how}", 1)
+            kept = boundaries.answers_of(f"baseline with {how}", 1)
             said = json.loads((kept / f"predictions.{dataset}.{language}.json").read_text())
             assert said == predict(reader, asked)
             changed.setdefault(how, []).append(said != plain)
     assert changed == {"choice": [True] * 2, "english trees": [False] * 2,
                        "shuffled trees": [True] * 2, "family left out": [True] * 2}
+    assert boundaries.answers_of("phrases with choice", 1).is_dir() # controls: of baselines alone
+    assert not boundaries.answers_of("phrases with english trees", 1).exists()
     for seed in boundaries.SEEDS:
         kept = boundaries.answers_of("baseline with shuffled trees", seed)
-        lowest = picked(boundaries, seed, "xquad", "zh", lambda row, span: -span[2])
+        name = "nbest.xquad.zh.json"
+        nbest = {name: json.loads((boundaries.answers_of("baseline", seed) / name).read_text())}
+        lowest = picked(boundaries, nbest, "xquad", "zh", lambda row, span: -span[2])
         assert share_right(kept, "xquad", "zh") == lowest
     # give: the same choice as a part of a saved reader
     plain = boundaries.folder_of("baseline", 0) / "checkpoint"
@@ -1349,6 +1361,20 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
         write_json(folder / "given.json", given)
         go("read", "--seeds", "0,1")
         assert asked == [1]
+
+    # what was read is kept without readers, and is not done again on another machine
+    nbest = {seed: boundaries.answers_of("baseline", seed) for seed in boundaries.SEEDS}
+    nbest = {seed: {file.name: json.loads(file.read_text()) for file in of.glob("nbest.*.json")}
+             for seed, of in nbest.items()}
+    go("keep")
+    shutil.rmtree(own)
+    monkeypatch.setenv("S2DM_RUNS", str(runs))
+    runpy.run_path(str(ROOT / "workflow/records.py"))["restore"](out / "boundaries.tar.xz")
+    assert not [*own.glob("*/finetune")] and len([*own.glob("*.safetensors")]) == 3
+    with monkeypatch.context() as patch:
+        for name in ("finetune", "Trees", "read_once"): patch.setattr(boundaries, name, None)
+        go("choose")
+        go("read", "--seeds", "0,1")
 
     # tables: means of what the answers say
     write_json(unfinished, {})
@@ -1382,14 +1408,13 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
         "trees": lambda row, span: span[2] - penalty * crosses(row["context"], span[:2])}
     for column, of in worth.items():
         for key in has_trees if column == "trees" else bounds.index:
-            means = [picked(boundaries, seed, *key, of) for seed in range(2)]
+            means = [picked(boundaries, nbest[seed], *key, of) for seed in range(2)]
             assert bounds.loc[key, column] == pytest.approx(np.mean(means), abs=1e-3)
     assert (bounds["oracle"] > bounds["plain"]).all()
 
 
 @pytest.mark.parametrize("command, says", [
-    ("choose", "6 of 6 readers are not trained yet, such as"),
-    ("read --arms baseline --seeds 0,1", "5 of 5 are not there yet (train, choose), such as"),
+    ("read --arms baseline --seeds 0,1", "3 of 3 choices are not there yet (choose), such as"),
     ("give --reader a --to b", "1 of 1 choices are not there yet (choose), such as"),
     ("tables", "20 of 20 have not been read with, such as")])
 def test_no_score_of_boundaries_is_shown_before_all_are_there(
