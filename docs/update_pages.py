@@ -1,8 +1,8 @@
 """Write what is decided elsewhere: README.md from nbs/index.ipynb; the first cell of each notebook,
 which installs the package in Colab; in docs/*.md the list of notebooks with badges, the data with
-their licences, the result of the embedded experiment and the estimated GPU hours, each between
-`<!-- name -->` and `<!-- end -->`; and the tables in the prose of notebooks and docs, from what a
-run has written:
+their licences, the estimated GPU hours and what an experiment found (`<!-- result small -->`), each
+between `<!-- name -->` and `<!-- end -->`; and the tables in the prose of notebooks and docs, from
+what a run has written:
 
     <!-- table figures/real/pretrain_s2dm_sp_sts.csv part mean y z -->
     <!-- end -->
@@ -77,11 +77,17 @@ def data_table() -> str:
     return "\n".join(lines)
 
 
-def result() -> str:
-    "What was found with a real encoder, or as long as that is not known with the embedded one."
-    summaries = [ROOT / "figures" / profile / "summary.md" for profile in ("e5", "small")]
-    summary = next(filter(Path.is_file, summaries)).read_text(encoding="utf-8")
+def result(profile: str) -> str:
+    "What an experiment found: the first sentences of its report's summary."
+    summary = (ROOT / "figures" / profile / "summary.md").read_text(encoding="utf-8")
     return "\n".join(f"> {line}" for line in summary.splitlines()[:RESULT])
+
+
+def with_results(source: str) -> str:
+    "A page with what experiments found, between `<!-- result profile -->` and `<!-- end -->`."
+    return re.sub(
+        r"(<!-- result (\w+) -->\n)(?:.*?\n)??<!-- end -->",
+        lambda match: f"{match[1]}{result(match[2])}\n<!-- end -->", source, flags=re.S)
 
 
 def gpu_hours() -> str:
@@ -115,7 +121,7 @@ def readme() -> str:
         re.sub(r"\]\((?!https?:|\.\./)(\S+\.ipynb)\)", r"](nbs/\1)", part).replace("](../", "](")
         for part in parts]
     text = "\n\n".join(parts) + "\n"
-    return text.replace("<!-- result -->", result())
+    return re.sub(r"<!-- result (\w+) -->", lambda match: result(match[1]), text)
 
 
 def number(text: str) -> str: # as a table shows it
@@ -146,8 +152,7 @@ def table(match: re.Match) -> str:
 def with_lists(source: str) -> str:
     "A page of docs/ whose lists are up to date."
     made = dict(
-        notebooks=notebook_table(settings()), data=data_table(), result=result(),
-        gpu_hours=gpu_hours())
+        notebooks=notebook_table(settings()), data=data_table(), gpu_hours=gpu_hours())
     for name, text in made.items():
         mark = f"<!-- {name.replace('_', ' ')} -->"
         before, found, rest = source.partition(f"{mark}\n")
@@ -184,7 +189,7 @@ def main(check: bool):
     made = {
         path: with_colab_cell(path.read_text(encoding="utf-8"), settings())
         for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
-    made |= ({path: with_lists(with_tables(path.read_text(encoding="utf-8")))
+    made |= ({path: with_lists(with_tables(with_results(path.read_text(encoding="utf-8"))))
               for path in sorted((ROOT / "docs").glob("*.md"))}
              | {ROOT / "README.md": readme()})
     stale = [path for path, text in made.items() if path.read_text(encoding="utf-8") != text]
