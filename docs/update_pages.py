@@ -124,9 +124,11 @@ def readme() -> str:
     return re.sub(r"<!-- result (\w+) -->", lambda match: result(match[1]), text)
 
 
-def number(text: str) -> str: # as a table shows it
-    try: return text if float(text).is_integer() and "." not in text else f"{float(text):.1f}"
+def shown(text: str, column: str) -> str: # a number, as a table shows it
+    decimals = 3 if column in ("p", "p_holm") else 1
+    try: whole = float(text).is_integer() and "." not in text
     except ValueError: return text
+    return text if whole else f"{float(text):.{decimals}f}"
 
 
 def text_of(file: str) -> str: # of a file, or of one in an archive (archive:file)
@@ -143,7 +145,7 @@ def table(match: re.Match) -> str:
         return f"<!-- table {file} -->\n{text_of(file).strip()}\n<!-- end -->"
     rows = list(csv.DictReader(text_of(file).splitlines()))
     columns = columns or list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([number(row[c]) for c in columns] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([shown(row[c], c) for c in columns] for row in rows)]
     return "\n".join(
         [f"<!-- table {match[1]} -->", *(f"| {' | '.join(line)} |" for line in lines),
          "<!-- end -->"])
