@@ -145,7 +145,8 @@ def table(match: re.Match) -> str:
         return f"<!-- table {file} -->\n{text_of(file).strip()}\n<!-- end -->"
     rows = list(csv.DictReader(text_of(file).splitlines()))
     columns = columns or list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([shown(row[c], c) for c in columns] for row in rows)]
+    cells = [[shown(row[column], column) for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join(
         [f"<!-- table {match[1]} -->", *(f"| {' | '.join(line)} |" for line in lines),
          "<!-- end -->"])
