@@ -128,7 +128,7 @@ def shown(text: str, column: str) -> str: # a number, as a table shows it
     decimals = 3 if column in ("p", "p_holm") else 1
     try: whole = float(text).is_integer() and "." not in text
     except ValueError: return text
-    return text if whole else f"{float(text):.{decimals}f}"
+    return text if whole else f"{round(float(text), decimals) + 0:.{decimals}f}" # no -0.0
 
 
 def text_of(file: str) -> str: # of a file, or of one in an archive (archive:file)
