@@ -728,18 +728,17 @@ class RunRecord:
 def save(
     self: RunRecord,
     metrics: dict[str, Any], # what the tables read
+    seconds: float = 0, # that it took, if some of them were spent in earlier calls
 ) -> Path: # metrics.json
     """End the run: complete config.json with time and memory, then write metrics.json. A run
-    that only found again what its record says, seconds included, leaves that as it was."""
+    that only found again what its record says leaves that as it was."""
     file = self.folder / "metrics.json"
     with self._held:
         if _says_the_same(self._before, self.config["parameters"], metrics):
             self._restore()
             return file
-        seconds = time.perf_counter() - self._start
-        # a training that was stopped and went on knows its earlier calls, too
-        seconds = round(max(seconds, metrics.get("seconds", 0.)), 3)
-        self.config |= dict(wall_time_s=seconds, **peak_memory())
+        seconds = max(seconds, time.perf_counter() - self._start)
+        self.config |= dict(wall_time_s=round(seconds, 3), **peak_memory())
         write_json(self.folder / "config.json", self.config)
         write_json(file, metrics)
     return file

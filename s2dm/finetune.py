@@ -446,7 +446,7 @@ def finetune(
             said = f"{english:,} in English: {', '.join(config.data)}"
             reader.facts |= dict(questions=said, training=_how(config, fitted))
             reader.save_pretrained(folder / "checkpoint")
-            record.save(metrics)
+            record.save(metrics, fitted.seconds)
     reader.precision = "auto" # as that of the reader when it is loaded
     return Finetuned(folder, reader, fitted, metrics)
 

@@ -396,9 +396,8 @@ def pretrain(
             seed_everything(config.seed)  # the weights from which the training started
             untrained = TextVectors(encoder, S2DM(wanted).to(encoder.device), cache)
             measured = _tables(vectors, untrained, config)
-            result.tables = measured.tables
-            result.missing = measured.missing
-        record.save(_metrics(result, data))
+            result.tables, result.missing = measured.tables, measured.missing
+        record.save(_metrics(result, data), outcome.seconds)
     return result
 
 # %% ../nbs/03c_pretrain.ipynb #d1f752c3

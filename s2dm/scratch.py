@@ -822,7 +822,7 @@ def train_encoder(
             card = model_card(config, metrics)
             metrics |= dict(run=done.run)
             _save(folder / "checkpoint", net.model, tokenizer, card, done.run)
-            record.save(metrics)
+            record.save(metrics, done.seconds)
     return Scratch(folder / "checkpoint", done, metrics)
 
 # %% ../nbs/02g_scratch.ipynb #8767373f

@@ -195,7 +195,7 @@ def test_the_time_of_a_run_that_was_stopped_is_that_of_all_its_calls(tmp_path):
     "Of the last alone, the record of a training that goes on says minutes in place of hours."
     for seconds, said in ((500., 500.), (0., 0.)):
         run = RunRecord(tmp_path, System(seed=3))
-        run.save(dict(seconds=seconds))
+        run.save(dict(seconds=dict(sts=said)), seconds)
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["wall_time_s"] == pytest.approx(said, abs=60)
 
