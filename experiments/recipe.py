@@ -239,7 +239,8 @@ def reading(arm, seed, precision="auto"): # the evaluation, which is written bel
     below(*([".."] if ready else [arm, f"answers{seed}"]))
     reader = "" if ready else str(reader_of(arm, seed))
     return EvaluateConfig(
-        model="e5", reader=reader, seed=seed, precision=precision, **ready or SYSTEMS["baseline"])
+        model="e5", reader=reader, seed=seed, precision=precision, across=False,
+        **ready or SYSTEMS["baseline"])
 
 
 def answers_of(arm, seed, stage="evaluate"): return reading(arm, seed).folder(stage)

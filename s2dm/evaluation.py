@@ -63,12 +63,12 @@ def _generated_tests(languages): # raises ParameterError for a line that defines
     return [ReadingTest("synthetic", line, line) for line in lines]
 
 # %% ../nbs/05a_evaluation.ipynb #271f7b10
-def _published_tests(dataset, languages):
+def _published_tests(dataset, languages, across):
     known = READING[dataset].languages
     chosen = []
     for context in known:
         if languages and context not in languages: continue
-        asked = known if dataset in _ACROSS else (context,)
+        asked = known if across and dataset in _ACROSS else (context,)
         chosen += [ReadingTest(dataset, context, question) for question in asked]
     return chosen
 
@@ -85,6 +85,7 @@ def _check_languages(datasets, languages): # raises ParameterError
 def tests(
     datasets: tuple[str, ...], # of `DATASETS`
     languages: tuple[str, ...] = (), # of the contexts; none given: all
+    across: bool = True, # also questions in another language than the context
 ) -> list[ReadingTest]:
     """What can be evaluated. Raises `ParameterError` for no data set, and for a language that none
     of them has."""
@@ -93,7 +94,7 @@ def tests(
     for name in datasets:
         check_choice(name, DATASETS, "datasets")
         if name == "synthetic": chosen += _generated_tests(languages)
-        else: chosen += _published_tests(name, languages)
+        else: chosen += _published_tests(name, languages, across)
     _check_languages(datasets, languages)
     return chosen
 
@@ -125,6 +126,7 @@ class EvaluateConfig(Config):
         ("xquad", "mlqa", "tydiqa", "bipar"), "data sets; of the encoder small: synthetic",
         choices=tuple(DATASETS))
     languages: tuple[str, ...] = param((), "languages of the contexts; none given: all")
+    across: bool = param(True, "also questions in another language than the context")
     samples: int = param(10_000, "bootstrap samples of an interval", low=100)
 
     @classmethod
@@ -133,7 +135,7 @@ class EvaluateConfig(Config):
 
     def __init__(self, **params):
         super().__init__(**params)
-        tests(self.datasets, self.languages)
+        tests(self.datasets, self.languages, self.across)
 
 # %% ../nbs/05a_evaluation.ipynb #901bfef8
 @patch(as_prop=True)
@@ -363,7 +365,7 @@ def _read_tests(config, reader, folder): # a `_Progress`; raises MissingData if 
     done = _Progress()
     gone = {}
     weights = reader_sum(reader)
-    for test in tests(config.datasets, config.languages):
+    for test in tests(config.datasets, config.languages, config.across):
         try: questions = questions_of(test, gone)
         except MissingData as error:
             done.missing.append(f"{test.label}: {error}")

@@ -64,12 +64,11 @@ def _with_generated_data(config): # the configuration, if generated questions ar
     data = str(generated_questions(config.language))
     return ReferenceConfig(**config.as_dict() | dict(data=data, dev=()))
 
-
+# %% ../nbs/06e_reference.ipynb #ac6d0eb7
 def _tests_in_language(config): # raises ParameterError if there are none
     languages = (config.language,) if "synthetic" in config.datasets else ()
-    chosen = []
-    for test in tests(config.datasets, languages):
-        if test.context == test.question == config.language: chosen.append(test)
+    each = tests(config.datasets, languages, across=False)
+    chosen = [test for test in each if test.context == config.language]
     if chosen: return chosen
     datasets = ", ".join(config.datasets)
     raise ParameterError(
