@@ -3,9 +3,11 @@ server that misbehaves in every way.
 """
 import json
 import random
+import runpy
 import threading
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlparse
 
@@ -32,6 +34,8 @@ from s2dm.reading import load_reading
 from s2dm.spans import SpanChoice, SpanInputs
 from s2dm.synthetic import Synthetic, SyntheticConfig, read_constituents
 from s2dm.treebanks import MARKERS, phrases_of, subtree_runs
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 # the rule
@@ -798,3 +802,32 @@ def test_what_is_learned_from_lists_is_right_on_others_and_the_reader_is_kept_by
     known = fit_choice(SpanChoice(8), lists(2000))
     row = choice_row(known, lists(500))
     assert row["by_score"] == 100 and row["by_worth"] > 90
+
+
+# the script that measures what keeping to constituents gains
+
+def test_a_test_that_was_decoded_with_a_reader_is_not_read_again(
+        with_e5, mirror_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("S2DM_MIRROR", mirror_folder)
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    measure = runpy.run_path(str(ROOT / "experiments/decoding.py"))["measure"]
+    monkeypatch.setitem(measure.__globals__, "CELLS", [("xquad", "en"), ("xquad", "zh")])
+    monkeypatch.setitem(
+        measure.__globals__, "load_reading", lambda *test: load_reading(*test).select(range(10)))
+    file = tmp_path / "decoding.csv"
+    table = measure("e5", file, samples=100)
+    capsys.readouterr()
+    assert len(table) == 2 * len(RULES) and set(table["questions"]) == {10}
+    whole = table[table["rule"] == "brackets"] # the best answer, where it crosses nothing
+    assert whole["em"].max() > 0
+    gain = whole["em_constituents"] - whole["em"]
+    assert gain.tolist() == pytest.approx(whole["gain"].tolist())
+    written = file.read_bytes()
+    lines = written.decode().splitlines(keepends=True)
+    file.write_text("".join(lines[:1 + len(RULES)])) # stopped after the first test
+    monkeypatch.setitem(measure.__globals__, "CELLS", [("xquad", "zh")])
+    measure("e5", file, samples=100)
+    assert file.read_bytes() == written and "en" not in capsys.readouterr().out
+    file.write_text("".join(lines[:2]).replace(lines[1].rstrip().rpartition(",")[2], "another"))
+    measure("e5", file, samples=100)
+    assert "another" not in file.read_text() # lines of another reader do not count
