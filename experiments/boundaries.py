@@ -19,7 +19,6 @@ workflow/records.py restore` takes them out again."""
 import argparse
 import os
 import sys
-import tarfile
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from primary import OUTCOMES, SYSTEMS, targets
-from recipe import check_primary, check_there, precision_for, s2dm_of
+from recipe import check_primary, check_there, pack, precision_for, s2dm_of
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
@@ -38,7 +37,7 @@ from s2dm.boundaries import (
 from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
 from s2dm.constituents import Constituents, near_flags
 from s2dm.core import (
-    DataError, atomic_write, file_hash, project_root, read_json, runs_dir, save_tensors, write_json)
+    DataError, file_hash, project_root, read_json, runs_dir, save_tensors, write_json)
 from s2dm.evaluation import NO_ANSWER, read_answers, write_answers
 from s2dm.features import Spans, best_spans, choose_answers
 from s2dm.finetune import LEARNED_SHARE, FinetuneConfig, evenly, finetune, load_questions
@@ -368,15 +367,12 @@ def read(arm, seed):
 
 
 def keep(path):
-    "What was learned and read, as one archive; the n best, which are large, have told `bounds`."
+    "What was learned and read; the n best, which are large, have told `bounds`."
     files = [file for how in LEARNING for file in ROOT.glob(f"{learned_file(how).stem}.*")]
     done = [file.parent for file in ROOT.glob("answers/*/seed*/metrics.json")]
     for folder in done: # and those with a choice beside it
         files += (ROOT / "answers").glob(f"{folder.parent.name}*/{folder.name}/*.*")
-    files = {file for file in files if not file.name.startswith("nbest.")}
-    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
-        for file in sorted(files): tar.add(file, file.relative_to(ROOT.parent).as_posix())
-    print(f"{len(files)} files are in {path}")
+    pack({file for file in files if not file.name.startswith("nbest.")}, path, ROOT.parent)
 
 
 # what trees and the right answer would give, from the n best

@@ -255,13 +255,18 @@ def train_and_read(arm, seed, file):
     evaluate(reading(arm, seed, precision_for(seed)))
 
 
+def pack(files, path, root):
+    "Files below a folder, as one archive that `workflow/records.py restore` takes out again."
+    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
+        for file in sorted(files): tar.add(file, file.relative_to(root).as_posix())
+    print(f"{len(files)} files are in {path}")
+
+
 def keep(path):
-    "What was measured of readers and read with them, as one archive."
+    "What was measured of readers and read with them."
     done = [file.parent for file in ROOT.glob("*/answers*/**/metrics.json")]
     files = [*ROOT.glob("*/reader*.json"), *(file for of in done for file in of.glob("*.json"))]
-    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
-        for file in sorted(files): tar.add(file, file.relative_to(ROOT.parent).as_posix())
-    print(f"{len(files)} files are in {path}")
+    pack(files, path, ROOT.parent)
 
 
 # tables
