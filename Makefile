@@ -72,8 +72,8 @@ publish: $(STAMP) ## put a report into figures/: FROM=runs/figures/full/small TO
 encoder: $(STAMP) ## train the embedded encoder anew, from generated text, and put it into the package (about half an hour; may be stopped)
 	$(BIN)/python workflow/encoder.py
 
-reader: $(STAMP) ## put a trained reader into the package, in a few megabytes: FROM=runs/finetune/e5/baseline/seed0/checkpoint; its scores onto its card: SCORES=runs/evaluate/e5
-	$(BIN)/python workflow/reader.py $(if $(FROM),publish $(FROM),card) $(or $(NAME),e5) $(if $(SCORES),--scores $(SCORES))
+reader: $(STAMP) ## put a trained reader into the package, in a few megabytes: FROM=runs/finetune/e5/baseline/seed0/checkpoint; its scores onto its card: SCORES=runs/evaluate/e5 BESIDE=runs/evaluate/e5/baseline
+	$(BIN)/python workflow/reader.py $(if $(FROM),publish $(FROM),card) $(or $(NAME),e5) $(if $(SCORES),--scores $(SCORES)) $(if $(BESIDE),--beside $(BESIDE))
 
 data: $(STAMP) ## fetch, verify and describe the real corpora into data/raw/ and runs/figures/
 	mkdir -p runs

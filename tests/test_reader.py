@@ -1088,11 +1088,37 @@ def test_scores_come_onto_the_card_of_the_reader_that_has_them(mine, tmp_path):
         "| data set | language | questions | EM, 95 % interval | F1, 95 % interval |\n"
         "| --- | --- | --- | --- | --- |\n"
         "| made-up | th | 1,200 | 41.2 (38.0 to 44.4) | 60.0 (58.0 to 62.0) |\n")
-    mine.write_card("mine", None) # keeps them
+    mine.write_card("mine") # keeps them
     assert (mine.folder / "README.md").read_text() == card
     write_json(folder / "metrics.json", dict(results=[], reader_sum=right))
     with pytest.raises(DataError, match="no test has questions and passages in the same language"):
         mine.write_card("mine", folder)
+
+
+def test_what_a_reader_gains_over_others_stands_on_its_card(mine, tmp_path):
+    "In languages other than English, questions and passages in one; data sets that both have."
+    def write(folder, **em): # made up
+        rows = [dict(dataset=dataset, context=context, question=question, questions=9, em=value,
+                     em_low=0., em_high=90., f1=value, f1_low=0., f1_high=90.)
+                for (dataset, context, question), value in scores(em)]
+        return write_json(folder / "metrics.json", dict(results=rows, reader_sum=right))
+
+    def scores(em):
+        yield from (((name, "th", "th"), value) for name, value in em.items())
+        yield from ((("one", *pair), 99.) for pair in (("en", "en"), ("th", "en")))
+        yield ("one", "de", "de"), 30.
+
+    right = reader_sum(S2DMReader.from_pretrained(mine.folder, "cpu"))
+    folder, others = tmp_path / "mine", tmp_path / "others"
+    write(folder, one=50., two=20.)
+    with pytest.raises(MissingData, match="others has no seed.*metrics.json"):
+        mine.write_card("mine", folder, others)
+    with pytest.raises(ParameterError, match="--beside needs the reader's own --scores"):
+        mine.write_card("mine", beside=others)
+    for seed, em in enumerate((10., 20.)): write(others / f"seed{seed}", one=em)
+    mine.write_card("mine", folder, others)
+    assert ("**comparison**: EM in languages other than English, against the mean of 2 readers of "
+            "others: one 40.0 against 22.5\n") in (mine.folder / "README.md").read_text()
 
 
 def test_how_sure_beside_how_often_right(mine, tmp_path):

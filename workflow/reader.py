@@ -1,7 +1,7 @@
 """The readers that come with the package.
 
     python workflow/reader.py publish runs/finetune/e5/baseline/seed0/checkpoint e5
-    python workflow/reader.py card e5 --scores runs/evaluate/e5
+    python workflow/reader.py card e5 --scores runs/evaluate/e5 --beside runs/evaluate/e5/baseline
     python workflow/reader.py reliability e5 --out figures/e5/reliability.csv
 
 publish: a reader that a run has trained. Its scores become probabilities on English development
@@ -10,7 +10,8 @@ is small; what that costs is measured on the same questions and stands on the ca
 threshold does: how often it is silent where the passage is another question's, and what it would
 have answered rightly. The folder s2dm/readers/NAME replaces the old one when all of it is done.
 card: its card is written anew; with --scores, those of an evaluation of this very reader
-(nbs/05_evaluate.ipynb with -p reader NAME).
+(nbs/05_evaluate.ipynb with -p reader NAME); with --beside, what it gains over the readers of an
+experiment.
 reliability: how sure it is beside how often it is right, on development questions by which it was
 not calibrated.
 """
@@ -122,6 +123,28 @@ def score_rows(folder: Path, reader): # of the card
     raise DataError(f"{file}: no test has questions and passages in the same language")
 
 
+def in_other_languages(record): # of an evaluation: data set -> EM, mean over the languages
+    rows = pd.DataFrame(record["results"])
+    own = rows[(rows["context"] == rows["question"]) & (rows["context"] != "en")]
+    return own.groupby("dataset", sort=False)["em"].mean()
+
+
+def compared(scores: Path, others: Path): # for the card
+    """What it gains over other readers, data set by data set. Raises `MissingData` if they have no
+    records."""
+    files = sorted(others.glob("seed*/metrics.json"))
+    if not files:
+        raise MissingData(f"{others} has no seed*/metrics.json; expected evaluations of readers, "
+                          "such as runs/evaluate/e5/baseline")
+    here, *there = (in_other_languages(read_json(file, results=list))
+                    for file in (scores / "metrics.json", *files))
+    usual = pd.DataFrame(there).mean()
+    says = [f"{name} {em:.1f} against {usual[name]:.1f}"
+            for name, em in here.items() if name in usual]
+    return (f"EM in languages other than English, against the mean of {len(files)} readers of "
+            f"{others.name}: {', '.join(says)}")
+
+
 def place(name): # of a published reader
     return project_root() / "s2dm/readers" / name
 
@@ -150,11 +173,14 @@ def publish(checkpoint: Path, name: str, bits: int, dev: str, count: int):
     print(f"{place(name)}: {size:.1f} MB; {reader.facts['rounding']}")
 
 
-def write_card(name: str, scores: Path | None):
+def write_card(name: str, scores: Path | None = None, beside: Path | None = None):
     "What is known of a published reader, and its scores if there are any."
+    if beside and not scores:
+        raise ParameterError("--beside needs the reader's own --scores; expected both")
     reader = S2DMReader.from_pretrained(place(name), "cpu")
     known = reader.facts.get("scores", NOT_MEASURED)
     found = score_rows(scores, reader) if scores else known
+    if beside: reader.facts = reader.facts | dict(comparison=compared(scores, beside))
     reader.facts = reader.facts | said_of(reader) | dict(scores=found)
     reader.save_facts(place(name))
     print(f"{place(name) / 'README.md'}: scores "
@@ -192,6 +218,7 @@ def main():
     new.add_argument("--bits", type=int, default=6, help="of a rounded difference, 2 to 8")
     new.add_argument("--count", type=int, default=1000, help="of them, evenly spaced")
     card.add_argument("--scores", type=Path, help="folder of an evaluation")
+    card.add_argument("--beside", type=Path, help="folder of evaluations of other readers")
     picture.add_argument("--calibrated", type=int, default=1000, help="--count of `publish`")
     picture.add_argument("--count", type=int, default=400, help="of the others, evenly spaced")
     picture.add_argument("--out", type=Path, default=Path("figures/e5/reliability.csv"))
