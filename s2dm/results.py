@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'STAGES', 'UNPACKED', 'CONFIDENCE', 'LOSSES', 'experiments',
-           'experiment', 'ReportConfig', 'model_name', 'dataset_name', 'source_of', 'system_name', 'shown_as',
-           'control_of', 'read_record', 'Columns', 'Results', 'collect', 'prediction_files', 'save_records',
+           'experiment', 'models_of', 'ReportConfig', 'model_name', 'dataset_name', 'source_of', 'system_name',
+           'shown_as', 'control_of', 'read_record', 'Columns', 'Results', 'collect', 'prediction_files', 'save_records',
            'open_records', 'interval', 'paired', 'holm', 'Measure', 'counted_violations', 'probe_name', 'measures',
            'summarise', 'against_baseline', 'compare', 'MeasureOf', 'main_effects', 'paper_values']
 
@@ -47,6 +47,15 @@ def experiment(
     known = experiments()
     return known[check_choice(profile, known, "profile")]
 
+# %% ../nbs/07a_results.ipynb #9eadc041
+def models_of(
+    profile: str, # name of a file in experiments/
+) -> tuple[str, ...]: # e.g. ("e5-layer4",)
+    "A profile's encoders, as their folders in runs/ are called but for the slash of a hub id."
+    known = experiment(profile)
+    cut = f"-layer{known['layer']}" if "layer" in known else ""
+    return tuple(name + cut for name in known["models"])
+
 # %% ../nbs/07a_results.ipynb #2d154d70
 @dataclass(frozen=True, init=False)
 class ReportConfig(Config):
@@ -61,8 +70,7 @@ class ReportConfig(Config):
 
     def __init__(self, **params):
         super().__init__(**params)
-        usual = tuple(experiment(self.profile)["models"])
-        if not self.models: object.__setattr__(self, "models", usual)
+        if not self.models: object.__setattr__(self, "models", models_of(self.profile))
 
 # %% ../nbs/07a_results.ipynb #0582f0d5
 MODEL_NAMES = {name: encoder.label for name, encoder in ENCODERS.items()}

@@ -71,6 +71,15 @@ def test_what_is_not_to_be_analysed_is_done_when_it_has_read(tmp_path, profile, 
     assert sorted(int(file.parent.name[4:]) for file in found) == kept
 
 
+def test_runs_of_a_cut_encoder_are_no_runs_of_the_whole_one(tmp_path):
+    for model in ("e5", "e5-layer4"):
+        fake_runs(tmp_path / "first", systems=("baseline",), seeds=1, model=model)
+    records(tmp_path, "first", "keep", "e5-layer4", tmp_path / "records.tar.xz")
+    records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
+    kept = {folder.name for folder in (tmp_path / "second").glob("*/*")}
+    assert kept == {"e5-layer4"}
+
+
 def test_trained_encoders_travel_with_their_weights(tmp_path):
     done = tmp_path / "first/encoder/small-2/seed2"
     (done / "checkpoint").mkdir(parents=True)

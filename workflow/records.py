@@ -16,7 +16,7 @@ import sys
 import tarfile
 
 from s2dm.core import atomic_write, runs_dir
-from s2dm.results import collect, experiment, open_records, save_records
+from s2dm.results import collect, experiment, models_of, open_records, save_records
 
 CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
 
@@ -33,7 +33,7 @@ def finished(runs, analysed=sys.maxsize): # analysed: how many seeds are
 def keep(profile, path):
     "Archive every finished run of a profile's encoders."
     said = experiment(profile)
-    results = collect(tuple(said["models"]), runs_dir(), said["edition"])
+    results = collect(models_of(profile), runs_dir(), said["edition"])
     results.runs = finished(results.runs, said.get("analysed", sys.maxsize))
     save_records(results, runs_dir(), path)
     print(f"{len(results.runs)} finished runs are in {path}")
