@@ -38,9 +38,10 @@ NAVIGATION = {
         "My GPU <gpu>", "My parser <parsers>", "Runs <runs>", "The whole job <workflow>"],
     "Look up": ["reference/index", "troubleshooting", "glossary"],
     "What was found": [
-        "On generated languages <results>", "Five embedded encoders <experiment-small>",
-        "With a real encoder <experiment-e5>", "What training alone can give <experiment-recipe>",
-        "Boundaries <experiment-boundaries>", "On real text <real-s>",
+        "Results <results>", "Design: a real encoder <experiment-e5>",
+        "Design: five small encoders <experiment-small>",
+        "Design: what training alone can give <experiment-recipe>",
+        "Design: boundaries <experiment-boundaries>", "On real text <real-s>",
         "Discrepancies <discrepancies>", "Changes of numbers <changes>"],
     "The project": ["Contributing <CONTRIBUTING>", "Changelog <CHANGELOG>"],
 }

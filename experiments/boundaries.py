@@ -18,7 +18,6 @@ puts choices and answers, without readers, into figures/e5/boundaries.tar.xz; `p
 workflow/records.py restore` takes them out again."""
 import argparse
 import os
-import sys
 from functools import cache, partial
 from pathlib import Path
 
@@ -37,7 +36,8 @@ from s2dm.boundaries import (
 from s2dm.comparison import comparison_table, difference, passage_scores, passages_of
 from s2dm.constituents import Constituents, near_flags
 from s2dm.core import (
-    DataError, file_hash, project_root, read_json, runs_dir, save_tensors, write_json)
+    DataError, file_hash, plain_errors, project_root, read_json, runs_dir, save_tensors,
+    write_json)
 from s2dm.evaluation import NO_ANSWER, read_answers, write_answers
 from s2dm.features import Spans, best_spans, choose_answers
 from s2dm.finetune import LEARNED_SHARE, FinetuneConfig, evenly, finetune, load_questions
@@ -548,6 +548,7 @@ def write_tables(samples, out):
         print(table.round(3).to_string(index=False), end="\n\n")
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("train", "choose", "read", "tables", "give", "keep"))
@@ -566,22 +567,20 @@ def main():
     if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(known)}")
     seeds = [int(seed) for seed in given.seeds.split(",")]
     given.out.mkdir(parents=True, exist_ok=True)
-    try:
-        if given.command == "train":
-            for arm in arms:
-                for seed in seeds if arm in ARMS else (0,): train(arm, seed)
-        if given.command == "choose":
-            for how in LEARNING: choose(how)
-        if given.command == "read":
-            check_there([*map(learned_file, LEARNING)], "choices are not there yet (choose)")
-            for arm in arms:
-                for seed in seeds: read(arm, seed)
-        if given.command == "tables": write_tables(given.samples, given.out)
-        if given.command == "give":
-            check_there([learned_file(CHOICE)], "choices are not there yet (choose)")
-            give(given.reader, given.to)
-        if given.command == "keep": keep(given.out / "boundaries.tar.xz")
-    except DataError as error: sys.exit(str(error))
+    if given.command == "train":
+        for arm in arms:
+            for seed in seeds if arm in ARMS else (0,): train(arm, seed)
+    if given.command == "choose":
+        for how in LEARNING: choose(how)
+    if given.command == "read":
+        check_there([*map(learned_file, LEARNING)], "choices are not there yet (choose)")
+        for arm in arms:
+            for seed in seeds: read(arm, seed)
+    if given.command == "tables": write_tables(given.samples, given.out)
+    if given.command == "give":
+        check_there([learned_file(CHOICE)], "choices are not there yet (choose)")
+        give(given.reader, given.to)
+    if given.command == "keep": keep(given.out / "boundaries.tar.xz")
 
 
 if __name__ == "__main__": main()

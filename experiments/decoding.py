@@ -7,14 +7,13 @@ constituent in Stanford CoreNLP's tree. Such trees are not perfect, but a parser
 hardly do better, so this is about what such a restriction can give. `decoding.csv` has one line for
 each corpus, language and rule; a test that has its lines of this very reader is not read again."""
 import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
 from table1 import CELLS
 
 from s2dm.constituents import RULES, Trees, decoding_row
-from s2dm.core import DataError, ParameterError, atomic_write
+from s2dm.core import atomic_write, plain_errors
 from s2dm.evaluation import reader_sum
 from s2dm.parsers import corenlp
 from s2dm.reader import S2DMReader
@@ -51,6 +50,7 @@ def measure(name, file, samples):
     return pd.DataFrame(rows)[SHOWN[1:-1]]
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reader", default="e5", help="folder, hub id, or name of a reader")
@@ -58,8 +58,7 @@ def main():
     parser.add_argument("--samples", type=int, default=2000)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    try: table = measure(given.reader, given.out / "decoding.csv", given.samples)
-    except (DataError, ParameterError) as error: sys.exit(str(error))
+    table = measure(given.reader, given.out / "decoding.csv", given.samples)
     print(table.round(1).to_string(index=False))
 
 

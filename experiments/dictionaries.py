@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from s2dm.core import plain_errors
 from s2dm.dictionaries import (
     LANGUAGES, aligned_words, covered, load_dictionaries, numbers_found, parallel_sentences)
 from s2dm.encoder import FeatureCache, load_encoder
@@ -69,6 +70,7 @@ def write(table, file):
     print(table.round(1).to_string(index=False))
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("layers", "quality"))

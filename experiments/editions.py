@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from s2dm.core import project_root, seed_everything
+from s2dm.core import plain_errors, project_root, seed_everything
 from s2dm.encoder import FeatureCache, load_encoder
 from s2dm.fit import fit
 from s2dm.model import S2DM, S2DMConfig
@@ -153,6 +153,7 @@ def concentration_jobs(settings: list[tuple], seeds: tuple[int, ...]) -> list[di
         for s in seeds]
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tables", nargs="*", default=["concentration", "levels"])

@@ -22,7 +22,6 @@ refuses, and while the systems of an encoder and a seed were trained in two prec
 import argparse
 import math
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from scipy import optimize, stats
 from s2dm.comparison import check_tested, difference, passage_scores, passages_of
 from s2dm.comparison import interval as drawn_interval
 from s2dm.constituents import near_flags
-from s2dm.core import DataError, device_name, read_json, runs_dir, write_json
+from s2dm.core import DataError, device_name, plain_errors, read_json, runs_dir, write_json
 from s2dm.evaluation import read_answers
 from s2dm.finetune import FinetuneConfig, finetune
 from s2dm.metrics import score
@@ -495,6 +494,7 @@ def write(table, file):
     print(f"{file}:", shown, sep=" " if long else "\n", end="\n\n")
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("power", "trials", "outcomes", "tables"))
@@ -512,11 +512,9 @@ def main():
         return
     places = folders(models, seeds)
     questions = {lang: Synthetic().reading(lang) for lang in ("svo", *NEAR, *FAR)}
-    try:
-        print(f"outcomes of {write_outcomes(places, questions)} runs were written")
-        if given.command == "outcomes": return
-        results = tables(places, models, seeds, questions, given.samples)
-    except DataError as error: sys.exit(str(error))
+    print(f"outcomes of {write_outcomes(places, questions)} runs were written")
+    if given.command == "outcomes": return
+    results = tables(places, models, seeds, questions, given.samples)
     for name, table in results.items(): write(table, given.out / f"{name}.csv")
 
 

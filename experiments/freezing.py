@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from s2dm.core import device_name
+from s2dm.core import device_name, plain_errors
 from s2dm.features import TrainingBatches
 from s2dm.finetune import FinetuneConfig, evenly, load_questions, new_reader
 from s2dm.fit import fit
@@ -79,6 +79,7 @@ def run(name, settings, steps, folder):
         device=device_name())
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=600)

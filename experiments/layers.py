@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from s2dm.core import plain_errors
 from s2dm.encoder import load_encoder
 from s2dm.geometry import some_sentences
 from s2dm.vectors import parallel_treebank, retrieval_accuracy
@@ -48,6 +49,7 @@ def table(model, sentences):
     return pd.DataFrame(rows)
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="e5")

@@ -14,7 +14,6 @@ on constituents, from the predictions of `make e5` and the kept parses of Stanfo
 
 Intervals know of seeds and passages. Until every reader has been read with, the script refuses."""
 import argparse
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from primary import PAIRS, SYSTEMS, check_alike, check_finished, folders
 from s2dm.comparison import comparison_table, interval, passage_scores, passages_of
 from s2dm.constituents import (
     Trees, answer_texts, constituent_flags, near_flags, overlap_row)
-from s2dm.core import DataError, figures_dir
+from s2dm.core import figures_dir, plain_errors
 from s2dm.evaluation import read_answers
 from s2dm.metrics import read_predictions, score
 from s2dm.parsers import corenlp
@@ -152,6 +151,7 @@ def violations(readers, samples):
     return pd.DataFrame(rows)
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="e5")
@@ -163,15 +163,13 @@ def main():
     places = folders(profile["models"][0], profile.get("layer", 0), profile["reproduce"]["seeds"])
     readers = {name: [folder for (of, _), folder in places.items() if of == name]
                for name in SYSTEMS}
-    try:
-        check_finished(places)
-        check_alike(places)
-        deficit, mechanism = deficits(readers, given.samples)
-        tables = dict(
-            deficit=deficit, mechanism=mechanism, overlap=overlaps(readers),
-            shares=shares(readers, given.samples),
-            violations_bipar=violations(readers, given.samples))
-    except DataError as error: sys.exit(str(error))
+    check_finished(places)
+    check_alike(places)
+    deficit, mechanism = deficits(readers, given.samples)
+    tables = dict(
+        deficit=deficit, mechanism=mechanism, overlap=overlaps(readers),
+        shares=shares(readers, given.samples),
+        violations_bipar=violations(readers, given.samples))
     given.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.round(4).to_csv(given.out / f"{name}.csv", index=False, lineterminator="\n")

@@ -8,13 +8,12 @@ It reads the predictions of 05_evaluate below runs/ (`make e5` restores those th
 every seed of every system has been read with, it refuses: no score is looked at in between.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from s2dm.comparison import comparison_table, passage_scores, passages_of
-from s2dm.core import DataError, figures_dir, read_json, runs_dir
+from s2dm.core import DataError, figures_dir, plain_errors, read_json, runs_dir
 from s2dm.metrics import read_predictions, score
 from s2dm.reading import READING, load_reading
 from s2dm.results import experiment
@@ -111,6 +110,7 @@ def scores_of(places, dataset, seeds, languages=(), measure="em"):
     return scores
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="e5")
@@ -122,14 +122,12 @@ def main():
     seeds = profile["reproduce"]["seeds"]
     places = folders(profile["models"][0], profile.get("layer", 0), seeds)
     tables = []
-    try:
-        check_finished(places)
-        check_alike(places)
-        for dataset in OUTCOMES:
-            scores = scores_of(places, dataset, seeds)
-            table = comparison_table(scores, PAIRS, given.samples)
-            tables.append(table.assign(dataset=dataset, measure="EM, targets"))
-    except DataError as error: sys.exit(str(error))
+    check_finished(places)
+    check_alike(places)
+    for dataset in OUTCOMES:
+        scores = scores_of(places, dataset, seeds)
+        table = comparison_table(scores, PAIRS, given.samples)
+        tables.append(table.assign(dataset=dataset, measure="EM, targets"))
     comparisons = pd.concat(tables, ignore_index=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     comparisons.round(4).to_csv(given.out, index=False, lineterminator="\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from s2dm.core import device_name
+from s2dm.core import device_name, plain_errors
 from s2dm.features import TrainingBatches
 from s2dm.finetune import FinetuneConfig, evenly, load_questions, new_reader
 from s2dm.fit import fit
@@ -72,6 +72,7 @@ def s2dm(name, given):
 STAGES = dict(reader=(reader, READER), s2dm=(s2dm, S2DM))
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("stage", choices=STAGES)

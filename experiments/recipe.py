@@ -16,7 +16,6 @@ are those of `make e5`. `keep` puts what was measured and read, without weights,
 figures/e5/recipe.tar.xz; `python workflow/records.py restore` takes it out again."""
 import argparse
 import os
-import sys
 import tarfile
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from primary import (
     OUTCOMES, SYSTEMS, check_alike, check_finished, folders, precision_of, scores_of, targets)
 
 from s2dm.comparison import comparison_table, difference
-from s2dm.core import DataError, atomic_write, read_json, runs_dir, write_json
+from s2dm.core import DataError, atomic_write, plain_errors, read_json, runs_dir, write_json
 from s2dm.evaluation import EvaluateConfig, evaluate, predict
 from s2dm.finetune import FinetuneConfig, evenly, finetune, load_questions, mean_reader
 from s2dm.metrics import score
@@ -325,6 +324,7 @@ def write_tables(joins, samples, out):
         print(table.round(3).to_string(index=False), end="\n\n")
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("trials", "train", "join", "tables", "keep"))
@@ -338,18 +338,16 @@ def main():
     if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(LEVERS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     tried, joins = (given.out / f"recipe-{name}.csv" for name in ("trials", "joins"))
-    try:
-        if given.command == "trials": print(trials(tried).to_string(index=False))
-        if given.command == "train":
-            for seed in map(int, given.seeds.split(",")):
-                for arm in arms: train_and_read(arm, seed, tried)
-        if given.command == "join":
-            records = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
-            check_there(records, "readers are not trained yet")
-            print(join(tried, joins).to_string(index=False))
-        if given.command == "tables": write_tables(joins, given.samples, given.out)
-        if given.command == "keep": keep(given.out / "recipe.tar.xz")
-    except DataError as error: sys.exit(str(error))
+    if given.command == "trials": print(trials(tried).to_string(index=False))
+    if given.command == "train":
+        for seed in map(int, given.seeds.split(",")):
+            for arm in arms: train_and_read(arm, seed, tried)
+    if given.command == "join":
+        records = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
+        check_there(records, "readers are not trained yet")
+        print(join(tried, joins).to_string(index=False))
+    if given.command == "tables": write_tables(joins, given.samples, given.out)
+    if given.command == "keep": keep(given.out / "recipe.tar.xz")
 
 
 if __name__ == "__main__": main()

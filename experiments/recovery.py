@@ -16,6 +16,7 @@ import pandas as pd
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, XLMTokenizer
 
+from s2dm.core import plain_errors
 from s2dm.encoder import mbert_tokenizer
 from s2dm.features import SpanTokenizer, Windows, recovery
 from s2dm.plots import save_table
@@ -51,6 +52,7 @@ def xlm(texts, folder):
         do_lowercase_and_remove_accent=False)
 
 
+@plain_errors()
 def main():
     data = {
         (corpus, language): load_reading(corpus, language)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from s2dm.constituents import RULES, parse_counts, rule_rows
-from s2dm.core import atomic_write, project_root
+from s2dm.core import atomic_write, plain_errors, project_root
 from s2dm.parsers import VERSION, corenlp
 from s2dm.reading import load_reading
 
@@ -104,7 +104,8 @@ def page(table):
     return "\n\n".join(parts) + "\n"
 
 
-if __name__ == "__main__":
+@plain_errors()
+def main():
     plain = argparse.RawTextHelpFormatter
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     asked.add_argument("--out", type=Path, default=Path("figures/e5"))
@@ -115,3 +116,6 @@ if __name__ == "__main__":
         table.to_csv(tmp, index=False, lineterminator="\n", float_format="%.6f")
     with atomic_write(chosen.out / "table1.md") as tmp:
         tmp.write_text(page(table), encoding="utf-8")
+
+
+if __name__ == "__main__": main()

@@ -21,7 +21,7 @@ import pandas as pd
 from primary import check_finished, folders
 
 from s2dm.constituents import Constituents, answer_places, how_cut
-from s2dm.core import DataError, atomic_write
+from s2dm.core import DataError, atomic_write, plain_errors
 from s2dm.metrics import read_predictions
 from s2dm.parsers import corenlp, text_key
 from s2dm.reading import load_reading
@@ -155,7 +155,12 @@ def candidates(language):
                    words=words, gold_words=mine, other_words=theirs, tree=sentence["parse"])
 
 
-def main(out):
+@plain_errors()
+def main():
+    plain = argparse.RawTextHelpFormatter
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    asked.add_argument("--out", type=Path, default=Path("figures/e5"))
+    out = asked.parse_args().out
     examples = []
     for language in NAMES:
         choices = list(candidates(language))
@@ -174,8 +179,4 @@ def main(out):
         table.to_csv(tmp, index=False, lineterminator="\n")
 
 
-if __name__ == "__main__":
-    plain = argparse.RawTextHelpFormatter
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    asked.add_argument("--out", type=Path, default=Path("figures/e5"))
-    main(asked.parse_args().out)
+if __name__ == "__main__": main()

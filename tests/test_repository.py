@@ -465,3 +465,21 @@ def test_dead_links_of_the_site_are_found(make_site, tmp_path):
         '<a href="b.html#there">4</a><a href="c.html">5</a><img src="d.png">')
     found = [line.partition(": ")[2] for line in make_site.dead_links(tmp_path)]
     assert found == ["b.html#there", "c.html", "d.png"]
+
+
+@pytest.mark.parametrize("script", sorted(
+    file.stem for file in (ROOT / "experiments").glob("*.py")))
+def test_what_a_script_lacks_is_said_in_a_line(script):
+    "Whatever it reads, each script ends with the message of an error that people can mend."
+    text = (ROOT / f"experiments/{script}.py").read_text(encoding="utf-8")
+    assert "\n@plain_errors()\ndef main():" in text
+
+
+def test_without_parses_table1_says_what_would_help(tmp_path):
+    nowhere = "http://127.0.0.1:9" # no network
+    env = {"S2DM_DATA": str(tmp_path), "PYTHONPATH": str(ROOT), "https_proxy": nowhere}
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments/table1.py", "--out", tmp_path], cwd=ROOT, env=env,
+        capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "S2DM_MIRROR" in done.stderr

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import sys
 
-from s2dm.core import DataError, MissingData
+from s2dm.core import MissingData, plain_errors
 from s2dm.parsers import CoreNLP, corenlp, corenlp_server, fill, kept, wait_until_ready
 from s2dm.reading import READING, load_reading
 
@@ -71,5 +71,4 @@ if __name__ == "__main__":
     asked.add_argument("--memory", default="4g", help="of Java")
     asked.add_argument("--wait", type=float, default=600, help="seconds for loading the models")
     asked.add_argument("--limit", type=int, help="texts at most")
-    try: sys.exit(main(asked.parse_args()))
-    except DataError as error: sys.exit(str(error))
+    with plain_errors(): sys.exit(main(asked.parse_args()))

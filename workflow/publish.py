@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from s2dm.core import DataError, atomic_write
+from s2dm.core import atomic_write, plain_errors
 from s2dm.results import open_records
 
 KEPT = (".png", ".svg", ".html", ".xz")
@@ -89,6 +89,7 @@ def publish(source, target):
     return names
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("source", type=Path, help="folder with report.html")
@@ -97,8 +98,7 @@ def main():
     given = parser.parse_args()
     if not (given.source / "report.html").is_file():
         sys.exit(f"{given.source} has no report.html; make the report first")
-    try: lost = fewer(seeds(given.source), seeds(given.target))
-    except DataError as error: sys.exit(str(error))
+    lost = fewer(seeds(given.source), seeds(given.target))
     if lost and not given.fewer_seeds:
         sys.exit("\n".join([f"{given.target} rests on more seeds:", *lost,
                             "Nothing was changed. Say --fewer-seeds if that is meant."]))

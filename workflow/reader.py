@@ -16,7 +16,6 @@ reliability: how sure it is beside how often it is right, on development questio
 not calibrated.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,8 @@ from datasets import Dataset
 from scipy.stats import binomtest
 
 from s2dm.core import (
-    DataError, MissingData, ParameterError, atomic_folder, atomic_write, project_root, read_json)
+    DataError, MissingData, ParameterError, atomic_folder, atomic_write, plain_errors,
+    project_root, read_json)
 from s2dm.evaluation import reader_sum
 from s2dm.finetune import evenly, load_questions
 from s2dm.metrics import score
@@ -202,6 +202,7 @@ def write_reliability(name: str, dev: str, calibrated: int, count: int, out: Pat
     print(f"{out}: {len(rows)} bins of {rows['questions'].sum()} questions")
 
 
+@plain_errors()
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,8 +225,7 @@ def main():
     picture.add_argument("--out", type=Path, default=Path("figures/e5/reliability.csv"))
     given = vars(parser.parse_args())
     run = given.pop("run")
-    try: run(**given)
-    except (DataError, ParameterError) as error: sys.exit(str(error))
+    run(**given)
 
 
 if __name__ == "__main__": main()

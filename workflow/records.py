@@ -15,7 +15,7 @@ import shutil
 import sys
 import tarfile
 
-from s2dm.core import atomic_write, runs_dir
+from s2dm.core import atomic_write, plain_errors, runs_dir
 from s2dm.results import collect, experiment, models_of, open_records, save_records
 
 CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     commands = {"keep": (keep, 2), "keep-encoders": (keep_encoders, 2), "restore": (restore, 1)}
     command, *given = sys.argv[1:] or [""]
     if command not in commands or len(given) != commands[command][1]: sys.exit(__doc__)
-    commands[command][0](*given)
+    with plain_errors(): commands[command][0](*given)
