@@ -158,7 +158,7 @@ def system_vectors(
 ) -> TextVectors: # of the baseline: without a model
     """Encoder and S2DM of a system. Raises `MissingData` if the S2DM has not been trained yet,
     `DataError` if it belongs to another encoder."""
-    encoder = encoder or load_encoder(config.model)
+    encoder = encoder or load_encoder(config.model, layers=config.layer)
     model = pretrained_s2dm(config.system, encoder, config.s2dm)
     return TextVectors(encoder, model, FeatureCache(encoder))
 

@@ -301,3 +301,10 @@ def test_gradients_explain_the_ablation():
             == norm["released", "STL_distance", "tree probe"])
     state = torch.get_rng_state()
     assert table.equals(gradient_table()) and torch.equal(state, torch.get_rng_state())
+
+
+def test_an_encoder_that_is_cut_is_analysed_as_it_was_read_with():
+    "Not the whole one: its states are others."
+    for layer, layers in ((0, 4), (2, 2)):
+        vectors = system_vectors(AnalyseConfig(variant="baseline", layer=layer))
+        assert vectors.encoder.model.config.num_hidden_layers == layers
