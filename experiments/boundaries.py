@@ -26,9 +26,9 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from primary import OUTCOMES, SYSTEMS, targets
-from recipe import check_primary, check_there, pack, precision_for, s2dm_of
+from recipe import check_primary, check_there, precision_for, s2dm_of, write_table
 from safetensors.torch import load_file
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, rankdata
 
 from s2dm.boundaries import (
     LabelledSpans, choice_lists, choice_row, edge_states, fit_choice,
@@ -45,6 +45,7 @@ from s2dm.metrics import score, squad_scores
 from s2dm.parsers import corenlp
 from s2dm.reader import S2DMReader
 from s2dm.reading import load_reading
+from s2dm.results import pack
 from s2dm.spans import SpanChoice
 from s2dm.treebanks import load_sentences, split_groups
 
@@ -264,7 +265,7 @@ def choose(how):
     best = fitted[int(table["by_worth"].idxmax())]
     learned = {name: w for name, w in best.state_dict().items() if not name.startswith("phrases.")}
     file = learned_file(how)
-    table.round(2).to_csv(file.with_suffix(".csv"), index=False, lineterminator="\n")
+    write_table(table.round(2), file.with_suffix(".csv"))
     save_tensors(file, learned, dict(format="pt"))
     print(table.to_string(index=False), flush=True)
 
@@ -362,7 +363,7 @@ def read(arm, seed):
         write_answers(folder, label, best_of(ids, best))
         spans = {id: [[a.start, a.end, a.score] for a in of] for id, of in zip(ids, best)}
         write_json(folder / f"nbest.{label}.json", spans)
-    if arm == "baseline": bounds(seed).to_csv(folder / "bounds.csv", index=False)
+    if arm == "baseline": write_table(bounds(seed), folder / "bounds.csv")
     write_json(folder / "metrics.json", dict(phrases=choices.table().to_dict("records")))
 
 
@@ -371,8 +372,10 @@ def keep(path):
     files = [file for how in LEARNING for file in ROOT.glob(f"{learned_file(how).stem}.*")]
     done = [file.parent for file in ROOT.glob("answers/*/seed*/metrics.json")]
     for folder in done: # and those with a choice beside it
-        files += (ROOT / "answers").glob(f"{folder.parent.name}*/{folder.name}/*.*")
-    pack({file for file in files if not file.name.startswith("nbest.")}, path, ROOT.parent)
+        files += (ROOT / "answers").glob(f"{folder.parent.name}*/{folder.name}/[!.]*.*")
+    files = sorted({file for file in files if not file.name.startswith("nbest.")})
+    pack(files, ROOT.parent, path)
+    print(f"{len(files)} files are in {path}")
 
 
 # what trees and the right answer would give, from the n best
@@ -520,16 +523,18 @@ def far_from_english(): # language -> percent of translations that the fourth la
 
 
 def by_distance(single): # single: as from `single_languages`
-    "Is more gained in languages that are further from English?"
+    "Is more gained in languages that are further from English? Spearman's correlation."
     rows = single[(single["language"] != "en") & (single["measure"] == EM)]
     rows = rows.assign(distance=rows["language"].map(far_from_english())).dropna()
     table = []
     for (dataset, system, other), part in rows.groupby(["dataset", "system", "other"], sort=False):
         if len(part) < 3: continue
-        rho, p = spearmanr(part["difference"], part["distance"])
+        found = pearsonr(rankdata(part["difference"]), rankdata(part["distance"]))
         row = dict(dataset=dataset, system=system, other=other, languages=len(part))
-        table.append(row | dict(correlation=100 * rho, p=round(p, 3)))
-    columns = ["dataset", "system", "other", "languages", "correlation", "p"]
+        ends = found.confidence_interval() # Fisher's
+        numbers = dict(correlation=found.statistic, low=ends.low, high=ends.high)
+        table.append(row | {name: 100 * value for name, value in numbers.items()})
+    columns = ["dataset", "system", "other", "languages", "correlation", "low", "high"]
     return pd.DataFrame(table, columns=columns)
 
 
@@ -544,7 +549,7 @@ def write_tables(samples, out):
         "choice_bounds": bounds_table()}
     tables["choice_distance"] = by_distance(tables["choice_languages"])
     for name, table in tables.items():
-        table.round(4).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        write_table(table.round(4), out / f"{name}.csv")
         print(table.round(3).to_string(index=False), end="\n\n")
 
 

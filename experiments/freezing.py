@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from s2dm.core import device_name, plain_errors
+from s2dm.core import atomic_write, device_name, plain_errors
 from s2dm.features import TrainingBatches
 from s2dm.finetune import FinetuneConfig, evenly, load_questions, new_reader
 from s2dm.fit import fit
@@ -92,7 +92,8 @@ def main():
     for name in given.arms.split(","):
         if name in {row["arm"] for row in rows}: continue
         rows.append(run(name, ARMS[name], given.steps, given.runs))
-        pd.DataFrame(rows).round(3).to_csv(given.out, index=False, lineterminator="\n")
+        with atomic_write(given.out) as new:
+            pd.DataFrame(rows).round(3).to_csv(new, index=False, lineterminator="\n")
         print(pd.DataFrame(rows[-1:]).round(2).to_string(index=False))
 
 

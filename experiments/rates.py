@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from s2dm.core import device_name, plain_errors
+from s2dm.core import atomic_write, device_name, plain_errors
 from s2dm.features import TrainingBatches
 from s2dm.finetune import FinetuneConfig, evenly, load_questions, new_reader
 from s2dm.fit import fit
@@ -93,7 +93,8 @@ def main():
         minutes = (time.perf_counter() - start) / 60
         rows.append(row | dict(
             minutes=minutes, threads=torch.get_num_threads(), device=device_name()))
-        pd.DataFrame(rows).round(4).to_csv(given.out, index=False, lineterminator="\n")
+        with atomic_write(given.out) as new:
+            pd.DataFrame(rows).round(4).to_csv(new, index=False, lineterminator="\n")
         print(pd.DataFrame(rows[-1:]).round(4).to_string(index=False))
 
 

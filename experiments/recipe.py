@@ -16,7 +16,6 @@ are those of `make e5`. `keep` puts what was measured and read, without weights,
 figures/e5/recipe.tar.xz; `python workflow/records.py restore` takes it out again."""
 import argparse
 import os
-import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +28,8 @@ from s2dm.evaluation import EvaluateConfig, evaluate, predict
 from s2dm.finetune import FinetuneConfig, evenly, finetune, load_questions, mean_reader
 from s2dm.metrics import score
 from s2dm.pretrain import PretrainConfig, checkpoint_for, pretrain
+from s2dm.reader import S2DMReader
+from s2dm.results import pack
 
 LEVERS = {
     "average of steps": dict(average=8, average_share=.5, final_rate=1 / 3),
@@ -55,22 +56,27 @@ def english(metrics): # F1 on development questions, at the end
     return metrics["evaluations"][-1]["f1"]
 
 
+def write_table(table, file): # whole, or not at all
+    with atomic_write(file) as new: table.to_csv(new, index=False, lineterminator="\n")
+
+
 # settings
 
 def trials(file):
     "A line for each setting; one that has its line is not tried again."
+    precision = precision_for(0) # none goes with a setting
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     for arm in TRIED:
         for number, settings in enumerate(SETTINGS):
             trial = dict(arm=arm) | settings
             if any(row | trial == row for row in rows): continue
             below("trials", f"{arm} {number}")
-            config = FinetuneConfig(
-                model="e5", variant="baseline", seed=100, max_steps=1000, **LEVERS[arm], **settings)
-            metrics = finetune(config).metrics
+            metrics = finetune(FinetuneConfig(
+                model="e5", variant="baseline", seed=100, max_steps=1000, precision=precision,
+                **LEVERS[arm], **settings)).metrics
             rows.append(trial | dict(steps=metrics["steps"], seconds=metrics["seconds"],
-                                     f1=english(metrics)))
-            pd.DataFrame(rows).round(2).to_csv(file, index=False, lineterminator="\n")
+                                     precision=metrics["precision"], f1=english(metrics)))
+            write_table(pd.DataFrame(rows).round(2), file)
     return pd.DataFrame(rows)
 
 
@@ -102,10 +108,11 @@ def record_of(arm, seed): # what was measured of a reader, written when all else
 
 
 def s2dm_of(seed, root=ROOT):
-    "The folder of the S2DM of the experiment with e5, trained again below `root` if it is gone."
-    precision = precision_for(seed, root) # as there
-    config = PretrainConfig(model="e5", variant="s2dm_sp", seed=seed, precision=precision)
-    for runs in (root.parent, root / "s2dm"):
+    "The folder of the S2DM of the experiment with e5, trained again in runs/s2dm if it is gone."
+    precision = precision_for(seed, root) # as there, where it was measured, too
+    config = PretrainConfig(
+        model="e5", variant="s2dm_sp", seed=seed, precision=precision, measure=False)
+    for runs in (root.parent, root.parent / "s2dm"):
         os.environ["S2DM_RUNS"] = str(runs)
         folder = checkpoint_for(config)
         if (folder / "encoder.json").is_file(): return str(folder.resolve()) # it comes last
@@ -198,7 +205,7 @@ def join(tried, file):
         rows.append(dict(arm=arm, f1=f1, before=best, kept=f1 > best))
         if f1 > best: joined, best = [*joined, lever], f1
     table = pd.DataFrame(rows, columns=["arm", "f1", "before", "kept"])
-    table.round(4).to_csv(file, index=False, lineterminator="\n")
+    write_table(table.round(4), file)
     arms = [AND.join(joined), AND.join([*joined, S2DM])] if joined else []
     for arm in arms:
         for seed in SEEDS: train_and_read(arm, seed, tried)
@@ -236,10 +243,8 @@ def check_there(places, says): # raises DataError
 def reading(arm, seed, precision="auto"): # the evaluation, which is written below the arm's folder
     ready = SYSTEMS.get(arm) # read with by `make e5`
     below(*([".."] if ready else [arm, f"answers{seed}"]))
-    reader = "" if ready else str(reader_of(arm, seed))
     return EvaluateConfig(
-        model="e5", reader=reader, seed=seed, precision=precision, across=False,
-        **ready or SYSTEMS["baseline"])
+        model="e5", seed=seed, precision=precision, across=False, **ready or SYSTEMS["baseline"])
 
 
 def answers_of(arm, seed, stage="evaluate"): return reading(arm, seed).folder(stage)
@@ -251,21 +256,19 @@ def train_and_read(arm, seed, file):
     if not (reader_of(arm, seed) / "reader.json").is_file(): # which is written last
         record_of(arm, seed).unlink(missing_ok=True)
     train(arm, seed, file)
-    evaluate(reading(arm, seed, precision_for(seed)))
-
-
-def pack(files, path, root):
-    "Files below a folder, as one archive that `workflow/records.py restore` takes out again."
-    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
-        for file in sorted(files): tar.add(file, file.relative_to(root).as_posix())
-    print(f"{len(files)} files are in {path}")
+    precision = precision_for(seed)
+    reader = S2DMReader.from_pretrained(reader_of(arm, seed))
+    reader.precision = precision
+    evaluate(reading(arm, seed, precision), reader)
 
 
 def keep(path):
     "What was measured of readers and read with them."
-    done = [file.parent for file in ROOT.glob("*/answers*/**/metrics.json")]
-    files = [*ROOT.glob("*/reader*.json"), *(file for of in done for file in of.glob("*.json"))]
-    pack(files, path, ROOT.parent)
+    records = [file for file in ROOT.glob("*/answers*/evaluate/*/*/seed*/metrics.json")]
+    answers = [file for record in records for file in record.parent.glob("[!.]*.json")]
+    files = sorted([*ROOT.glob("*/reader*.json"), *answers])
+    pack(files, ROOT.parent, path)
+    print(f"{len(files)} files are in {path}")
 
 
 # tables
@@ -320,7 +323,7 @@ def write_tables(joins, samples, out):
     tables = dict(recipe=comparisons(pairs, samples), recipe_costs=costs(arms))
     tables["recipe_languages"] = single_languages(pairs, samples)
     for name, table in tables.items():
-        table.round(4).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        write_table(table.round(4), out / f"{name}.csv")
         print(table.round(3).to_string(index=False), end="\n\n")
 
 
@@ -338,13 +341,16 @@ def main():
     if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(LEVERS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     tried, joins = (given.out / f"recipe-{name}.csv" for name in ("trials", "joins"))
-    if given.command == "trials": print(trials(tried).to_string(index=False))
+    if given.command == "trials":
+        check_there([given.out / "dictionaries.csv"],
+                    "are to come first (`python experiments/dictionaries.py quality`)")
+        print(trials(tried).to_string(index=False))
     if given.command == "train":
         for seed in map(int, given.seeds.split(",")):
             for arm in arms: train_and_read(arm, seed, tried)
     if given.command == "join":
-        records = [record_of(arm, seed) for arm in LEVERS for seed in SEEDS]
-        check_there(records, "readers are not trained yet")
+        answers = places_of(LEVERS).values() # that they are there, not what they say
+        check_there([folder / "metrics.json" for folder in answers], "have not been read with")
         print(join(tried, joins).to_string(index=False))
     if given.command == "tables": write_tables(joins, given.samples, given.out)
     if given.command == "keep": keep(given.out / "recipe.tar.xz")

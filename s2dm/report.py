@@ -952,6 +952,12 @@ def _unread(results): # without all that readers answered
     return Results(**vars(results) | dict(scores=results.scores[:0], tables=tables))
 
 # %% ../nbs/07d_report.ipynb #fa2d91a9
+def _fixed(results, profile, out): # none as long as a reader of the design is missing
+    finished, wanted = _readers(results, experiment(profile)["reproduce"])
+    if finished < wanted: return {}
+    return fixed_tables(out, project_root() / "figures" / profile)
+
+
 def report(
     config: ReportConfig, # which runs, and where to
 ) -> Path: # the page
@@ -959,12 +965,11 @@ def report(
     `MissingData` outside a checkout (the paper's numbers are there)."""
     out = Path(config.out or figures_dir() / config.profile)
     designed = "design" in experiment(config.profile)
-    fixed = {}
-    if designed: fixed = fixed_tables(out, project_root() / "figures" / config.profile)
-    unread = designed and "primary" not in fixed
     with open_records(config.runs or runs_dir()) as root:
         results = collect(config.models, root, config.edition)
         save_records(results, root, out / "records.tar.xz")
+        fixed = _fixed(results, config.profile, out) if designed else {}
+        unread = designed and "primary" not in fixed
         if unread: results = _unread(results)
         numbers = measures(results)
         figures = all_figures(results, numbers)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'DATASET_NAMES', 'SOURCES', 'ANALYSES', 'STAGES', 'UNPACKED', 'CONFIDENCE', 'LOSSES', 'experiments',
            'experiment', 'models_of', 'ReportConfig', 'model_name', 'dataset_name', 'source_of', 'system_name',
-           'shown_as', 'control_of', 'read_record', 'Columns', 'Results', 'collect', 'prediction_files', 'save_records',
-           'open_records', 'interval', 'paired', 'holm', 'Measure', 'counted_violations', 'probe_name', 'measures',
-           'summarise', 'against_baseline', 'compare', 'MeasureOf', 'main_effects', 'paper_values']
+           'shown_as', 'control_of', 'read_record', 'Columns', 'Results', 'collect', 'prediction_files', 'pack',
+           'save_records', 'open_records', 'interval', 'paired', 'holm', 'Measure', 'counted_violations', 'probe_name',
+           'measures', 'summarise', 'against_baseline', 'compare', 'MeasureOf', 'main_effects', 'paper_values']
 
 # %% ../nbs/07a_results.ipynb #d58ca8f7
 import json, lzma, math, re, tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -381,27 +381,51 @@ def prediction_files(
     outcomes = [Path(folder) / "outcomes.json" for folder in runs.get("folder", ())]
     return _shown_predictions(runs) + _real_predictions(runs) + [*filter(Path.is_file, outcomes)]
 
-# %% ../nbs/07a_results.ipynb #e4e4c380
+# %% ../nbs/07a_results.ipynb #e4e4c37f
 def _anonymous(info): # of a file in an archive
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info
 
 
+def _names(path): # of an archive's files; none if it is not there; raises DataError
+    if not Path(path).is_file(): return set()
+    try:
+        with tarfile.open(path) as tar: return {*tar.getnames()}
+    except (tarfile.TarError, lzma.LZMAError, OSError, EOFError) as error:
+        raise DataError(f"{path}: {error}; expected an archive, or no file") from None
+
+# %% ../nbs/07a_results.ipynb #e4e4c380
+def pack(
+    files: Collection[Path], # that are there
+    root: str | Path, # folder of the runs, which they are in
+    path: str | Path, # the archive, .tar.xz
+    fewer: bool = False, # it may replace one that has other files
+):
+    """Files as an archive. Raises `DataError` if the one that it replaces has others, which would
+    be lost."""
+    names = {file: file.relative_to(root).as_posix() for file in files}
+    lost = set() if fewer else _names(path) - {*names.values()}
+    if lost:
+        raise DataError(f"{path} has {len(lost)} files that are not in {root}, such as "
+                        f"{min(lost)}: `python workflow/records.py restore {path}` first")
+    with atomic_write(path) as tmp, tarfile.open(tmp, "w:xz") as tar:
+        for file, name in names.items(): tar.add(file, name, filter=_anonymous)
+
+# %% ../nbs/07a_results.ipynb #e4e4c381
 def save_records(
     results: Results, # as from `collect`
     root: str | Path, # folder of the runs, the one that `collect` read
     path: str | Path, # the archive, .tar.xz
+    fewer: bool = True, # it may replace one that has other files
 ):
     """Keep what a report is made from: `config.json` and `metrics.json` of every run, and some
-    predictions."""
+    predictions. Raises `DataError` as `pack` does."""
     files = []
     for folder in results.runs.get("folder", ()):
         files += [Path(folder) / "config.json", Path(folder) / "metrics.json"]
     files += prediction_files(results)
-    with atomic_write(path) as tmp, tarfile.open(tmp, "w:xz") as tar:
-        for file in filter(Path.is_file, files):
-            tar.add(file, file.relative_to(root).as_posix(), filter=_anonymous)
+    pack([*filter(Path.is_file, files)], root, path, fewer)
 
 # %% ../nbs/07a_results.ipynb #1b3ee7d2
 UNPACKED = 1 << 30 # bytes of the records in an archive, at most

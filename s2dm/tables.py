@@ -765,8 +765,8 @@ LISTINGS |= {
         "Is more gained where a language is further from English?",
         "Spearman's correlation over languages, times 100, of the gain with the distance: "
         "translations that the encoder's fourth layer does not find. Languages for which this was "
-        "not measured are left out.",
-        ("dataset", "system", "other", "languages", "p"), ("correlation",), {})}
+        "not measured are left out; Fisher's interval.",
+        ("dataset", "system", "other", "languages"), (), {"correlation": ""})}
 
 
 # %% ../nbs/07b_tables.ipynb #8c476d9e
@@ -777,14 +777,16 @@ _FIXED |= {name: partial(listed_table, name) for name in LISTINGS}
 
 # %% ../nbs/07b_tables.ipynb #795e470b
 def fixed_tables(
-    *folders: str | Path, # where the scripts may have left their files; the first that has one
+    *folders: str | Path, # where the scripts may have left their files; the newest counts
 ) -> dict[str, Table]: # by name
     "The tables of comparisons that were fixed beforehand, as far as they were made."
     tables = {}
     for name, make in _FIXED.items():
         files = [Path(folder) / f"{name}.csv" for folder in folders]
-        file = next(filter(Path.is_file, files), None)
-        if file: tables[name] = make(pd.read_csv(file))
+        made = [file for file in files if file.is_file()]
+        if not made: continue
+        newest = max(made, key=lambda file: file.stat().st_mtime)
+        tables[name] = make(pd.read_csv(newest))
     return tables
 
 # %% ../nbs/07b_tables.ipynb #f0434d4e

@@ -190,3 +190,30 @@ def test_a_report_replaces_one_on_as_many_seeds_and_none_on_more(tmp_path):
 def test_there_must_be_a_report(tmp_path):
     out = publish(tmp_path, tmp_path / "figures")
     assert out.returncode == 1 and "has no report.html" in out.stderr
+
+
+def test_a_run_that_was_only_begun_is_restored_whole(tmp_path):
+    "Its settings would be of two runs otherwise. A finished one stays as it is."
+    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=2, model="e5")
+    records(tmp_path, "first", "keep", "e5", tmp_path / "records.tar.xz")
+    there = tmp_path / "second/finetune/e5/baseline"
+    for seed, names in enumerate((("config.json",), ("config.json", "metrics.json"))):
+        (there / f"seed{seed}").mkdir(parents=True)
+        for name in names: (there / f"seed{seed}" / name).write_text("{}")
+    records(tmp_path, "second", "restore", tmp_path / "records.tar.xz")
+    for name in ("config.json", "metrics.json"):
+        kept = (first / "finetune/e5/baseline/seed0" / name).read_text()
+        assert (there / "seed0" / name).read_text() == kept
+        assert (there / "seed1" / name).read_text() == "{}"
+
+
+def test_no_archive_is_replaced_by_one_that_lacks_some_of_its_files(tmp_path):
+    first = fake_runs(tmp_path / "first", systems=("baseline",), seeds=2, model="e5")
+    archive = tmp_path / "records.tar.xz"
+    records(tmp_path, "first", "keep", "e5", archive)
+    before = archive.read_bytes()
+    shutil.rmtree(first / "finetune/e5/baseline/seed1")
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        records(tmp_path, "first", "keep", "e5", archive)
+    assert "has 8 files that are not in" in stopped.value.stderr # predictions and their places, too
+    assert "Traceback" not in stopped.value.stderr and archive.read_bytes() == before

@@ -15,6 +15,7 @@ import nbformat
 import pytest
 import yaml
 from conftest import ROOT
+from filelock import FileLock
 
 pytest.importorskip("snakemake", reason="the workflow needs Python 3.11")
 from snakemake.utils import available_cpu_count  # noqa: E402
@@ -443,6 +444,22 @@ def test_all_systems_of_a_seed_are_trained_in_one_precision(tmp_path, there, tol
     log = (tmp_path / "run.log").read_text()
     assert ("are of 2 precisions: ['bfloat16', 'float32']" in log) == (len({*there}) == 2
                                                                      and None not in there)
+
+
+def test_the_log_of_a_run_that_still_works_is_left_to_it(tmp_path):
+    "The next call of the same run waits, and begins the log when it is its own."
+    log = tmp_path / "run.log"
+    nbformat.write(notebook("file = ''", "print('the second')"), tmp_path / "one.ipynb")
+    command = [sys.executable, ROOT / "workflow/run.py", "--log", log, tmp_path / "one.ipynb",
+               tmp_path / "run.ipynb", "-p", "file", "any"]
+    with FileLock(f"{log}.lock"):
+        log.write_text("the first")
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as second:
+            with pytest.raises(subprocess.TimeoutExpired): second.wait(4)
+            assert log.read_text() == "the first"
+            second.kill()
+    subprocess.run(command, check=True)
+    assert "the second" in log.read_text() and "the first" not in log.read_text()
 
 
 def test_the_workflow_asks_for_one_precision_for_each_seed(place):

@@ -49,7 +49,6 @@ def parse(texts, chosen):
             except MissingData as error:
                 if attempt == ATTEMPTS: raise
                 print(f"{error}; attempt {attempt + 1} of {ATTEMPTS}", flush=True)
-    return []
 
 
 def main(chosen):

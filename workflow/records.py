@@ -10,13 +10,14 @@ others:
 
     python workflow/records.py keep-encoders encoders figures/encoders/encoders.tar.xz
 
-`restore` leaves files that are there as they are."""
+`restore` leaves finished runs that are there as they are, `keep` replaces no archive that has more
+than it would write."""
 import shutil
 import sys
-import tarfile
 
-from s2dm.core import atomic_write, plain_errors, runs_dir
-from s2dm.results import collect, experiment, models_of, open_records, save_records
+from s2dm.core import plain_errors, runs_dir
+from s2dm.results import (
+    collect, experiment, models_of, open_records, pack, save_records)
 
 CHAIN = {"finetune", "evaluate", "analyse"} # each needs the reader that the first one leaves
 
@@ -35,7 +36,7 @@ def keep(profile, path):
     said = experiment(profile)
     results = collect(models_of(profile), runs_dir(), said["edition"])
     results.runs = finished(results.runs, said.get("analysed", sys.maxsize))
-    save_records(results, runs_dir(), path)
+    save_records(results, runs_dir(), path, fewer=False)
     print(f"{len(results.runs)} finished runs are in {path}")
 
 
@@ -45,21 +46,24 @@ def keep_encoders(profile, path):
 
     folders = [scratch_folder(name).parent for name in experiment(profile).get("encoders", {})]
     done = [folder for folder in folders if (folder / "metrics.json").is_file()]
-    with atomic_write(path) as new, tarfile.open(new, "w:xz") as tar:
-        for folder in done:
-            files = [folder / "config.json", folder / "metrics.json"]
-            for file in files + sorted((folder / "checkpoint").iterdir()):
-                tar.add(file, file.relative_to(runs_dir()).as_posix())
+    files = []
+    for folder in done:
+        files += [folder / "config.json", folder / "metrics.json"]
+        files += sorted((folder / "checkpoint").iterdir())
+    pack(files, runs_dir(), path)
     print(f"{len(done)} of {len(folders)} encoders are in {path}")
 
 
 def restore(path):
-    "Put an archive's records into the folder of runs."
+    "Put an archive's records into the folder of runs; of a run that was only begun, all of them."
     count = 0
     with open_records(path) as root:
+        begun = [file.parent for file in root.rglob("metrics.json")
+                 if not (runs_dir() / file.relative_to(root)).exists()
+                 and not (runs_dir() / file.parent.relative_to(root) / ".lock.holder").exists()]
         for file in sorted(f for f in root.rglob("*") if f.is_file()):
             place = runs_dir() / file.relative_to(root)
-            if place.exists(): continue
+            if place.exists() and file.parent not in begun: continue
             place.parent.mkdir(parents=True, exist_ok=True)
             # with its time: Snakemake repeats what is older than what it was made from
             shutil.copy2(file, place)

@@ -78,11 +78,12 @@ def main():
     prepare(given)
     given.log.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.dup(2)
+    lock = FileLock(f"{given.log}.lock").acquire() # whose log it is, before it is emptied
     with open(given.log, "w", encoding="utf-8") as log:
         for stream in (1, 2): os.dup2(log.fileno(), stream)
     try:
         if given.alike and "precision" not in more: more += precision_of(given.alike)
-        with FileLock(f"{given.log}.lock"): execute(given.notebook, given.output, more)
+        with lock: execute(given.notebook, given.output, more)
     except Exception:
         import traceback
         traceback.print_exc()
