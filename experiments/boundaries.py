@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import recipe
 import torch
 from datasets import Dataset
 from primary import OUTCOMES, SYSTEMS, targets
@@ -53,6 +54,7 @@ FOLDS = 5
 SEEDS = range(5) # of readers; the readers of folds have seed 0
 FOLD_ARMS = [f"fold{number}" for number in range(FOLDS)]
 ARMS = ("baseline", "S2DM_SP", "phrases", "no articles")
+RECIPE = "recipe" # of recipe.py, as soon as there is one; it has fewer seeds
 ROOT = runs_dir() / "boundaries"
 SENTENCES = 250 # of each language
 QUESTION_TEXTS = 500 # that are asked while sentences are read
@@ -71,6 +73,7 @@ TRIED = dict(length=[f"length {weight}" for weight in LENGTHS],
              trees=[f"trees {penalty}" for penalty in PENALTIES])
 DEV = ("reddit", "en") # development questions
 WITH = " with "
+CHOSEN = [(f"{RECIPE} with choice", RECIPE)] # on top of the recipe
 PAIRS = [
     ("baseline with choice", "baseline"), ("phrases", "baseline"), ("no articles", "baseline"),
     ("phrases with choice", "baseline"), ("S2DM_SP with choice", "S2DM_SP")]
@@ -138,9 +141,16 @@ def folder_of(arm, seed): # of its run; that of `make e5` if its reader is here
 def reader_in(folder): return folder / "checkpoint/reader.json" # which is written last
 
 
+def all_arms(): # arm -> its seeds
+    known = recipe.JOINED_FILE.exists() and recipe.best_arm()
+    return {arm: SEEDS for arm in ARMS} | ({RECIPE: recipe.SEEDS} if known else {})
+
+
 def reader_of(arm, seed): # it reads in the precision that it was trained in
     precision = precision_for(seed, ROOT)
-    reader = S2DMReader.from_pretrained(folder_of(arm, seed) / "checkpoint")
+    if arm == RECIPE: folder = recipe.reader_of(recipe.best_arm(), seed)
+    else: folder = folder_of(arm, seed) / "checkpoint"
+    reader = S2DMReader.from_pretrained(folder)
     reader.precision = precision
     return reader
 
@@ -156,6 +166,7 @@ def parameters(arm, seed): # of 04_finetune
 
 
 def train(arm, seed):
+    if arm == RECIPE: return recipe.train(recipe.best_arm(), seed, again=True)
     if reader_in(folder_of(arm, seed)).is_file(): return
     if not (ROOT / f"fold{FOLDS - 1}.json").exists(): write_files()
     given = parameters(arm, seed)
@@ -450,7 +461,7 @@ def bounds(seed):
 EM, BREAKS = "EM", "wrong boundaries at the right place"
 
 
-def scores_of(names, dataset, languages=()): # measure -> name -> PassageScores
+def scores_of(names, dataset, languages=(), seeds=None): # measure -> name -> PassageScores
     languages = languages or targets(dataset)
     questions = {language: load_reading(dataset, language) for language in languages}
     passages = {language: passages_of(asked, dataset == "xquad", language)
@@ -458,7 +469,7 @@ def scores_of(names, dataset, languages=()): # measure -> name -> PassageScores
     by_measure = {EM: {}, BREAKS: {}}
     for name in names:
         right, broken, reached = [], [], []
-        for seed in SEEDS:
+        for seed in seeds or SEEDS:
             folder = answers_of(name, seed)
             answers = {language: read_answers(folder, f"{dataset}.{language}", asked)
                        for language, asked in questions.items()}
@@ -481,20 +492,20 @@ def same_readers(pairs): # those that are compared reader by reader
 def names_of(pairs): return list(dict.fromkeys(name for pair in pairs for name in pair))
 
 
-def comparisons(pairs, samples):
+def comparisons(pairs, samples, seeds=None):
     rows = []
     for dataset in OUTCOMES:
-        for measure, scores in scores_of(names_of(pairs), dataset).items():
+        for measure, scores in scores_of(names_of(pairs), dataset, seeds=seeds).items():
             table = comparison_table(scores, pairs, samples, same_readers(pairs))
             rows.append(table.assign(dataset=dataset, measure=measure))
     return pd.concat(rows, ignore_index=True)
 
 
-def single_languages(pairs, samples):
+def single_languages(pairs, samples, seeds=None):
     "The same in each language alone: intervals and no tests."
     rows = []
     for dataset, language in TESTS:
-        for measure, scores in scores_of(names_of(pairs), dataset, [language]).items():
+        for measure, scores in scores_of(names_of(pairs), dataset, [language], seeds).items():
             for pair in pairs:
                 one, two = (scores[name] for name in pair)
                 row = dict(dataset=dataset, language=language, measure=measure)
@@ -539,7 +550,8 @@ def by_distance(single): # single: as from `single_languages`
 
 
 def write_tables(samples, out):
-    records = [answers_of(arm, seed) / "metrics.json" for arm in ARMS for seed in SEEDS]
+    records = [answers_of(arm, seed) / "metrics.json"
+               for arm, seeds in all_arms().items() for seed in seeds]
     check_there(records, "have not been read with")
     check_primary(ROOT)
     tables = {
@@ -547,6 +559,10 @@ def write_tables(samples, out):
         "choice_controls": comparisons(CONTROLLED, samples),
         "choice_languages": single_languages(PAIRS + CONTROLLED, samples),
         "choice_bounds": bounds_table()}
+    if RECIPE in all_arms():
+        tables["choice_recipe"] = comparisons(CHOSEN, samples, recipe.SEEDS)
+        alone = single_languages(CHOSEN, samples, recipe.SEEDS)
+        tables["choice_languages"] = pd.concat([tables["choice_languages"], alone])
     tables["choice_distance"] = by_distance(tables["choice_languages"])
     for name, table in tables.items():
         write_table(table.round(4), out / f"{name}.csv")
@@ -566,7 +582,8 @@ def main():
     given = parser.parse_args()
     if given.command == "give" and not (given.reader and given.to):
         parser.error("give needs --reader and --to")
-    known = [*FOLD_ARMS, *ARMS] if given.command == "train" else [*ARMS]
+    seeds_of = dict.fromkeys(FOLD_ARMS if given.command == "train" else (), [0]) | all_arms()
+    known = [*seeds_of]
     arms = given.arms.split(",") if given.arms else known
     unknown = sorted({*arms} - {*known})
     if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(known)}")
@@ -574,13 +591,15 @@ def main():
     given.out.mkdir(parents=True, exist_ok=True)
     if given.command == "train":
         for arm in arms:
-            for seed in seeds if arm in ARMS else (0,): train(arm, seed)
+            for seed in seeds_of[arm]:
+                if seed in seeds or arm in FOLD_ARMS: train(arm, seed)
     if given.command == "choose":
         for how in LEARNING: choose(how)
     if given.command == "read":
         check_there([*map(learned_file, LEARNING)], "choices are not there yet (choose)")
         for arm in arms:
-            for seed in seeds: read(arm, seed)
+            for seed in seeds_of[arm]:
+                if seed in seeds: read(arm, seed)
     if given.command == "tables": write_tables(given.samples, given.out)
     if given.command == "give":
         check_there([learned_file(CHOICE)], "choices are not there yet (choose)")

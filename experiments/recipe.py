@@ -46,6 +46,7 @@ TRIED = ("subwords", "switched") # levers that have settings
 SETTINGS = [dict(second_share=share, consistency=weight) for share in (.3, .6) for weight in (1, 5)]
 SEEDS, RUNS = range(3), 3 # of each arm; of each mean of runs
 ROOT = runs_dir() / "recipe"
+TRIED_FILE, JOINED_FILE = ROOT / "trials.csv", ROOT / "joins.csv"
 
 
 def below(*names): # from now on runs are written there
@@ -62,10 +63,10 @@ def write_table(table, file): # whole, or not at all
 
 # settings
 
-def trials(file):
+def trials():
     "A line for each setting; one that has its line is not tried again."
     precision = precision_for(0) # none goes with a setting
-    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    rows = pd.read_csv(TRIED_FILE).to_dict("records") if TRIED_FILE.exists() else []
     for arm in TRIED:
         for number, settings in enumerate(SETTINGS):
             trial = dict(arm=arm) | settings
@@ -76,14 +77,14 @@ def trials(file):
                 **LEVERS[arm], **settings)).metrics
             rows.append(trial | dict(steps=metrics["steps"], seconds=metrics["seconds"],
                                      precision=metrics["precision"], f1=english(metrics)))
-            write_table(pd.DataFrame(rows).round(2), file)
+            write_table(pd.DataFrame(rows).round(2), TRIED_FILE)
     return pd.DataFrame(rows)
 
 
-def chosen(lever, file): # parameters of 04_finetune
+def chosen(lever): # parameters of 04_finetune
     if lever == S2DM: return SYSTEMS[S2DM]
     if lever not in TRIED: return LEVERS[lever]
-    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["arm"])
+    rows = pd.read_csv(TRIED_FILE) if TRIED_FILE.exists() else pd.DataFrame(columns=["arm"])
     rows = rows[rows["arm"] == lever]
     if len(rows) < len(SETTINGS):
         raise DataError(f"{len(rows)} of {len(SETTINGS)} settings of {lever} have been tried: run "
@@ -101,6 +102,9 @@ def runs_of(arm, seed): # seeds of the runs that make one reader
 
 
 def reader_of(arm, seed): return ROOT / arm.replace(" ", "_") / f"reader{seed}"
+
+
+def is_gone(arm, seed): return not (reader_of(arm, seed) / "reader.json").is_file() # written last
 
 
 def record_of(arm, seed): # what was measured of a reader, written when all else is there
@@ -136,9 +140,9 @@ def precision_for(seed, root=ROOT): # raises DataError
     return precision_of(folder)
 
 
-def parameters(arm, seed, file): # of all runs of a reader
+def parameters(arm, seed): # of all runs of a reader
     given = dict(model="e5", variant="baseline", precision=precision_for(seed))
-    for lever in arm.split(AND): given |= chosen(lever, file)
+    for lever in arm.split(AND): given |= chosen(lever)
     if "average of runs" in arm.split(AND): given |= dict(head_seed=seed)
     if S2DM in arm.split(AND): given |= dict(s2dm=s2dm_of(seed))
     return given
@@ -151,14 +155,16 @@ def english_of(reader, precision): # F1 on the development questions of every ru
     return float(score(predict(reader, questions), questions).f1.mean())
 
 
-def train(arm, seed, file):
+def train(arm, seed, again=False): # again: also if nothing but its weights is gone
     "The reader of an arm and a seed, with its minutes and its F1 on English questions."
-    if record_of(arm, seed).exists(): return
-    given = parameters(arm, seed, file)
+    known = record_of(arm, seed).exists()
+    if known and not (again and is_gone(arm, seed)): return
+    given = parameters(arm, seed)
     below(arm)
     runs = [finetune(FinetuneConfig(seed=number, **given)) for number in runs_of(arm, seed)]
     reader = mean_reader([run.folder / "checkpoint" for run in runs])
     reader.save_pretrained(reader_of(arm, seed))
+    if known: return # what was decided by the first one's F1 stays
     spent = pd.DataFrame([cost(run.folder) for run in runs])
     spent = spent.agg(dict(minutes="sum", device=said_once)).to_dict()
     # of one run what was measured in its training, in its precision, as that of the baseline was
@@ -190,7 +196,7 @@ def excludes(one, other): # two levers that set the same parameter
     return not LEVERS[one].keys().isdisjoint(LEVERS[other])
 
 
-def join(tried, file):
+def join():
     """Join the levers that are above the baseline on English questions, the best one first, as long
     as these say it is better. A line for each arm that was tried."""
     best = english_mean("baseline")
@@ -200,37 +206,38 @@ def join(tried, file):
     for lever in reversed(helped):
         if any(excludes(lever, other) for other in joined): continue
         arm = AND.join([*joined, lever])
-        for seed in SEEDS: train(arm, seed, tried)
+        for seed in SEEDS: train(arm, seed)
         f1 = english_mean(arm)
         rows.append(dict(arm=arm, f1=f1, before=best, kept=f1 > best))
         if f1 > best: joined, best = [*joined, lever], f1
     table = pd.DataFrame(rows, columns=["arm", "f1", "before", "kept"])
-    write_table(table.round(4), file)
+    write_table(table.round(4), JOINED_FILE)
     arms = [AND.join(joined), AND.join([*joined, S2DM])] if joined else []
     for arm in arms:
-        for seed in SEEDS: train_and_read(arm, seed, tried)
+        for seed in SEEDS: train_and_read(arm, seed)
     return table
 
 
-def recipe_of(file): # the arm; "" if no lever helped; raises DataError
-    if not file.exists():
-        raise DataError(f"{file} is not there: run `python experiments/recipe.py join` first")
-    rows = pd.read_csv(file)
+def best_arm(): # the arm; "" if no lever helped; raises DataError
+    if not JOINED_FILE.exists():
+        raise DataError(
+            f"{JOINED_FILE} is not there: run `python experiments/recipe.py join` first")
+    rows = pd.read_csv(JOINED_FILE)
     kept = rows.loc[rows["kept"], "arm"]
     return kept.iloc[-1] if len(kept) else ""
 
 
-def arms_of(file): # all arms of the table, without those of `make e5`
-    recipe = recipe_of(file)
-    joined = [recipe, AND.join([recipe, S2DM])] if recipe else []
+def all_arms(): # of the table, without those of `make e5`
+    best = best_arm()
+    joined = [best, AND.join([best, S2DM])] if best else []
     return list(dict.fromkeys([*LEVERS, *joined]))
 
 
-def pairs_of(file): # the family of comparisons
-    recipe = recipe_of(file)
-    pairs = [(arm, "baseline") for arm in arms_of(file) if S2DM not in arm]
-    both = AND.join([recipe, S2DM])
-    return pairs + ([(both, recipe), (both, S2DM)] if recipe else [])
+def all_pairs(): # the family of comparisons
+    best = best_arm()
+    pairs = [(arm, "baseline") for arm in all_arms() if S2DM not in arm]
+    both = AND.join([best, S2DM])
+    return pairs + ([(both, best), (both, S2DM)] if best else [])
 
 
 # answers
@@ -250,12 +257,10 @@ def reading(arm, seed, precision="auto"): # the evaluation, which is written bel
 def answers_of(arm, seed, stage="evaluate"): return reading(arm, seed).folder(stage)
 
 
-def train_and_read(arm, seed, file):
+def train_and_read(arm, seed):
     "Read every test with a reader, in its precision. One whose weights are gone is trained again."
     if (answers_of(arm, seed) / "metrics.json").exists(): return
-    if not (reader_of(arm, seed) / "reader.json").is_file(): # which is written last
-        record_of(arm, seed).unlink(missing_ok=True)
-    train(arm, seed, file)
+    train(arm, seed, again=True)
     precision = precision_for(seed)
     reader = S2DMReader.from_pretrained(reader_of(arm, seed))
     reader.precision = precision
@@ -263,10 +268,10 @@ def train_and_read(arm, seed, file):
 
 
 def keep(path):
-    "What was measured of readers and read with them."
+    "What was measured of readers and read with them, with trials and joins."
     records = [file for file in ROOT.glob("*/answers*/evaluate/*/*/seed*/metrics.json")]
     answers = [file for record in records for file in record.parent.glob("[!.]*.json")]
-    files = sorted([*ROOT.glob("*/reader*.json"), *answers])
+    files = sorted([*ROOT.glob("*.csv"), *ROOT.glob("*/reader*.json"), *answers])
     pack(files, ROOT.parent, path)
     print(f"{len(files)} files are in {path}")
 
@@ -314,8 +319,8 @@ def costs(arms):
     return by_arm.agg(how).reset_index()
 
 
-def write_tables(joins, samples, out):
-    arms, pairs = arms_of(joins), pairs_of(joins)
+def write_tables(samples, out):
+    arms, pairs = all_arms(), all_pairs()
     check_primary()
     ready = ["baseline", S2DM] # of `make e5`
     answers = places_of([*ready, *arms]).values()
@@ -340,19 +345,18 @@ def main():
     unknown = sorted({*arms} - {*LEVERS})
     if unknown: parser.error(f"{unknown[0]!r} is no arm; choose from {', '.join(LEVERS)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    tried, joins = (given.out / f"recipe-{name}.csv" for name in ("trials", "joins"))
     if given.command == "trials":
         check_there([given.out / "dictionaries.csv"],
                     "are to come first (`python experiments/dictionaries.py quality`)")
-        print(trials(tried).to_string(index=False))
+        print(trials().to_string(index=False))
     if given.command == "train":
         for seed in map(int, given.seeds.split(",")):
-            for arm in arms: train_and_read(arm, seed, tried)
+            for arm in arms: train_and_read(arm, seed)
     if given.command == "join":
         answers = places_of(LEVERS).values() # that they are there, not what they say
         check_there([folder / "metrics.json" for folder in answers], "have not been read with")
-        print(join(tried, joins).to_string(index=False))
-    if given.command == "tables": write_tables(joins, given.samples, given.out)
+        print(join().to_string(index=False))
+    if given.command == "tables": write_tables(given.samples, given.out)
     if given.command == "keep": keep(given.out / "recipe.tar.xz")
 
 

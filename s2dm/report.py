@@ -710,7 +710,7 @@ _SYNTAX = Section(
     "Do predicted answers match the syntax of the target language (Section 5.3, 3)?",
     ("mechanism",), ("deficit", "overlap", "shares", "violations_bipar", "boundaries", "errors",
                      "table1_readers", "boundaries_paper", "constituents", "violations",
-                     "decoding", "decoding_rules", "choice", "choice_controls",
+                     "decoding", "decoding_rules", "choice", "choice_recipe", "choice_controls",
                      "choice_languages", "choice_bounds", "choice_distance"))
 
 # %% ../nbs/07d_report.ipynb #6878af3d

@@ -653,6 +653,7 @@ COMPARED = {
     "primary": "The comparisons that were fixed beforehand",
     "recipe": "What training alone gives",
     "choice": "What may mend boundaries",
+    "choice_recipe": "The choice among overlapping spans on top of the recipe",
     "choice_controls": "Controls of the choice among overlapping spans"}
 
 

@@ -779,17 +779,18 @@ def recipe(tmp_path, monkeypatch): # the script's names, with runs of its own
     return runpy.run_path(str(ROOT / "experiments/recipe.py"))
 
 
-def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(recipe, tmp_path):
-    tried = tmp_path / "tried.csv"
+def test_the_best_setting_on_english_questions_is_taken_once_all_were_tried(recipe):
+    tried = recipe["TRIED_FILE"]
+    tried.parent.mkdir(parents=True)
     lines = ["arm,second_share,consistency,f1"] + [
         f"subwords,{share},{weight},{f1}"
         for share, weight, f1 in ((.3, 1, 60.), (.3, 5, 62.5), (.6, 1, 61.), (.6, 5, 58.))]
     tried.write_text("\n".join(lines), encoding="utf-8")
-    assert recipe["chosen"]("subwords", tried) == dict(
+    assert recipe["chosen"]("subwords") == dict(
         second="subwords", second_share=.3, consistency=5.)
-    assert recipe["chosen"]("no layer frozen", tried) == dict(freeze_layers=0)
+    assert recipe["chosen"]("no layer frozen") == dict(freeze_layers=0)
     with pytest.raises(DataError, match="0 of 4 settings of switched have been tried"):
-        recipe["chosen"]("switched", tried)
+        recipe["chosen"]("switched")
     runs = [[*recipe["runs_of"]("average of runs", seed)] for seed in range(3)]
     assert sorted(sum(runs, [])) == [*range(3, 12)] # nine runs, three readers
     assert recipe["runs_of"]("subwords", 2) == [2]
@@ -812,20 +813,20 @@ def write_english(recipe, levels):
         for arm, f1 in levels.items():
             spent = dict(minutes=seed, device="machine 1")
             write_json(recipe["record_of"](arm, seed), spent | dict(f1=f1 + seed - 1))
+            write_json(recipe["answers_of"](arm, seed) / "metrics.json", {}) # it was read with
 
 
-def test_what_helped_is_joined_as_long_as_english_questions_say_so(recipe, tmp_path):
+def test_what_helped_is_joined_as_long_as_english_questions_say_so(recipe):
     "Two levers of one parameter exclude each other; S2DM comes last, whatever its F1."
     write_english(recipe, ENGLISH)
-    joins = tmp_path / "joins.csv"
-    table = recipe["join"](tmp_path / "trials.csv", joins)
+    table = recipe["join"]()
     assert table["arm"].tolist() == ["switched", *[*ENGLISH][7:10]]
     assert table["kept"].tolist() == [True, True, False, True]
     assert table["before"].tolist() == pytest.approx([61, 64, 65, 65])
     best = "switched + average of steps + 6 layers frozen"
-    assert recipe["recipe_of"](joins) == best
-    assert recipe["arms_of"](joins)[-2:] == [best, best + " + S2DM_SP"]
-    pairs = recipe["pairs_of"](joins)
+    assert recipe["best_arm"]() == best
+    assert recipe["all_arms"]()[-2:] == [best, best + " + S2DM_SP"]
+    pairs = recipe["all_pairs"]()
     assert len(pairs) == 10 and pairs[-3:] == [
         (best, "baseline"), (best + " + S2DM_SP", best), (best + " + S2DM_SP", "S2DM_SP")]
     costs = recipe["costs"](["switched"]).set_index("arm")
@@ -834,33 +835,31 @@ def test_what_helped_is_joined_as_long_as_english_questions_say_so(recipe, tmp_p
     assert costs["device"].tolist() == ["machine 0; machine 1", "machine 1"]
 
 
-def test_without_a_lever_that_helps_there_is_no_recipe(recipe, tmp_path):
+def test_without_a_lever_that_helps_there_is_no_recipe(recipe):
     write_english(recipe, dict.fromkeys([*ENGLISH][:7], 50.))
-    joins = tmp_path / "joins.csv"
-    assert recipe["join"](tmp_path / "trials.csv", joins).empty
-    assert recipe["arms_of"](joins) == [*ENGLISH][:7]
-    assert all(other == "baseline" for _, other in recipe["pairs_of"](joins))
+    assert recipe["join"]().empty
+    assert recipe["all_arms"]() == [*ENGLISH][:7]
+    assert all(other == "baseline" for _, other in recipe["all_pairs"]())
 
 
-def test_parameters_of_joined_levers_go_together(recipe, tmp_path):
+def test_parameters_of_joined_levers_go_together(recipe):
     """In the precision of the baseline with the same seed; the runs of an average have one head."""
-    file = tmp_path / "trials.csv"
     with pytest.raises(DataError, match="come first .`make e5`"):
-        recipe["parameters"]("8 layers frozen", 1, file)
+        recipe["parameters"]("8 layers frozen", 1)
     for seed, precision in enumerate(("float32", "bfloat16")):
         folder = recipe["answers_of"]("baseline", seed, "finetune")
         write_json(folder / "metrics.json", dict(precision=precision))
         write_json(recipe["answers_of"]("baseline", seed) / "metrics.json", {})
-    found = recipe["parameters"]("average of steps + 6 layers frozen", 1, file)
+    found = recipe["parameters"]("average of steps + 6 layers frozen", 1)
     assert found == dict(model="e5", variant="baseline", precision="bfloat16", average=8,
                          average_share=.5, final_rate=1 / 3, freeze_layers=6)
-    assert recipe["parameters"]("average of runs", 0, file) == dict(
+    assert recipe["parameters"]("average of runs", 0) == dict(
         model="e5", variant="baseline", precision="float32", head_seed=0)
 
 
 @pytest.mark.parametrize("command, says", [
     ("join", "21 of 21 have not been read with, such as"),
-    ("tables", "{}/recipe-joins.csv is not there: run `python experiments/recipe.py join` first")])
+    ("tables", "{}/runs/recipe/joins.csv is not there: run `python experiments/recipe.py join`")])
 def test_no_score_of_the_recipe_is_shown_before_all_are_there(command, says, tmp_path):
     told = subprocess.run(
         [sys.executable, ROOT / "experiments/recipe.py", command, "--out", tmp_path],
@@ -874,6 +873,7 @@ def test_no_score_of_the_recipe_is_shown_before_all_are_there(command, says, tmp
 def boundaries(tmp_path, monkeypatch): # the script's names, with runs of its own
     monkeypatch.setenv("S2DM_RUNS", str(tmp_path / "runs"))
     monkeypatch.syspath_prepend(ROOT / "experiments")
+    monkeypatch.delitem(sys.modules, "recipe", raising=False) # it knows where runs are
     return runpy.run_path(str(ROOT / "experiments/boundaries.py"))
 
 
@@ -1063,7 +1063,7 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
     assert "are to come first (`python experiments/dictionaries.py quality`)" in no("trials")
     (out / "dictionaries.csv").touch()
     go("trials")
-    file = out / "recipe-trials.csv"
+    file = runs / "recipe/trials.csv"
     tried = pd.read_csv(file)
     assert [*tried] == [
         "arm", "second_share", "consistency", "steps", "seconds", "precision", "f1"]
@@ -1123,7 +1123,7 @@ def test_the_recipe_from_its_trials_to_its_tables(toy_e5, tmp_path, monkeypatch)
         file = recipe.answers_of("baseline", seed, "finetune") / "metrics.json"
         write_json(file, json.loads(file.read_text()) | dict(evaluations=[dict(f1=.001)]))
     go("join")
-    joins = pd.read_csv(out / "recipe-joins.csv")
+    joins = pd.read_csv(runs / "recipe/joins.csv")
     first, both = "subwords", "subwords + average of runs"
     assert joins["arm"].tolist()[:2] == [first, both] and joins["kept"].tolist()[:2] == [True] * 2
     assert joins["before"].tolist()[:2] == pytest.approx([.001, .02])
@@ -1420,6 +1420,25 @@ def test_boundaries_from_training_to_tables(toy_e5, tmp_path, monkeypatch):
             means = [picked(boundaries, nbest[seed], *key, of) for seed in range(2)]
             assert bounds.loc[key, column] == pytest.approx(np.mean(means), abs=1e-3)
     assert (bounds["oracle"] > bounds["plain"]).all()
+
+    # the recipe's readers, here the baseline's, as soon as there is a recipe
+    assert not (out / "choice_recipe.csv").exists()
+    monkeypatch.setattr(boundaries.recipe, "SEEDS", range(2))
+    boundaries.recipe.JOINED_FILE.parent.mkdir(parents=True)
+    boundaries.recipe.JOINED_FILE.write_text("arm,kept\nno layer frozen,True\n")
+    assert "2 of 10 have not been read with" in no("tables")
+    for seed in range(2):
+        reader = boundaries.reader_of("baseline", seed)
+        place = boundaries.recipe.reader_of("no layer frozen", seed)
+        reader.save_pretrained(place)
+        write_json(place.with_suffix(".json"), {})
+    go("read", "--arms", "recipe")
+    go("tables")
+    table = pd.read_csv(out / "choice_recipe.csv")
+    pairs = pd.read_csv(out / "choice.csv").query("system == 'baseline with choice'")
+    assert table["system"].tolist() == ["recipe with choice"] * 6
+    for column in ("mean", "mean_other", "difference"):
+        assert table[column].tolist() == pytest.approx(pairs[column].tolist())
 
 
 @pytest.mark.parametrize("command, says", [

@@ -134,7 +134,7 @@ def test_other_commands_of_the_page():
     measure, load = COMMANDS
     assert measure == "python benchmarks/gpu.py --json runs/gpu.json"
     assert load.startswith("python -c ")
-    exec(load.split('"')[1].replace("mbert", "small"), {})
+    exec(load.split('"')[1].replace("('mbert', 'xlm100')", "('small',)"), {})
 
 
 def test_own_questions_are_read_as_the_page_says(tmp_path, capsys):

@@ -21,7 +21,7 @@ from s2dm.results import open_records
 
 KEPT = (".png", ".svg", ".html", ".xz")
 #: csv files of outcomes that a design fixed beforehand
-OUTCOMES = ("primary.csv", "mechanism.csv", "recipe.csv", "choice.csv")
+OUTCOMES = ("primary.csv", "mechanism.csv", "recipe.csv", "choice.csv", "choice_recipe.csv")
 #: tables in tables.md
 TOLD = ("table2", "table3", "table4", "table5",
         "recipe_costs", "recipe_languages",
