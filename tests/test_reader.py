@@ -31,10 +31,11 @@ from transformers import (
 import s2dm.reader
 from s2dm.core import DataError, MissingData, ParameterError, write_json
 from s2dm.encoder import load_encoder, mbert_tokenizer
-from s2dm.evaluation import reader_sum
+from s2dm.evaluation import predict, reader_sum
 from s2dm.features import SpanTokenizer, pad_windows
 from s2dm.finetune import evenly
 from s2dm.layers import freeze
+from s2dm.metrics import score
 from s2dm.reader import Calibration, ReaderConfig, S2DMReader
 from s2dm.reading import load_reading
 from s2dm.systems import HEADS
@@ -1142,3 +1143,19 @@ def test_how_sure_beside_how_often_right(mine, tmp_path):
     assert (found["expected"] * found["questions"]).sum() / 10 == pytest.approx(mean, abs=1e-3)
     with pytest.raises(ParameterError, match="all questions of .* were used"):
         mine.write_reliability("mine", mine.dev, calibrated=20, count=5, out=out)
+
+
+def test_readers_are_compared_on_the_same_english_questions(mine, tmp_path):
+    record = dict(questions=7, steps=3, evaluations=[dict(em=1., f1=2.), dict(em=30., f1=40.)])
+    write_json(tmp_path / "others/seed0/metrics.json", record)
+    out = tmp_path / "readers.csv"
+    mine.write_english(
+        [mine.folder, tmp_path / "checkpoint"], tmp_path / "others", mine.dev, 10, out)
+    table = pd.read_csv(out)
+    assert table["reader"].tolist() == ["mine", "checkpoint", "others, seed0"]
+    assert table["questions"].tolist() == ["4 in English: qamr/dev"] * 2 + ["7"]
+    assert table.loc[2, ["em", "f1"]].tolist() == [30, 40] and table.loc[2, "training"] == "3 steps"
+    dev = evenly(Dataset.from_list(toy_questions()), 10)
+    counted = score(predict(mine.reader, dev), dev)
+    assert table.loc[1, "em"] == pytest.approx(counted.em.mean(), abs=.01)
+    assert table.loc[1, "f1"] == pytest.approx(counted.f1.mean(), abs=.01)

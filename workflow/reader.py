@@ -3,6 +3,7 @@
     python workflow/reader.py publish runs/finetune/e5/baseline/seed0/checkpoint e5
     python workflow/reader.py card e5 --scores runs/evaluate/e5 --beside runs/evaluate/e5/baseline
     python workflow/reader.py reliability e5 --out figures/e5/reliability.csv
+    python workflow/reader.py english e5 runs/more/checkpoint --beside runs/finetune/e5/baseline
 
 publish: a reader that a run has trained. Its scores become probabilities on English development
 questions that it was not trained on. What its encoder learned is rounded to a few bits, so the file
@@ -14,6 +15,8 @@ card: its card is written anew; with --scores, those of an evaluation of this ve
 experiment.
 reliability: how sure it is beside how often it is right, on development questions by which it was
 not calibrated.
+english: EM and F1 of several readers on the same development questions, which say which of them is
+put into the package; with --beside, what the records of an experiment's readers say of them.
 """
 import argparse
 from pathlib import Path
@@ -26,7 +29,7 @@ from scipy.stats import binomtest
 from s2dm.core import (
     DataError, MissingData, ParameterError, atomic_folder, atomic_write, plain_errors,
     project_root, read_json)
-from s2dm.evaluation import reader_sum
+from s2dm.evaluation import predict, reader_sum
 from s2dm.finetune import evenly, load_questions
 from s2dm.metrics import score
 from s2dm.reader import S2DMReader
@@ -202,6 +205,25 @@ def write_reliability(name: str, dev: str, calibrated: int, count: int, out: Pat
     print(f"{out}: {len(rows)} bins of {rows['questions'].sum()} questions")
 
 
+def write_english(readers: list[str], beside: Path | None, dev: str, count: int, out: Path):
+    "The table of docs/runs.md."
+    questions = evenly(load_questions([dev]), count)
+    rows = []
+    for name in readers:
+        reader = S2DMReader.from_pretrained(name, "cpu")
+        counted = score(predict(reader, questions), questions)
+        about = {key: reader.facts.get(key, "") for key in ("questions", "training")}
+        rows.append(dict(reader=Path(name).name) | about | dict(em=counted.em.mean(), f1=counted.f1.mean()))
+    for file in sorted(beside.glob("seed*/metrics.json")) if beside else ():
+        record = read_json(file, evaluations=list)
+        last = {key: record["evaluations"][-1][key] for key in ("em", "f1")}
+        rows.append(dict(reader=f"{beside.name}, {file.parent.name}",
+                         questions=record["questions"], training=f"{record['steps']} steps") | last)
+    table = pd.DataFrame(rows).round(2)
+    with atomic_write(out) as new: table.to_csv(new, index=False, lineterminator="\n")
+    print(table.to_string(index=False))
+
+
 @plain_errors()
 def main():
     parser = argparse.ArgumentParser(
@@ -210,19 +232,25 @@ def main():
     new = commands.add_parser("publish")
     card = commands.add_parser("card")
     picture = commands.add_parser("reliability")
+    several = commands.add_parser("english")
     new.add_argument("checkpoint", type=Path)
     for command, run in ((new, publish), (card, write_card), (picture, write_reliability)):
         command.add_argument("name", help="by which `S2DMReader.from_pretrained` finds it")
         command.set_defaults(run=run)
-    for command in (new, picture):
+    for command in (new, picture, several):
         command.add_argument("--dev", default="squadshifts/reddit", help="English questions")
     new.add_argument("--bits", type=int, default=6, help="of a rounded difference, 2 to 8")
-    new.add_argument("--count", type=int, default=1000, help="of them, evenly spaced")
+    for command in (new, several):
+        command.add_argument("--count", type=int, default=1000, help="of them, evenly spaced")
     card.add_argument("--scores", type=Path, help="folder of an evaluation")
     card.add_argument("--beside", type=Path, help="folder of evaluations of other readers")
     picture.add_argument("--calibrated", type=int, default=1000, help="--count of `publish`")
     picture.add_argument("--count", type=int, default=400, help="of the others, evenly spaced")
     picture.add_argument("--out", type=Path, default=Path("figures/e5/reliability.csv"))
+    several.add_argument("readers", nargs="+", help="names or folders")
+    several.add_argument("--beside", type=Path, help="folder of trained readers of an experiment")
+    several.add_argument("--out", type=Path, default=Path("figures/e5/readers.csv"))
+    several.set_defaults(run=write_english)
     given = vars(parser.parse_args())
     run = given.pop("run")
     run(**given)
