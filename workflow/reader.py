@@ -213,7 +213,8 @@ def write_english(readers: list[str], beside: Path | None, dev: str, count: int,
         reader = S2DMReader.from_pretrained(name, "cpu")
         counted = score(predict(reader, questions), questions)
         about = {key: reader.facts.get(key, "") for key in ("questions", "training")}
-        rows.append(dict(reader=Path(name).name) | about | dict(em=counted.em.mean(), f1=counted.f1.mean()))
+        numbers = dict(em=counted.em.mean(), f1=counted.f1.mean())
+        rows.append(dict(reader=Path(name).name) | about | numbers)
     for file in sorted(beside.glob("seed*/metrics.json")) if beside else ():
         record = read_json(file, evaluations=list)
         last = {key: record["evaluations"][-1][key] for key in ("em", "f1")}
