@@ -269,7 +269,7 @@ def train_and_read(arm, seed):
 
 def keep(path):
     "What was measured of readers and read with them, with trials and joins."
-    records = [file for file in ROOT.glob("*/answers*/evaluate/*/*/seed*/metrics.json")]
+    records = ROOT.glob("*/answers*/evaluate/*/*/seed*/metrics.json")
     answers = [file for record in records for file in record.parent.glob("[!.]*.json")]
     files = sorted([*ROOT.glob("*.csv"), *ROOT.glob("*/reader*.json"), *answers])
     pack(files, ROOT.parent, path)
